@@ -1,0 +1,200 @@
+"""The seam: what acting hands to learning. Everything after acting sees these `(B, T)` tensors and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PolicyOutput(NamedTuple):
+    """How a policy scores actions that were already taken; each `(B, T)`, nats where it is a logarithm."""
+
+    logprobs: Tensor
+    values: Tensor
+    entropy: Tensor
+
+
+class Collected(NamedTuple):
+    """One rollout, its metrics (already global over ranks), and one record a sample for people to read."""
+
+    rollout: Rollout
+    metrics: dict[str, float]
+    samples: list[dict[str, Any]]
+
+
+class NonFiniteError(RuntimeError):
+    """A number that training depends on is NaN or infinite; the message names the tensor and the samples."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rollout:
+    """Actions, how likely they were, and what they were paid: `B` rows of `T` actions, checked at construction.
+
+    Cells outside `mask` are zeroed here, so garbage in padding cannot reach a number (0 x NaN is NaN).
+
+    Args:
+        inputs: What the policy needs to score the same actions again; each tensor has leading axis B.
+        behaviour_logprobs: Of the taken action under the distribution that sampled it, nats.
+        logprobs: Of the same action under the learner at the start of the update, by the training forward.
+        values: V(s_t) of the learner; zeros without a critic.
+        next_values: V of the state the step led to: 0 if it is terminal, the critic's estimate of the final
+            observation if the episode was only cut off.
+        rewards: After the collector's scaling and clipping, before any KL charge.
+        dones: True on an episode's last step, terminated or cut: nothing flows back across it.
+        mask: True where the policy acted; False on padding and autoreset steps.
+        sample_ids: `(B,)` int64 identity of each row within the global rollout.
+        costs: `(B,)` int64, what the micro-batch budget counts.
+        ref_logprobs: Of the taken action under the reference policy, if there is one.
+        groups: `(B,)` int64, which rows share a start.
+
+    Raises:
+        ValueError: A tensor has the wrong shape or type.
+        NonFiniteError: A number inside the mask is NaN or infinite.
+    """
+
+    inputs: dict[str, Tensor]
+    behaviour_logprobs: Tensor
+    logprobs: Tensor
+    values: Tensor
+    next_values: Tensor
+    rewards: Tensor
+    dones: Tensor
+    mask: Tensor
+    sample_ids: Tensor
+    costs: Tensor
+    ref_logprobs: Tensor | None = None
+    groups: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask.dim() != 2 or self.mask.dtype != torch.bool:
+            raise ValueError(f"mask is {_describe(self.mask)}; it must be a bool tensor of shape (B, T).")
+        for name in ("behaviour_logprobs", "logprobs", "values", "next_values", "rewards", "ref_logprobs"):
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            if tensor.shape != self.mask.shape or not tensor.is_floating_point():
+                raise ValueError(f"{name} is {_describe(tensor)}; it must be floating point, {tuple(self.mask.shape)}.")
+            zeroed = tensor.masked_fill(~self.mask, 0.0)
+            require_finite(name, zeroed, self.sample_ids)
+            object.__setattr__(self, name, zeroed)
+        if self.dones.shape != self.mask.shape or self.dones.dtype != torch.bool:
+            raise ValueError(f"dones is {_describe(self.dones)}; it must be bool, {tuple(self.mask.shape)}.")
+        rows = self.mask.shape[0]
+        for name in ("sample_ids", "costs", "groups"):
+            tensor = getattr(self, name)
+            if tensor is not None and (tensor.shape != (rows,) or tensor.dtype != torch.int64):
+                raise ValueError(f"{name} is {_describe(tensor)}; it must be int64, ({rows},).")
+        for name, tensor in self.inputs.items():
+            if tensor.dim() == 0 or tensor.shape[0] != rows:
+                raise ValueError(f"inputs[{name!r}] is {_describe(tensor)}; its leading axis must be {rows}.")
+
+    @classmethod
+    def demonstrations(cls, inputs: dict[str, Tensor], mask: Tensor, sample_ids: Tensor, costs: Tensor) -> Rollout:
+        """Actions of a demonstrator: nothing is known of them but the actions, so every number is 0."""
+        zeros = torch.zeros(mask.shape, device=mask.device)
+        return cls(
+            inputs=inputs,
+            behaviour_logprobs=zeros,
+            logprobs=zeros,
+            values=zeros,
+            next_values=zeros,
+            rewards=zeros,
+            dones=torch.zeros_like(mask),
+            mask=mask,
+            sample_ids=sample_ids,
+            costs=costs,
+        )
+
+    def rows(self, index: Tensor) -> Rollout:
+        """The rows `index` (int64 or bool), in that order."""
+        return replace(self, **{field.name: _rows(getattr(self, field.name), index) for field in fields(self)})
+
+    def to(self, device: torch.device) -> Rollout:
+        return replace(self, **{field.name: _to(getattr(self, field.name), device) for field in fields(self)})
+
+
+class Batch(NamedTuple):
+    """What a loss sees. A step minimises `sum(weights * terms) / sum(units)`, both sums global.
+
+    `units` says what is averaged over: the mask (per action), 1 / length (per sequence), last steps (per episode).
+    A tuple, so that `torch.func.vmap` and `optimize` can map over its tensors; fields as in `Rollout`.
+    """
+
+    inputs: dict[str, Tensor]
+    behaviour_logprobs: Tensor
+    logprobs: Tensor
+    values: Tensor
+    ref_logprobs: Tensor | None
+    advantages: Tensor
+    returns: Tensor
+    mask: Tensor
+    weights: Tensor
+    units: Tensor
+    sample_ids: Tensor
+    costs: Tensor
+
+    def rows(self, index: Tensor) -> Batch:
+        """The rows `index` (int64 or bool), in that order."""
+        return Batch(*(_rows(value, index) for value in self))
+
+
+def batch_of(rollout: Rollout, *, advantages: Tensor, returns: Tensor, weights: Tensor, units: Tensor) -> Batch:
+    """A rollout with its estimates; cells of the estimates outside the mask are zeroed."""
+    outside = ~rollout.mask
+    return Batch(
+        inputs=rollout.inputs,
+        behaviour_logprobs=rollout.behaviour_logprobs,
+        logprobs=rollout.logprobs,
+        values=rollout.values,
+        ref_logprobs=rollout.ref_logprobs,
+        advantages=advantages.masked_fill(outside, 0.0),
+        returns=returns.masked_fill(outside, 0.0),
+        mask=rollout.mask,
+        weights=weights.masked_fill(outside, 0.0),
+        units=units.masked_fill(outside, 0.0),
+        sample_ids=rollout.sample_ids,
+        costs=rollout.costs,
+    )
+
+
+def single_steps(batch: Batch) -> Batch:
+    """`(B, T)` rows as `(B*T, 1)` rows, for policies without memory; masked cells are kept.
+
+    Inputs must have leading axes (B, T). Cell (b, t) gets sample id `id_b * T + t` and cost 1.
+    """
+    num_steps = batch.mask.shape[1]
+    steps = torch.arange(num_steps, device=batch.mask.device)
+    flat = {name: tensor.flatten(0, 1).unsqueeze(1) for name, tensor in batch.inputs.items()}
+    cells = {
+        name: tensor.reshape(-1, 1)
+        for name, tensor in batch._asdict().items()
+        if isinstance(tensor, Tensor) and tensor.shape == batch.mask.shape
+    }
+    sample_ids = (batch.sample_ids.unsqueeze(1) * num_steps + steps).flatten()
+    return batch._replace(**cells, inputs=flat, sample_ids=sample_ids, costs=torch.ones_like(sample_ids))
+
+
+def require_finite(name: str, tensor: Tensor, sample_ids: Tensor) -> None:
+    """Raises NonFiniteError that names the tensor and the samples (at most eight)."""
+    if not bool(torch.isfinite(tensor).all()):
+        bad = ~torch.isfinite(tensor).flatten(1).all(dim=1)
+        raise NonFiniteError(f"{name} is not finite in samples {sample_ids[bad].tolist()[:8]}.")
+
+
+def _rows(value: Any, index: Tensor) -> Any:
+    if isinstance(value, dict):
+        return {name: tensor[index] for name, tensor in value.items()}
+    return None if value is None else value[index]
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {name: tensor.to(device) for name, tensor in value.items()}
+    return None if value is None else value.to(device)
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
