@@ -1,0 +1,76 @@
+"""Where each sequence's tokens stand in the rows a transformer reads: packed end to end, or one a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Layout(NamedTuple):
+    """Rows for the transformer.
+
+    Args:
+        tokens: `(R, L)`.
+        position_ids: `(R, L)`, restarting at 0 with each sequence. Cells after a row's last sequence carry its
+            positions on: they come after every real token, so causality alone keeps them out of it.
+        starts: `(B,)`, where each sequence begins in the flattened rows.
+    """
+
+    tokens: Tensor
+    position_ids: Tensor
+    starts: Tensor
+
+
+def packed(tokens: Tensor, lengths: Tensor) -> Layout:
+    """Several sequences a row, by first-fit-decreasing, rows as long as the longest sequence.
+
+    Args:
+        tokens: `(B, S)`, each row's real tokens first.
+        lengths: `(B,)`, number of real tokens, at least 1.
+    """
+    sizes = lengths.tolist()
+    rows, offsets = first_fit_decreasing(sizes)
+    width = max(sizes)
+    starts = torch.tensor(
+        [row * width + offset for row, offset in zip(rows, offsets, strict=True)], device=tokens.device
+    )
+    cells = (max(rows) + 1) * width
+    columns = torch.arange(tokens.shape[1], device=tokens.device)
+    real = columns < lengths.unsqueeze(1)  # (B, S)
+    flat = tokens.new_zeros(cells)
+    flat[(starts.unsqueeze(1) + columns)[real]] = tokens[real]
+    # Each cell counts from the latest start at or before it; every row begins with one.
+    begins = torch.zeros_like(flat)
+    begins[starts] = starts
+    positions = torch.arange(cells, device=tokens.device) - begins.cummax(0).values
+    return Layout(flat.view(-1, width), positions.view(-1, width), starts)
+
+
+def padded(tokens: Tensor, lengths: Tensor) -> Layout:
+    """One sequence a row, padded on the right to the longest."""
+    width = int(lengths.max())
+    columns = torch.arange(width, device=tokens.device)
+    rows = tokens[:, :width].masked_fill(columns >= lengths.unsqueeze(1), 0)
+    starts = torch.arange(len(tokens), device=tokens.device) * width
+    return Layout(rows, columns.expand_as(rows), starts)
+
+
+def first_fit_decreasing(lengths: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Row and offset of each sequence: longest first, each into the first row with room for it.
+
+    At most 11/9 of the fewest possible rows, plus one (Johnson, 1973).
+    """
+    width = max(lengths)
+    rows, offsets = [0] * len(lengths), [0] * len(lengths)
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[index]
+        row = next((row for row, free in enumerate(room) if free >= length), len(room))
+        if row == len(room):
+            room.append(width)
+        rows[index], offsets[index] = row, width - room[row]
+        room[row] -= length
+    return rows, offsets
