@@ -1,0 +1,35 @@
+# Two commands for a fresh machine with Python 3.11+, git and make: `make demo` and `make test`.
+PYTHON ?= python3
+# The CPU build where it is at hand; on a GPU machine: make TORCH=torch
+TORCH ?= torch==2.13.0
+VENV := .venv
+RUN := $(VENV)/bin/python
+ARGS ?=
+
+.PHONY: demo test test-slow check lint clean
+
+demo: $(VENV)/.installed
+	$(RUN) recipes/arithmetic.py $(ARGS)
+
+test: lint
+	$(RUN) -m pytest -n 2 --dist worksteal
+
+test-slow: $(VENV)/.installed
+	$(RUN) -m pytest -m slow -n 0
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(VENV)/.installed: pyproject.toml Makefile
+	@command -v $(PYTHON) >/dev/null || { echo "rlhf needs Python 3.11 or newer; '$(PYTHON)' was not found. Install it, or name another: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "rlhf needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version). Name another: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,120 @@
+"""Proximal policy optimisation with a clipped surrogate (Schulman et al., 2017; https://arxiv.org/abs/1707.06347)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlhf.core import advantages, kl, losses
+from rlhf.errors import InputError
+from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """PPO with generalized advantage estimates and an optional KL charge against a reference policy."""
+
+    gamma: float = 1.0
+    """Discount per action, in [0, 1]."""
+    gae_lambda: float = 0.95
+    """Bias-variance trade-off of the advantages, in [0, 1]; 1 is Monte Carlo minus the value."""
+    clip: float = 0.2
+    """The ratio new / old gains nothing beyond 1 +- clip."""
+    clip_schedule: Literal["constant", "linear"] = "constant"
+    """linear: the clip shrinks to 0 over the run."""
+    value_clip: float = 0.0
+    """The value moves at most this far from the old one before its loss stops falling; 0 is off."""
+    value_coef: float = 0.5
+    """Weight of the value loss, which is half a squared error."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus, nats per action."""
+    critic_warmup: int = 0
+    """Updates at the start that train the critic only."""
+    kl_coef: float = 0.0
+    """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
+    kl_target: float = 0.0
+    """Nats per episode that the coefficient is steered to (Ziegler et al., 2019, section 2.2); 0 keeps it fixed."""
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "gae_lambda"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must lie in [0, 1].")
+        for name in ("value_clip", "value_coef", "entropy_coef", "critic_warmup", "kl_coef", "kl_target"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        if not self.clip > 0:
+            raise InputError(f"clip is {self.clip}; it must be positive, 0.2 is usual.")
+        if self.kl_target > 0 and self.kl_coef == 0:
+            raise InputError("kl_target adapts kl_coef by factors, so kl_coef must be positive; it is 0.")
+
+
+def initial_state(config: Config) -> dict[str, Tensor]:
+    return {"kl_coef": torch.tensor(config.kl_coef, dtype=torch.float64)}
+
+
+def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
+    """Charges the KL to the rewards, then GAE; returns are advantages plus the values captured while acting."""
+    rewards, metrics = rollout.rewards, {}
+    if rollout.ref_logprobs is not None:
+        kl_k1 = kl.k1(rollout.logprobs, rollout.ref_logprobs)
+        rewards = rewards - state["kl_coef"].to(rewards) * kl_k1
+        metrics = {
+            "kl_ref_k1": kl_k1,
+            "kl_ref_k3": kl.k3(rollout.logprobs, rollout.ref_logprobs),
+            "kl_ref_per_episode": kl_k1,
+        }
+    estimates = advantages.gae(
+        rewards,
+        rollout.values,
+        rollout.next_values,
+        rollout.dones,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+    )
+    td_errors = rewards + config.gamma * rollout.next_values - rollout.values
+    metrics |= {"td_error": td_errors.abs(), "value_max": rollout.values}
+    units = rollout.mask.to(rewards)
+    return batch_of(
+        rollout, advantages=estimates, returns=estimates + rollout.values, weights=units, units=units
+    ), metrics
+
+
+def loss(
+    output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Config
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped surrogate (eq. 7), value loss and entropy bonus (eq. 9) per action, and what to log of them."""
+    clip = (
+        config.clip * (1.0 - state["progress"].to(output.logprobs)) if config.clip_schedule == "linear" else config.clip
+    )
+    policy_loss = losses.clipped_surrogate_loss(output.logprobs, batch.logprobs, batch.advantages, clip=clip)
+    if config.value_clip > 0:
+        value_loss = losses.clipped_value_loss(output.values, batch.values, batch.returns, clip=config.value_clip)
+    else:
+        value_loss = losses.value_loss(output.values, batch.returns)
+    warm = (state["update"] >= config.critic_warmup).to(output.logprobs)
+    terms = warm * (policy_loss - config.entropy_coef * output.entropy) + config.value_coef * value_loss
+    with torch.no_grad():
+        ratio = torch.exp(output.logprobs - batch.logprobs)
+        metrics = {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": output.entropy,
+            # Samples come from the old policy, so these estimate KL(old || new).
+            "approx_kl_k1": kl.k1(batch.logprobs, output.logprobs),
+            "approx_kl_k3": kl.k3(batch.logprobs, output.logprobs),
+            "clip_fraction": ((ratio - 1.0).abs() > clip).to(ratio),
+            "ratio_max": ratio,
+            "ratio_error_max": (ratio - 1.0).abs(),
+        }
+    return terms, metrics
+
+
+def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
+    """Steers the KL coefficient by the very KL that is logged: x (1 + 0.1 clip(KL / target - 1, -0.2, 0.2))."""
+    if config.kl_target == 0:
+        return state
+    error = min(max(metrics["kl_ref_per_episode"] / config.kl_target - 1.0, -0.2), 0.2)
+    return {**state, "kl_coef": state["kl_coef"] * (1.0 + 0.1 * error)}

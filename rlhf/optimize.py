@@ -1,0 +1,230 @@
+"""The gradient loop, written once: epochs, minibatches, micro-batches, global normalisation, clipping, early stop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from rlhf.core.random import hashed_order
+from rlhf.errors import InputError
+from rlhf.reduce import MetricSums, gather_rows, global_max, global_sum, global_whiten
+from rlhf.rollout import Batch, NonFiniteError, PolicyOutput, require_finite
+
+Loss = Callable[[PolicyOutput, Batch], tuple[Tensor, dict[str, Tensor]]]
+
+# Law 2: right after acting the training forward must repeat the sampler's probabilities.
+MAX_RATIO_ERROR = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How a batch becomes optimizer steps (AdamW; Loshchilov and Hutter, 2019)."""
+
+    learning_rate: float = 3e-4
+    """Step size of AdamW."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """linear: the learning rate falls to 0 over the run."""
+    epochs: int = 4
+    """Passes over each batch."""
+    minibatches: int = 1
+    """Optimizer steps per pass; each takes a global share of the rows."""
+    micro_batch_cost: int = 16384
+    """Most row costs (the collector's unit) scored at once on one process; changes memory and speed, not results."""
+    max_gradient_norm: float = 1.0
+    """The gradient is scaled down to this norm; 0 is off."""
+    target_kl: float = 0.0
+    """The update ends before a step whose minibatch shows more than this KL(old || new), nats per action; 0 is off."""
+    whiten: Literal["none", "minibatch", "batch"] = "batch"
+    """Over what advantages get mean 0 and variance 1."""
+    adam_beta2: float = 0.999
+    """Decay of AdamW's second moment."""
+    adam_eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "minibatches", "micro_batch_cost"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate is {self.learning_rate}; it must be positive.")
+        if not 0.0 <= self.adam_beta2 < 1.0:
+            raise InputError(f"adam_beta2 is {self.adam_beta2}; it must lie in [0, 1).")
+        for name in ("max_gradient_norm", "target_kl", "weight_decay", "adam_eps"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
+
+
+def make_optimizer(policy: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """AdamW over what is trainable, fused where the device has it."""
+    trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(
+        trainable,
+        lr=config.learning_rate,
+        betas=(0.9, config.adam_beta2),
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def gradient(
+    policy: nn.Module, rows: Batch, filler: Batch, loss: Loss, *, accelerator: Accelerator, micro_batch_cost: int
+) -> dict[str, float]:
+    """Adds the gradient of sum(weights * terms) / sum(units), both over all ranks, to `.grad`; returns the metrics.
+
+    Args:
+        rows: This rank's rows of the minibatch; there may be none.
+        filler: One row whose weight is ignored: ranks with fewer micro-batches run it, so that all take part in
+            every collective.
+
+    Raises:
+        NonFiniteError: On every rank, if any rank's policy output or loss is NaN or infinite.
+    """
+    parts = micro_batches(rows.costs, micro_batch_cost)
+    units = rows.units.sum(dtype=torch.float64)
+    total = global_sum(accelerator, units)
+    num_parts = int(global_max(accelerator, torch.tensor(len(parts), device=rows.costs.device)))
+    # Data parallelism averages over ranks; the objective is a sum over them.
+    scale = accelerator.num_processes / torch.where(total > 0, total, 1.0)
+    sums, finite, seen = MetricSums(), torch.ones((), dtype=torch.bool, device=units.device), []
+    for i in range(num_parts):
+        micro = rows.rows(parts[i]) if i < len(parts) else _weightless(filler)
+        if len(parts) == 1 and i == 0:
+            micro = rows
+        last = i == num_parts - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(policy):
+            output = policy(micro.inputs)
+            terms, metrics = loss(output, micro)
+            objective = (micro.weights * terms).masked_fill(~micro.mask, 0.0).sum()
+            accelerator.backward(objective * scale.to(objective.dtype))
+        sums.add({"loss": micro.weights * terms, **metrics}, micro.mask)
+        finite = finite & torch.isfinite(objective.detach())
+        seen.append((micro, PolicyOutput(*(tensor.detach() for tensor in output)), terms.detach()))
+    _stop_if_not_finite(accelerator, finite, seen)
+    return sums.reduce(accelerator)
+
+
+def update(
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    loss: Loss,
+    config: Config,
+    *,
+    accelerator: Accelerator,
+    seed: int,
+    update_index: int,
+    progress: float,
+) -> dict[str, float]:
+    """Epochs of minibatch steps on one batch; returns metrics averaged over the steps, `_max` ones by maximum.
+
+    Args:
+        loss: Per-action terms and metrics, the algorithm's state and config already bound.
+        progress: Share of the run that is done, in [0, 1): what linear schedules follow.
+
+    Raises:
+        NonFiniteError: Before the optimizer step that a NaN or infinity would have entered.
+        RuntimeError: The first minibatch shows that acting and scoring disagree (float32 or float64 only).
+    """
+    rate = config.learning_rate * (1.0 - progress if config.schedule == "linear" else 1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    if config.whiten == "batch":
+        batch = batch._replace(advantages=global_whiten(accelerator, batch.advantages, batch.mask))
+    ids, offset = gather_rows(accelerator, batch.sample_ids)
+    if config.minibatches > ids.shape[0]:
+        raise InputError(f"minibatches is {config.minibatches}, but a rollout has {ids.shape[0]} rows; lower it.")
+    filler = batch.rows(torch.zeros(1, dtype=torch.int64, device=ids.device))
+    history: list[dict[str, float]] = []
+    for epoch in range(config.epochs):
+        order = hashed_order(seed, f"minibatches of epoch {epoch}", update_index, ids)
+        for chosen in order.tensor_split(config.minibatches):
+            rows = _local_rows(batch, chosen, offset)
+            if config.whiten == "minibatch":
+                rows = rows._replace(advantages=global_whiten(accelerator, rows.advantages, rows.mask))
+            optimizer.zero_grad()
+            metrics = gradient(
+                policy, rows, filler, loss, accelerator=accelerator, micro_batch_cost=config.micro_batch_cost
+            )
+            if not history:
+                _check_identity(metrics, accelerator)
+            elif 0.0 < config.target_kl < metrics["approx_kl_k3"]:
+                return _mean(history) | {"learning_rate": rate, "gradient_steps": len(history)}
+            norm = accelerator.clip_grad_norm_(policy.parameters(), config.max_gradient_norm or float("inf"))
+            metrics["gradient_norm"] = float(norm)
+            if not torch.isfinite(torch.tensor(metrics["gradient_norm"])):
+                raise NonFiniteError(
+                    f"the gradient is not finite; the minibatch held samples {rows.sample_ids[:8].tolist()}."
+                )
+            optimizer.step()
+            history.append(metrics)
+    optimizer.zero_grad()
+    return _mean(history) | {"learning_rate": rate, "gradient_steps": len(history)}
+
+
+def micro_batches(costs: Tensor, budget: int) -> list[Tensor]:
+    """Row indices in order, cut so that each part's costs stay within `budget` (a costlier row stands alone)."""
+    if costs.shape[0] == 0:
+        return []
+    if int(costs.sum()) <= budget:
+        return [torch.arange(costs.shape[0], device=costs.device)]
+    parts: list[list[int]] = [[]]
+    spent = 0
+    for row, cost in enumerate(costs.tolist()):
+        if parts[-1] and spent + cost > budget:
+            parts.append([])
+            spent = 0
+        parts[-1].append(row)
+        spent += cost
+    return [torch.tensor(part, device=costs.device) for part in parts]
+
+
+def _local_rows(batch: Batch, chosen: Tensor, offset: int) -> Batch:
+    count = batch.sample_ids.shape[0]
+    mine = chosen[(chosen >= offset) & (chosen < offset + count)] - offset
+    return batch.rows(mine)
+
+
+def _weightless(row: Batch) -> Batch:
+    return row._replace(weights=torch.zeros_like(row.weights), mask=torch.zeros_like(row.mask))
+
+
+def _stop_if_not_finite(
+    accelerator: Accelerator, finite: Tensor, seen: list[tuple[Batch, PolicyOutput, Tensor]]
+) -> None:
+    if not int(global_max(accelerator, (~finite).long())):
+        return
+    for micro, output, terms in seen:
+        for name, tensor in (*output._asdict().items(), ("loss", terms)):
+            require_finite(name, tensor.masked_fill(~micro.mask, 0.0), micro.sample_ids)
+    raise NonFiniteError("the loss is not finite on another process; its message names the samples.")
+
+
+def _check_identity(metrics: dict[str, float], accelerator: Accelerator) -> None:
+    error = metrics.get("ratio_error_max", 0.0)
+    if accelerator.mixed_precision == "no" and error > MAX_RATIO_ERROR:
+        raise RuntimeError(
+            f"right after acting, the training forward gives some action another probability (max |ratio - 1| = "
+            f"{error:.2e}, at most {MAX_RATIO_ERROR:.0e} is rounding). Likely causes: dropout or another source of "
+            "noise in the model, weights in half precision without --mixed-precision, a cache or position_ids that "
+            "the model reads differently when decoding, or an attention kernel that ignores the mask."
+        )
+
+
+def _mean(history: list[dict[str, float]]) -> dict[str, float]:
+    metrics = {}
+    for name in history[0]:
+        values = [row[name] for row in history]
+        metrics[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
+    # Only before the first step do acting and scoring have to agree.
+    if "ratio_error_max" in metrics:
+        metrics["ratio_error_max"] = history[0]["ratio_error_max"]
+    return metrics

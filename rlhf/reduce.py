@@ -1,0 +1,91 @@
+"""Sums over all ranks: what makes a number the same on one process and on many."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from rlhf.core.masked import standardise
+
+
+def global_sum(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """The sum of every rank's `tensor`; all ranks must call it, with one shape."""
+    return tensor if accelerator.num_processes == 1 else accelerator.reduce(tensor, reduction="sum")
+
+
+def global_max(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """The elementwise maximum of every rank's `tensor`; all ranks must call it, with one shape."""
+    if accelerator.num_processes == 1:
+        return tensor
+    return accelerator.gather(tensor.unsqueeze(0)).amax(dim=0)
+
+
+def gather_rows(accelerator: Accelerator, rows: Tensor) -> tuple[Tensor, int]:
+    """All ranks' `(B,)` tensors end to end in rank order, and where this rank's part starts."""
+    if accelerator.num_processes == 1:
+        return rows, 0
+    counts = accelerator.gather(torch.tensor([rows.shape[0]], device=rows.device)).tolist()
+    padded = rows.new_zeros(max(counts))
+    padded[: rows.shape[0]] = rows
+    parts = accelerator.gather(padded).view(len(counts), -1)
+    whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    return whole, sum(counts[: accelerator.process_index])
+
+
+def global_moments(accelerator: Accelerator, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population variance of the masked cells of all ranks, float64, in two passes."""
+    cells = x.double().masked_fill(~mask, 0.0)
+    total = global_sum(accelerator, torch.stack([cells.sum(), mask.sum().double()]))
+    count = total[1].clamp(min=1.0)
+    mean = total[0] / count
+    squares = (cells - mean).square().masked_fill(~mask, 0.0).sum()
+    return mean, global_sum(accelerator, squares) / count
+
+
+def global_whiten(accelerator: Accelerator, x: Tensor, mask: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the masked cells of all ranks; equal cells become exactly 0."""
+    mean, variance = global_moments(accelerator, x, mask)
+    return standardise(x, mask, mean=mean, variance=variance)
+
+
+class MetricSums:
+    """Adds up per-action metrics over micro-batches; `reduce` turns them into global numbers.
+
+    A name that ends in `_max` is reduced by maximum, one in `_per_episode` is summed and divided by the episodes
+    that ended, every other is averaged over the mask.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count: Tensor | int = 0
+        self._episodes: Tensor | int = 0
+
+    def add(self, metrics: dict[str, Tensor], mask: Tensor, dones: Tensor | None = None) -> None:
+        for name, cells in metrics.items():
+            if name.endswith("_max"):
+                value = cells.detach().masked_fill(~mask, -torch.inf).amax().double()
+                self._sums[name] = torch.maximum(self._sums[name], value) if name in self._sums else value
+            else:
+                value = cells.detach().masked_fill(~mask, 0.0).sum(dtype=torch.float64)
+                self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._count = self._count + mask.sum()
+        if dones is not None:
+            self._episodes = self._episodes + (dones & mask).sum()
+
+    def reduce(self, accelerator: Accelerator) -> dict[str, float]:
+        """The metrics as numbers, the same on every rank; every rank must hold the same names."""
+        names = list(self._sums)
+        zero = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        values = torch.stack([*self._sums.values(), zero + self._count, zero + self._episodes])
+        sums = global_sum(accelerator, values).tolist()
+        # A maximum over no cell at all is -inf on a rank that only pads; the sum is not used for those names.
+        peaks = global_max(accelerator, values).tolist()
+        count, episodes = max(sums[-2], 1.0), max(sums[-1], 1.0)
+        metrics = {}
+        for i, name in enumerate(names):
+            if name.endswith("_max"):
+                metrics[name] = peaks[i]
+            else:
+                metrics[name] = sums[i] / (episodes if name.endswith("_per_episode") else count)
+        return metrics

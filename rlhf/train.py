@@ -1,0 +1,223 @@
+"""The outer loop, written once: collect, estimate, update, evaluate, log, checkpoint, stop."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from rlhf import optimize
+from rlhf.errors import InputError
+from rlhf.reduce import MetricSums, global_moments, global_sum
+from rlhf.rollout import Batch, Collected, PolicyOutput, Rollout, single_steps
+from rlhf.runs.evaluate import Evaluation
+from rlhf.runs.run import Phase
+from rlhf.runs.stop import StopSignals
+
+
+class Policy(Protocol):
+    """A module that scores actions; `memoryless` ones may be scored action by action."""
+
+    memoryless: bool
+
+    def __call__(self, inputs: dict[str, Tensor]) -> PolicyOutput: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+class Algorithm(Protocol):
+    """A file of `rlhf/algorithms`: pure functions of `(B, T)` tensors. `adapt` runs after each update."""
+
+    def initial_state(self, config: Any) -> dict[str, Tensor]: ...
+
+    def estimate(self, rollout: Rollout, state: dict[str, Tensor], config: Any) -> tuple[Batch, dict[str, Tensor]]: ...
+
+    def loss(
+        self, output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    def adapt(self, state: dict[str, Tensor], metrics: dict[str, float], config: Any) -> dict[str, Tensor]: ...
+
+
+class Collector(Protocol):
+    """Acts. Its state, one per rank, is part of every checkpoint."""
+
+    def collect(self, policy: Any, update: int) -> Collected: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How long to train, and what to leave behind."""
+
+    updates: int
+    """Updates in all; a finished run with a larger number is extended."""
+    eval_every: int = 10
+    """Updates between evaluations; there is one before the first and one after the last. 0: only these two."""
+    checkpoint_every: int = 10
+    """Updates between checkpoints; there is one before the first and one after the last. 0: only these two."""
+    record_samples: int = 8
+    """Training samples written to samples.jsonl at each update."""
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise InputError(f"updates is {self.updates}; it must be at least 1.")
+        for name in ("eval_every", "checkpoint_every", "record_samples"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
+
+
+def train(
+    *,
+    policy: nn.Module,
+    algorithm: Algorithm,
+    algorithm_config: Any,
+    optimize_config: optimize.Config,
+    collector: Collector,
+    evaluate: Callable[[Any], Evaluation],
+    phase: Phase,
+    accelerator: Accelerator,
+    config: Config,
+    seed: int,
+) -> None:
+    """Trains `policy` in place until `config.updates`, or goes on from the phase's newest good checkpoint.
+
+    A phase that is finished only loads its final policy.
+
+    Raises:
+        Stopped: SIGTERM or Ctrl-C came; the update in hand is done and saved.
+        NonFiniteError: A number turned NaN or infinite; the last good checkpoint is left as it is.
+    """
+    if phase.finished(config.updates):
+        policy.load(phase.final_policy)  # type: ignore[operator]
+        return
+    optimizer = optimize.make_optimizer(policy, optimize_config)
+    state = algorithm.initial_state(algorithm_config)
+    done, steps = 0, 0
+    restored = phase.restore()
+    if restored is not None:
+        policy.load(restored.folders / "policy")  # type: ignore[operator]
+        optimizer.load_state_dict(restored.state["optimizer"])
+        state, done, steps = restored.state["algorithm"], restored.update, restored.state["steps"]
+        collector.load_state_dict(_of_this_rank(restored.state["collector"], accelerator))
+    wrapped, prepared = accelerator.prepare(policy, optimizer)
+
+    def save(update: int) -> None:
+        per_rank = [collector.state_dict()]
+        content = {
+            "optimizer": optimizer.state_dict(),
+            "algorithm": state,
+            "steps": steps,
+            "collector": gather_object(per_rank) if accelerator.num_processes > 1 else per_rank,
+        }
+        phase.save(update, content, {"policy": policy.save})  # type: ignore[dict-item]
+
+    with StopSignals(accelerator) as signals:
+        if restored is None:
+            _log_evaluation(phase, evaluate(policy), update=0, steps=0, row={})
+            save(0)
+        for index in range(done, config.updates):
+            progress = index / config.updates
+            state = {**state, "progress": torch.tensor(progress), "update": torch.tensor(index)}
+            seconds: dict[str, float] = {}
+            with _timed(seconds, "collect"), accelerator.autocast():
+                rollout, metrics, samples = collector.collect(policy, index)
+            with _timed(seconds, "update"):
+                batch, cells = algorithm.estimate(rollout, state, algorithm_config)
+                metrics |= _describe(rollout, batch, cells, accelerator)
+                if policy.memoryless:
+                    batch = single_steps(batch)
+                metrics |= optimize.update(
+                    wrapped,
+                    prepared,
+                    batch,
+                    partial(algorithm.loss, state=state, config=algorithm_config),
+                    optimize_config,
+                    accelerator=accelerator,
+                    seed=seed,
+                    update_index=index,
+                    progress=progress,
+                )
+            state = algorithm.adapt(state, metrics, algorithm_config)
+            metrics |= {name: float(state[name]) for name in algorithm.initial_state(algorithm_config)}
+            steps += int(metrics["steps"])
+            update, stopped = index + 1, signals.requested()
+            last = update == config.updates
+            row = metrics | {"steps": steps} | _speed(metrics["steps"], seconds) | _memory(accelerator)
+            phase.record([{"update": update, "kind": "training", **s} for s in samples[: config.record_samples]])
+            if last or (config.eval_every and update % config.eval_every == 0):
+                with _timed(seconds, "evaluate"):
+                    evaluation = evaluate(policy)
+                row["seconds/evaluate"] = seconds["evaluate"]
+                _log_evaluation(phase, evaluation, update=update, steps=steps, row=row)
+            else:
+                phase.log({"update": update, **row})
+            if last or stopped or (config.checkpoint_every and update % config.checkpoint_every == 0):
+                save(update)
+            if stopped and not last:
+                signals.stop()
+    phase.finish(config.updates, {"policy": policy.save})  # type: ignore[dict-item]
+
+
+def _describe(rollout: Rollout, batch: Batch, cells: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+    """What the estimates look like, over all ranks; explained variance is 0 where the returns do not vary."""
+    sums = MetricSums()
+    sums.add(cells, rollout.mask, rollout.dones)
+    mean, variance = global_moments(accelerator, batch.advantages, batch.mask)
+    _, spread = global_moments(accelerator, batch.returns, batch.mask)
+    _, unexplained = global_moments(accelerator, batch.returns - batch.values, batch.mask)
+    return sums.reduce(accelerator) | {
+        "steps": int(global_sum(accelerator, batch.mask.sum())),
+        "advantage_mean": float(mean),
+        "advantage_std": float(variance.sqrt()),
+        "explained_variance": float(1.0 - unexplained / spread) if spread > 0 else 0.0,
+    }
+
+
+def _speed(steps: float, seconds: dict[str, float]) -> dict[str, float]:
+    speed = {f"seconds/{name}": value for name, value in seconds.items()}
+    speed |= {f"steps_per_second/{name}": steps / value for name, value in seconds.items()}
+    return speed | {"steps_per_second": steps / sum(seconds.values())}
+
+
+def _memory(accelerator: Accelerator) -> dict[str, float]:
+    """Peak memory of this process in GiB: of the accelerator where there is one, else of the host."""
+    if accelerator.device.type == "cuda":
+        return {"memory_gib": torch.cuda.max_memory_allocated(accelerator.device) / 2**30}
+    return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def _of_this_rank(states: list[dict[str, Any]], accelerator: Accelerator) -> dict[str, Any]:
+    if len(states) != accelerator.num_processes:
+        raise InputError(
+            f"the checkpoint was written by {len(states)} processes and this run has {accelerator.num_processes}; "
+            "resume it with as many as before."
+        )
+    return states[accelerator.process_index]
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def _log_evaluation(phase: Phase, evaluation: Evaluation, *, update: int, steps: int, row: dict[str, float]) -> None:
+    phase.record([{"update": update, "kind": "evaluation", **sample} for sample in evaluation.samples])
+    phase.log({"update": update, "steps": steps, **row, **evaluation.metrics})

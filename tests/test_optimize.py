@@ -1,0 +1,218 @@
+"""Micro-batching changes nothing but speed; minibatches, whitening, early stop and finiteness as documented."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from rlhf import optimize
+from rlhf.optimize import micro_batches
+from rlhf.rollout import Batch, NonFiniteError, PolicyOutput, single_steps
+from tests.batches import make_batch, ppo_loss
+from tests.tabular import TabularPolicy
+
+
+def gradients(policy: nn.Module, batch: Batch, *, cost: int) -> list[Tensor]:
+    policy.zero_grad()
+    optimize.gradient(
+        policy, batch, batch.rows(torch.tensor([0])), ppo_loss(), accelerator=Accelerator(), micro_batch_cost=cost
+    )
+    return [parameter.grad.clone() for parameter in policy.parameters()]
+
+
+@pytest.mark.parametrize("cost", [1, 3, 7, 20])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_gradient_does_not_depend_on_micro_batches(cost: int, dtype: torch.dtype, tolerance: float) -> None:
+    policy = TabularPolicy(4, 3, dtype=dtype)
+    batch = make_batch(policy, rows=9, steps=5)
+    whole, cut = gradients(policy, batch, cost=10_000), gradients(policy, batch, cost=cost)
+    difference = torch.cat([(a - b).flatten() for a, b in zip(whole, cut, strict=True)]).norm()
+    assert difference <= tolerance * torch.cat([a.flatten() for a in whole]).norm()
+
+
+def test_loss_is_normalised_over_all_micro_batches_together() -> None:
+    """Terms [1, 2] and [3, 4, 5, 6, 7] average to 4.0, not to the mean of their means, 3.25."""
+    policy = TabularPolicy(1, 1)
+    cells = torch.tensor([[1.0, 2.0, 0, 0, 0], [3.0, 4.0, 5.0, 6.0, 7.0]], dtype=torch.float64)
+    batch = make_batch(policy, rows=2, steps=5)._replace(mask=cells > 0)
+    units = batch.mask.double()
+    batch = batch._replace(weights=units, units=units, advantages=cells, costs=torch.tensor([2, 5]))
+
+    def loss(output: PolicyOutput, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return rows.advantages + 0.0 * output.logprobs + 0.0 * output.values, {}
+
+    metrics = optimize.gradient(
+        policy, batch, batch.rows(torch.tensor([0])), loss, accelerator=Accelerator(), micro_batch_cost=5
+    )
+    assert metrics["loss"] == pytest.approx(4.0, abs=1e-12)
+
+
+def test_micro_batches_keep_to_the_budget_and_lose_no_row() -> None:
+    parts = micro_batches(torch.tensor([5, 2, 2, 9, 1, 1]), 6)
+    assert [part.tolist() for part in parts] == [[0], [1, 2], [3], [4, 5]]
+    assert micro_batches(torch.zeros(0, dtype=torch.int64), 6) == []
+
+
+def run_update(policy: nn.Module, batch: Batch, config: optimize.Config, *, seed: int = 0) -> dict[str, float]:
+    optimizer = optimize.make_optimizer(policy, config)
+    return optimize.update(
+        policy, optimizer, batch, ppo_loss(), config, accelerator=Accelerator(), seed=seed, update_index=0, progress=0.0
+    )
+
+
+@pytest.mark.parametrize("whiten", ["none", "minibatch", "batch"])
+def test_update_does_not_depend_on_micro_batches(whiten: str) -> None:
+    changes = []
+    for cost in (3, 10_000):
+        policy = TabularPolicy(4, 3)
+        batch = make_batch(policy, rows=9, steps=5)
+        config = optimize.Config(epochs=3, minibatches=2, micro_batch_cost=cost, whiten=whiten, learning_rate=0.01)
+        start = policy.logits.detach().clone()
+        run_update(policy, batch, config)
+        changes.append(policy.logits.detach() - start)
+    assert changes[0].norm() > 1e-3
+    assert (changes[0] - changes[1]).norm() <= 1e-9 * changes[0].norm()
+
+
+def test_update_does_not_depend_on_the_order_of_rows() -> None:
+    changes = []
+    for order in (torch.arange(9), torch.arange(9).flip(0)):
+        policy = TabularPolicy(4, 3)
+        batch = make_batch(policy, rows=9, steps=5).rows(order)
+        run_update(policy, batch, optimize.Config(epochs=2, minibatches=3, learning_rate=0.01))
+        changes.append(policy.logits.detach().clone())
+    torch.testing.assert_close(changes[0], changes[1], rtol=0, atol=1e-12)
+
+
+def test_minibatches_of_an_epoch_hold_every_row_once() -> None:
+    policy = TabularPolicy(4, 3)
+    batch = make_batch(policy, rows=9, steps=5)
+    seen: list[int] = []
+
+    def loss(output: PolicyOutput, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        seen.extend(rows.sample_ids.tolist())
+        return output.logprobs + 0.0 * output.values, {}
+
+    config = optimize.Config(epochs=2, minibatches=4)
+    optimizer = optimize.make_optimizer(policy, config)
+    optimize.update(
+        policy, optimizer, batch, loss, config, accelerator=Accelerator(), seed=0, update_index=0, progress=0.0
+    )
+    assert sorted(seen[:9]) == sorted(seen[9:]) == batch.sample_ids.sort().values.tolist()
+    assert seen[:9] != seen[9:]
+
+
+def test_whitening_leaves_value_targets_alone() -> None:
+    policy = TabularPolicy(4, 3)
+    batch = make_batch(policy, rows=9, steps=5)
+    targets = []
+
+    def loss(output: PolicyOutput, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        targets.append((rows.returns, rows.advantages, rows.mask))
+        return output.logprobs + output.values, {}
+
+    config = optimize.Config(epochs=1, whiten="batch")
+    optimizer = optimize.make_optimizer(policy, config)
+    optimize.update(
+        policy, optimizer, batch, loss, config, accelerator=Accelerator(), seed=0, update_index=0, progress=0.0
+    )
+    returns, advantages, mask = targets[0]
+    assert sorted(returns.flatten().tolist()) == sorted(batch.returns.flatten().tolist())
+    assert float(advantages[mask].mean()) == pytest.approx(0.0, abs=1e-9)
+    assert float(advantages[mask].var(unbiased=False)) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_update_stops_before_the_step_that_exceeds_the_target_kl() -> None:
+    config = optimize.Config(epochs=50, learning_rate=0.05, target_kl=0.02, max_gradient_norm=0.0)
+    policy = TabularPolicy(4, 3)
+    metrics = run_update(policy, make_batch(policy, rows=9, steps=5), config)
+    assert 1 <= metrics["gradient_steps"] < 50
+    free = TabularPolicy(4, 3)
+    assert run_update(free, make_batch(free, rows=9, steps=5), replace(config, target_kl=0.0))["gradient_steps"] == 50
+
+
+def test_gradient_norm_is_logged_before_and_applied_after_clipping() -> None:
+    """One SGD-like reading of the step: with eps huge AdamW moves by lr * g / eps, so the step shows the clipped g."""
+    steps = []
+    for limit in (0.0, 1e-3):
+        policy = TabularPolicy(4, 3)
+        start = torch.cat([p.detach().flatten().clone() for p in policy.parameters()])
+        config = optimize.Config(epochs=1, max_gradient_norm=limit, adam_eps=1e9, learning_rate=1e9)
+        metrics = run_update(policy, make_batch(policy, rows=9, steps=5), config)
+        steps.append(torch.cat([p.detach().flatten() for p in policy.parameters()]) - start)
+        assert metrics["gradient_norm"] == pytest.approx(float(steps[0].norm()), rel=1e-6)
+    assert float(steps[1].norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("field", ["logits", "state_values"])
+def test_non_finite_output_stops_before_the_step_and_names_tensor_and_samples(field: str) -> None:
+    policy = TabularPolicy(4, 3)
+    batch = make_batch(policy, rows=9, steps=5)
+    with torch.no_grad():
+        getattr(policy, field)[0] = torch.nan
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    expected = "logprobs" if field == "logits" else "values"
+    with pytest.raises(NonFiniteError, match=rf"{expected} is not finite in samples \[\d"):
+        run_update(policy, batch, optimize.Config())
+    for name, tensor in policy.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_non_finite_gradient_stops_before_the_step() -> None:
+    policy = TabularPolicy(4, 3)
+    batch = make_batch(policy, rows=9, steps=5)
+
+    def loss(output: PolicyOutput, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        # sqrt has an infinite slope at 0, where its value is finite.
+        return (output.values * 0.0).sqrt() + output.logprobs, {}
+
+    config = optimize.Config()
+    optimizer = optimize.make_optimizer(policy, config)
+    before = policy.logits.detach().clone()
+    with pytest.raises(NonFiniteError, match="gradient"):
+        optimize.update(
+            policy, optimizer, batch, loss, config, accelerator=Accelerator(), seed=0, update_index=0, progress=0.0
+        )
+    assert torch.equal(policy.logits.detach(), before)
+
+
+def test_acting_and_scoring_that_disagree_are_an_error_that_names_causes() -> None:
+    policy = TabularPolicy(4, 3)
+    batch = make_batch(policy, rows=9, steps=5)
+    batch = batch._replace(logprobs=batch.logprobs - 0.01)
+    with pytest.raises(RuntimeError, match="dropout"):
+        run_update(policy, batch, optimize.Config())
+
+
+def test_on_policy_batch_has_ratio_one_kl_zero_and_nothing_clipped() -> None:
+    policy = TabularPolicy(4, 3)
+    metrics = run_update(policy, make_batch(policy, rows=9, steps=5), optimize.Config(epochs=1))
+    assert metrics["ratio_error_max"] <= 1e-12
+    assert metrics["approx_kl_k1"] == pytest.approx(0.0, abs=1e-12)
+    assert metrics["approx_kl_k3"] == pytest.approx(0.0, abs=1e-12)
+    assert metrics["clip_fraction"] == 0.0
+
+
+def test_learning_rate_falls_linearly_with_progress() -> None:
+    policy = TabularPolicy(4, 3)
+    config = optimize.Config(schedule="linear", learning_rate=0.4)
+    optimizer = optimize.make_optimizer(policy, config)
+    batch = make_batch(policy, rows=9, steps=5)
+    metrics = optimize.update(
+        policy, optimizer, batch, ppo_loss(), config, accelerator=Accelerator(), seed=0, update_index=3, progress=0.75
+    )
+    assert metrics["learning_rate"] == pytest.approx(0.1)
+
+
+def test_single_steps_have_the_gradient_of_whole_rows() -> None:
+    """A memoryless policy may be scored step by step: the estimates were formed before."""
+    policy = TabularPolicy(4, 3)
+    batch = make_batch(policy, rows=9, steps=5)
+    for whole, flat in zip(
+        gradients(policy, batch, cost=10_000), gradients(policy, single_steps(batch), cost=10_000), strict=True
+    ):
+        torch.testing.assert_close(whole, flat, rtol=0, atol=1e-12)
