@@ -1,0 +1,60 @@
+"""Kullback-Leibler divergences in nats, estimated from samples or exact."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def k1(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Estimates KL(policy || ref) from actions of the policy: unbiased, of either sign (Schulman, 2020;
+    http://joschu.net/blog/kl-approx.html).
+
+    k1 = log p(a) - log ref(a).
+    """
+    return logprobs - ref_logprobs
+
+
+def k2(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Estimates KL(policy || ref) from actions of the policy: biased, never negative (Schulman, 2020;
+    http://joschu.net/blog/kl-approx.html).
+
+    k2 = 0.5 * (log p(a) - log ref(a))^2.  Its gradient, in expectation, is that of KL(policy || ref).
+    """
+    return 0.5 * (logprobs - ref_logprobs).square()
+
+
+def k3(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Estimates KL(policy || ref) from actions of the policy: unbiased, never negative (Schulman, 2020;
+    http://joschu.net/blog/kl-approx.html).
+
+    k3 = x - 1 - log x,  x = ref(a) / p(a).  Its gradient with respect to ref is, in expectation, that of the KL.
+    """
+    log_ratios = ref_logprobs - logprobs
+    return torch.expm1(log_ratios) - log_ratios
+
+
+def categorical_kl(logits: Float[Tensor, "... V"], ref_logits: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
+    """KL(softmax(logits) || softmax(ref_logits)) = sum_a p_a (log p_a - log ref_a) (Cover and Thomas, 2006, eq. 2.26).
+
+    An action that the policy cannot take adds 0, one that only the reference cannot take makes it infinite.
+    """
+    logprobs = torch.log_softmax(logits, dim=-1)
+    probs = logprobs.exp()
+    log_ratios = logprobs - torch.log_softmax(ref_logits, dim=-1)
+    # Where both logits are -inf, their difference is NaN.
+    return (probs * log_ratios.masked_fill(probs == 0.0, 0.0)).sum(dim=-1)
+
+
+def gaussian_kl(
+    mean: Float[Tensor, "... A"],
+    log_std: Float[Tensor, "... A"],
+    ref_mean: Float[Tensor, "... A"],
+    ref_log_std: Float[Tensor, "... A"],
+) -> Float[Tensor, "..."]:
+    """KL(policy || ref) of diagonal Gaussians, summed over the A axes of the action (Kullback, 1959, section 9.1).
+
+    sum_a log_std_ref - log_std + 0.5 * (exp(2 (log_std - log_std_ref)) + ((mean - mean_ref) / std_ref)^2 - 1).
+    """
+    shrinkage = ref_log_std - log_std
+    distances = (mean - ref_mean) * torch.exp(-ref_log_std)
+    return (shrinkage + 0.5 * (torch.expm1(-2.0 * shrinkage) + distances.square())).sum(dim=-1)
