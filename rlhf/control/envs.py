@@ -1,0 +1,64 @@
+"""Gymnasium environments by name, in the form the collector and the evaluator take them."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from rlhf.control.policy import Spaces
+from rlhf.errors import InputError
+
+
+def make_env(env_id: str) -> gymnasium.Env:
+    """One environment; observations that are not a plain vector are flattened (discrete ones to one-hot)."""
+    try:
+        # The checker warns about what a user cannot mend here, and costs as much as a CartPole step.
+        env = gymnasium.make(env_id, disable_env_checker=True)
+    except gymnasium.error.UnregisteredEnv:
+        near = difflib.get_close_matches(env_id, list(gymnasium.registry), n=1, cutoff=0.0)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise InputError(f"there is no environment {env_id}.{hint}") from None
+    except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+        raise InputError(f"environment {env_id} cannot be made: {error}") from None
+    if not _is_vector(env.observation_space):
+        if not env.observation_space.is_np_flattenable:
+            raise InputError(f"{env_id} observes {env.observation_space}, which has no fixed size; wrap it in a Box.")
+        env = gymnasium.wrappers.FlattenObservation(env)
+    spaces_of(env)
+    return env
+
+
+def make_envs(env_id: str, num_envs: int, *, num_processes: int = 1) -> SyncVectorEnv:
+    """This process's share of `num_envs` environments. The collector resets them: each episode has its own seed."""
+    if num_envs < 1 or num_envs % num_processes:
+        raise InputError(f"num_envs is {num_envs}; it must be a positive multiple of the {num_processes} processes.")
+    makers = [lambda: make_env(env_id)] * (num_envs // num_processes)
+    return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def spaces_of(env: gymnasium.Env | VectorEnv) -> Spaces:
+    """What a policy for `env` takes and gives."""
+    observations: Any = env.single_observation_space if isinstance(env, VectorEnv) else env.observation_space
+    actions: Any = env.single_action_space if isinstance(env, VectorEnv) else env.action_space
+    if not _is_vector(observations):
+        raise InputError(f"{env} observes {observations}; flatten it to a vector with gymnasium's wrappers.")
+    size = observations.shape[0]
+    if isinstance(actions, spaces.Discrete):
+        return Spaces(observation_size=size, num_actions=int(actions.n), first_action=int(actions.start))
+    if _is_vector(actions) and np.issubdtype(actions.dtype, np.floating):
+        low, high = _bounds(actions.low), _bounds(actions.high)
+        return Spaces(observation_size=size, action_low=low, action_high=high)
+    raise InputError(f"{env} takes actions in {actions}; supported are Discrete and float Box of one dimension.")
+
+
+def _is_vector(space: gymnasium.Space) -> bool:
+    return isinstance(space, spaces.Box) and len(space.shape) == 1
+
+
+def _bounds(bounds: np.ndarray) -> tuple[float | None, ...]:
+    return tuple(float(bound) if np.isfinite(bound) else None for bound in bounds)

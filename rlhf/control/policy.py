@@ -1,0 +1,203 @@
+"""Policies for control: a softmax or Gaussian actor and a critic, each a small tanh network."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rlhf.control.normalize import Normalizer
+from rlhf.core.losses import categorical_entropy, gaussian_entropy
+from rlhf.core.random import derive_seed, gaussians
+from rlhf.errors import InputError
+from rlhf.rollout import PolicyOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spaces:
+    """What goes into a policy and what comes out, so that it can act without its environment."""
+
+    observation_size: int
+    num_actions: int = 0
+    """Of a discrete action space; 0: actions are vectors."""
+    first_action: int = 0
+    """The environment's name for action 0."""
+    action_low: tuple[float | None, ...] = ()
+    """Bounds of a vector action; None is unbounded."""
+    action_high: tuple[float | None, ...] = ()
+
+    @property
+    def action_size(self) -> int:
+        """Numbers in one action, which is also how many uniforms it takes to draw one."""
+        return 1 if self.num_actions else len(self.action_low)
+
+    def for_env(self, actions: Tensor) -> np.ndarray:
+        """Actions as the environment takes them: named from its first action, or clipped to its bounds."""
+        array = actions.cpu().numpy()
+        if self.num_actions:
+            return array + self.first_action
+        low = [-math.inf if bound is None else bound for bound in self.action_low]
+        high = [math.inf if bound is None else bound for bound in self.action_high]
+        return np.clip(array, np.array(low, array.dtype), np.array(high, array.dtype))
+
+    def from_env(self, actions: np.ndarray) -> Tensor:
+        """The policy's name for what the environment was given."""
+        if self.num_actions:
+            return torch.as_tensor(actions, dtype=torch.int64) - self.first_action
+        return torch.as_tensor(actions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Size of the networks and where they start."""
+
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer, of the actor and of the critic alike."""
+    initial_log_std: float = 0.0
+    """Of vector actions, in every dimension; it is learned and does not depend on the state."""
+    normalise_observations: bool = False
+    """Standardise observations by the mean and variance of all that were acted on."""
+
+    def __post_init__(self) -> None:
+        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
+            raise InputError(f"hidden_sizes is {self.hidden_sizes}; give at least one layer of at least one unit.")
+
+
+class ControlPolicy(nn.Module):
+    """Softmax over discrete actions or a diagonal Gaussian over vectors, with a critic beside it.
+
+    Its initial weights are a function of `seed` alone. inputs = {"observations": (B, T, O) normalised,
+    "actions": (B, T) int64 or (B, T, A) as sampled, not clipped}.
+    """
+
+    memoryless = True
+
+    def __init__(self, spaces: Spaces, config: PolicyConfig, *, seed: int) -> None:
+        super().__init__()
+        self.spaces, self.config = spaces, config
+        generator = torch.Generator().manual_seed(derive_seed(seed, "control policy weights"))
+        num_outputs = spaces.num_actions or spaces.action_size
+        self.actor = _mlp(spaces.observation_size, config.hidden_sizes, num_outputs, 0.01, generator)
+        self.critic = _mlp(spaces.observation_size, config.hidden_sizes, 1, 1.0, generator)
+        if not spaces.num_actions:
+            self.log_std = nn.Parameter(torch.full((spaces.action_size,), config.initial_log_std))
+        if config.normalise_observations:
+            self.normalizer = Normalizer(spaces.observation_size)
+
+    @property
+    def weight(self) -> Tensor:
+        """A tensor whose type and device are the policy's."""
+        return next(self.parameters())
+
+    def forward(self, inputs: dict[str, Tensor]) -> PolicyOutput:
+        observations = inputs["observations"]
+        logprobs, entropy = self.score(self.actor(observations), inputs["actions"])
+        return PolicyOutput(logprobs, self.critic(observations).squeeze(-1), entropy)
+
+    def score(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of each action, and entropy, under the actor's outputs (logits or means); nats."""
+        if self.spaces.num_actions:
+            logprobs = outputs.log_softmax(-1)
+            return logprobs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), categorical_entropy(logprobs)
+        z = (actions - outputs) * torch.exp(-self.log_std)
+        # Summed over the action's numbers: log N(a) = -z^2 / 2 - log std - log(2 pi) / 2.
+        logprobs = -(0.5 * z.square() + (self.log_std + 0.5 * math.log(2.0 * math.pi))).sum(-1)
+        return logprobs, gaussian_entropy(self.log_std).expand_as(logprobs)
+
+    def sample(self, outputs: Tensor, uniforms: Tensor | None) -> Tensor:
+        """Actions drawn by inverse CDF from `uniforms`, `(N, action size)` float64; the likeliest ones for None."""
+        if not self.spaces.num_actions:
+            if uniforms is None:
+                return outputs
+            return (outputs + self.log_std.exp() * gaussians(uniforms)).to(outputs.dtype)
+        if uniforms is None:
+            return outputs.argmax(-1)
+        cdf = outputs.double().softmax(-1).cumsum(-1)
+        # Scaling by the last value and clamping: rounding leaves it a hair off 1.
+        drawn = torch.searchsorted(cdf, uniforms * cdf[:, -1:], right=True).squeeze(-1)
+        return drawn.clamp(max=self.spaces.num_actions - 1)
+
+    def normalise(self, observations: Tensor) -> Tensor:
+        """Raw observations as the networks take them."""
+        scaled = self.normalizer(observations) if self.config.normalise_observations else observations
+        return scaled.to(self.weight.dtype)
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions, their log-probabilities and the values, for raw observations `(N, O)`; greedy without uniforms.
+
+        `spaces.for_env(actions)` is what the environment takes.
+        """
+        observations = self.normalise(observations.to(self.weight.device))
+        outputs = self.actor(observations)
+        actions = self.sample(outputs, uniforms)
+        return actions, self.score(outputs, actions)[0], self.critic(observations).squeeze(-1)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        description = {"spaces": asdict(self.spaces), "config": asdict(self.config)}
+        (folder / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
+        save_file({name: x.contiguous() for name, x in self.state_dict().items()}, folder / "policy.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Takes over, in place and exactly, what `save` wrote."""
+        tensors = _read_tensors(folder)
+        if _layout(tensors) != _layout(self.state_dict()):
+            raise InputError(f"{folder} holds a policy of other sizes or precision; open it with load_policy.")
+        self.load_state_dict(tensors)
+
+
+def load_policy(folder: Path) -> ControlPolicy:
+    """The policy that was saved in `folder`, ready to act on raw observations."""
+    try:
+        description = json.loads((folder / "policy.json").read_text())
+    except FileNotFoundError:
+        raise InputError(f"{folder} has no policy.json; give a folder that ControlPolicy.save wrote.") from None
+    policy = ControlPolicy(
+        Spaces(**_with_tuples(description["spaces"])), PolicyConfig(**_with_tuples(description["config"])), seed=0
+    )
+    dtype = _read_tensors(folder)["actor.0.weight"].dtype
+    # The normaliser's moments stay float64 whatever the weights are.
+    policy.actor.to(dtype)
+    policy.critic.to(dtype)
+    if not policy.spaces.num_actions:
+        policy.log_std.data = policy.log_std.data.to(dtype)
+    policy.load(folder)
+    return policy
+
+
+def _mlp(
+    num_inputs: int, hidden_sizes: tuple[int, ...], num_outputs: int, last_gain: float, generator: torch.Generator
+) -> nn.Sequential:
+    """Tanh network, orthogonal weights of gain sqrt 2 (`last_gain` at the end), zero biases."""
+    layers: list[nn.Module] = []
+    sizes = (num_inputs, *hidden_sizes, num_outputs)
+    for i in range(len(sizes) - 1):
+        linear = nn.utils.skip_init(nn.Linear, sizes[i], sizes[i + 1])
+        last = i == len(sizes) - 2
+        nn.init.orthogonal_(linear.weight, last_gain if last else math.sqrt(2.0), generator=generator)
+        nn.init.zeros_(linear.bias)
+        layers += [linear] if last else [linear, nn.Tanh()]
+    return nn.Sequential(*layers)
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(folder / "policy.safetensors")
+    except FileNotFoundError:
+        raise InputError(f"{folder} has no policy.safetensors; give a folder that ControlPolicy.save wrote.") from None
+
+
+def _layout(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
