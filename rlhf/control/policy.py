@@ -137,7 +137,7 @@ class ControlPolicy(nn.Module):
         """
         observations = self.normalise(observations.to(self.weight.device))
         outputs = self.actor(observations)
-        actions = self.sample(outputs, uniforms)
+        actions = self.sample(outputs, None if uniforms is None else uniforms.to(outputs.device))
         return actions, self.score(outputs, actions)[0], self.critic(observations).squeeze(-1)
 
     def save(self, folder: Path) -> None:

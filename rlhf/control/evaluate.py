@@ -1,0 +1,229 @@
+"""Evaluation on control: whole episodes with fixed seeds, greedy and sampled, kept in a file that can be replayed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from rlhf.control.envs import make_env
+from rlhf.control.policy import ControlPolicy
+from rlhf.core.random import derive_seed, uniforms
+from rlhf.errors import InputError
+from rlhf.runs.evaluate import Evaluation
+
+# An episode this long means an environment without a time limit, which a good policy may never leave.
+MAX_STEPS = 100_000
+_STEPS_PER_DRAW = 256
+
+Act = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+"""Raw observations `(M, O)`, which of the episodes these are `(M,)`, and the step, to actions for the environment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How many episodes an evaluation plays; the same ones each time."""
+
+    episodes: int = 200
+    """Greedy ones."""
+    sampled_episodes: int = 200
+    """With actions drawn from the policy, from the same starts; 0: none."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1 or self.sampled_episodes < 0:
+            raise InputError(
+                f"episodes is {self.episodes} and sampled_episodes {self.sampled_episodes}; "
+                "the first must be at least 1 and the second not negative."
+            )
+
+
+class Episode(NamedTuple):
+    """One episode, exactly: a fresh environment, reset with `seed` and given `actions`, pays `rewards`."""
+
+    number: int
+    seed: int
+    sampled: bool
+    actions: np.ndarray
+    rewards: np.ndarray
+
+    def total(self) -> float:
+        # One by one: a sum must not depend on how a longer array would be paired.
+        return float(sum(self.rewards.tolist()))
+
+
+class Evaluator:
+    """Plays the same episodes for every policy it is called with; its environments live until `close`.
+
+    Args:
+        cache: File that keeps the episodes of the latest evaluation, for `replay`.
+    """
+
+    def __init__(
+        self, env_id: str, *, config: Config, seed: int, accelerator: Accelerator, cache: Path | None = None
+    ) -> None:
+        self.env_id, self.config, self.seed = env_id, config, seed
+        self.accelerator, self.cache = accelerator, cache
+        self.envs = [make_env(env_id) for _ in self._share(max(config.episodes, config.sampled_episodes))]
+
+    def __call__(self, policy: ControlPolicy) -> Evaluation:
+        episodes = self._play(policy, self.config.episodes, sampled=False)
+        episodes += self._play(policy, self.config.sampled_episodes, sampled=True)
+        if self.accelerator.num_processes > 1:
+            episodes = sorted(gather_object(episodes), key=lambda episode: (episode.sampled, episode.number))
+        if self.cache is not None and self.accelerator.is_main_process:
+            save_episodes(self.cache, self.env_id, episodes)
+        metrics = _metrics("eval", [episode for episode in episodes if not episode.sampled])
+        if self.config.sampled_episodes:
+            metrics |= _metrics("eval_sampled", [episode for episode in episodes if episode.sampled])
+        return Evaluation(metrics, [_record(episode) for episode in episodes])
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+    def _share(self, num_episodes: int) -> list[int]:
+        """Numbers of this process's episodes."""
+        return list(range(self.accelerator.process_index, num_episodes, self.accelerator.num_processes))
+
+    def _play(self, policy: ControlPolicy, num_episodes: int, *, sampled: bool) -> list[Episode]:
+        numbers = self._share(num_episodes)
+        seeds = [derive_seed(self.seed, "evaluation", number) for number in numbers]
+        act = _sampled(policy, self.seed, numbers) if sampled else _greedy(policy)
+        played = run_episodes(act, self.envs[: len(numbers)], seeds)
+        return [
+            Episode(number, seed, sampled, *played_one)
+            for number, seed, played_one in zip(numbers, seeds, played, strict=True)
+        ]
+
+
+def run_episodes(act: Act, envs: Sequence[gymnasium.Env], seeds: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Actions and rewards of one episode in each environment; environments drop out as their episodes end."""
+    actions: list[list[Any]] = [[] for _ in envs]
+    rewards: list[list[float]] = [[] for _ in envs]
+    rows = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
+    active = list(range(len(envs)))
+    step = 0
+    while active:
+        if step == MAX_STEPS:
+            raise InputError(f"{envs[0]} has not ended after {MAX_STEPS} steps; register it with max_episode_steps.")
+        chosen = act(np.stack(rows), np.array(active), step)
+        rows, still = [], []
+        for i, action in zip(active, chosen, strict=True):
+            observation, reward, terminated, truncated, _ = envs[i].step(action)
+            actions[i].append(action)
+            rewards[i].append(float(reward))
+            if not (terminated or truncated):
+                rows.append(observation)
+                still.append(i)
+        active = still
+        step += 1
+    return [(np.array(a), np.array(r)) for a, r in zip(actions, rewards, strict=True)]
+
+
+def save_episodes(path: Path, env_id: str, episodes: Sequence[Episode]) -> None:
+    """Seeds, actions and rewards in one safetensors file, which replaces an older one at once or not at all."""
+    arrays = {
+        "numbers": np.array([episode.number for episode in episodes]),
+        "seeds": np.array([episode.seed for episode in episodes]),
+        "sampled": np.array([episode.sampled for episode in episodes]),
+        "lengths": np.array([len(episode.rewards) for episode in episodes]),
+        "actions": np.concatenate([episode.actions for episode in episodes]),
+        "rewards": np.concatenate([episode.rewards for episode in episodes]),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(arrays, partial, metadata={"env_id": env_id})
+    os.replace(partial, path)
+
+
+def load_episodes(path: Path) -> tuple[str, list[Episode]]:
+    """The environment's name and the episodes that `save_episodes` wrote."""
+    with safe_open(path, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        env_id = file.metadata()["env_id"]
+    ends = np.cumsum(arrays["lengths"])[:-1]
+    columns = [arrays[name].tolist() for name in ("numbers", "seeds", "sampled")]
+    parts = [np.split(arrays[name], ends) for name in ("actions", "rewards")]
+    return env_id, [Episode(*fields) for fields in zip(*columns, *parts, strict=True)]
+
+
+def replay(path: Path) -> list[Episode]:
+    """Plays a file of episodes again in a fresh environment.
+
+    Raises:
+        InputError: A reward is not exactly the one recorded, or an episode ends elsewhere.
+    """
+    env_id, episodes = load_episodes(path)
+    for episode in episodes:
+        env = make_env(env_id)
+        ((_, rewards),) = run_episodes(_recorded(episode.actions), [env], [episode.seed])
+        env.close()
+        if not np.array_equal(rewards, episode.rewards):
+            raise InputError(
+                f"episode {episode.number} of {path} returns {float(sum(rewards))} when replayed, not "
+                f"{episode.total()}: {env_id} is another version, or not a function of its seed and actions."
+            )
+    return episodes
+
+
+def _greedy(policy: ControlPolicy) -> Act:
+    def act(observations: np.ndarray, episodes: np.ndarray, step: int) -> np.ndarray:
+        return policy.spaces.for_env(policy.act(torch.as_tensor(observations), None)[0])
+
+    return act
+
+
+def _sampled(policy: ControlPolicy, seed: int, numbers: Sequence[int]) -> Act:
+    ids, size = torch.tensor(numbers, dtype=torch.int64), policy.spaces.action_size
+    draws = torch.empty(0)
+
+    def act(observations: np.ndarray, episodes: np.ndarray, step: int) -> np.ndarray:
+        nonlocal draws
+        block, offset = divmod(step, _STEPS_PER_DRAW)
+        if offset == 0:
+            flat = uniforms(seed, "evaluation actions", block, ids, _STEPS_PER_DRAW * size)
+            draws = flat.view(len(ids), _STEPS_PER_DRAW, size)
+        actions, _, _ = policy.act(torch.as_tensor(observations), draws[torch.as_tensor(episodes), offset])
+        return policy.spaces.for_env(actions)
+
+    return act
+
+
+def _recorded(actions: np.ndarray) -> Act:
+    def act(observations: np.ndarray, episodes: np.ndarray, step: int) -> np.ndarray:
+        # An episode that outlives its record repeats the last action: its length gives it away.
+        return actions[[min(step, len(actions) - 1)]]
+
+    return act
+
+
+def _metrics(prefix: str, episodes: Sequence[Episode]) -> dict[str, float]:
+    returns = np.array([episode.total() for episode in episodes])
+    lengths = np.array([len(episode.rewards) for episode in episodes])
+    return {
+        f"{prefix}_return_mean": float(returns.mean()),
+        f"{prefix}_return_std": float(returns.std()),
+        f"{prefix}_return_min": float(returns.min()),
+        f"{prefix}_length_mean": float(lengths.mean()),
+        f"{prefix}_reward_per_step": float(returns.sum() / lengths.sum()),
+    }
+
+
+def _record(episode: Episode) -> dict[str, Any]:
+    return {
+        "return": episode.total(),
+        "length": len(episode.rewards),
+        "episode": episode.number,
+        "seed": episode.seed,
+        "sampled": episode.sampled,
+    }
