@@ -1,4 +1,4 @@
-"""What an evaluation returns, and how a learning curve is judged: when it reaches a threshold, and when it stays there."""
+"""What an evaluation returns, and how a curve is judged: when it reaches a threshold, and when it stays there."""
 
 from __future__ import annotations
 

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf.errors import InputError
+from rlhf.runs import checkpoint
+from rlhf.runs.checkpoint import (
+    Damaged,
+    commit_folder,
+    latest_checkpoint,
+    save_checkpoint,
+    verify_folder,
+    write_json,
+)
+from rlhf.runs.state import load_state
+
+
+def save(root: Path, update: int, **options) -> Path:
+    def write(folder: Path) -> None:
+        (folder / "weights.bin").write_bytes(bytes([update % 256]) * 50)
+
+    return save_checkpoint(root, update, {"x": torch.full((3,), float(update))}, {"policy": write}, **options)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def newest_good(root: Path) -> Path | None:
+    """Fails if anything is reported: for places where nothing may be damaged."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return latest_checkpoint(root)
+
+
+def test_checkpoint_round_trip(tmp_path):
+    folder = save(tmp_path, 7)
+    assert latest_checkpoint(tmp_path) == folder
+    assert torch.equal(load_state(folder)["x"], torch.full((3,), 7.0))
+    assert (folder / "policy/weights.bin").read_bytes() == b"\x07" * 50
+
+
+def test_checkpoint_is_none_where_none_was_committed(tmp_path):
+    assert latest_checkpoint(tmp_path) is None
+    assert latest_checkpoint(tmp_path / "absent") is None
+
+
+def test_checkpoints_beyond_keep_are_pruned(tmp_path):
+    for update in (0, 5, 10, 15):
+        save(tmp_path, update, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000010", "00000015"]
+
+
+def test_checkpoint_order_is_numeric(tmp_path):
+    for update in (99999999, 100000000):
+        save(tmp_path, update)
+    assert latest_checkpoint(tmp_path).name == "100000000"
+
+
+def test_checkpoints_of_a_past_taken_back_are_removed(tmp_path):
+    for update in (5, 10):
+        save(tmp_path, update)
+    (tmp_path / "00000010/state.json").write_text("")
+    save(tmp_path, 7)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000005", "00000007"]
+    assert newest_good(tmp_path).name == "00000007"
+
+
+def test_checkpoint_may_replace_a_damaged_one(tmp_path):
+    save(tmp_path, 5)
+    (tmp_path / "00000005/state.json").write_text("")
+    save(tmp_path, 5)
+    assert newest_good(tmp_path).name == "00000005"
+
+
+def test_a_failing_writer_leaves_the_older_checkpoint_and_no_leftover(tmp_path):
+    def write(folder: Path) -> None:
+        raise OSError("disk full")
+
+    save(tmp_path, 1)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(tmp_path, 2, {}, {"policy": write})
+    assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
+
+
+def save_and_die(root: Path, stage: int) -> None:
+    """Replaces every operation by which a save changes the disk, or waits for it; the one after `stage` kills."""
+    calls = itertools.count(1)
+
+    def dying(function: Callable) -> Callable:
+        def call(*args, **kwargs):
+            if next(calls) > stage:
+                os._exit(9)
+            return function(*args, **kwargs)
+
+        return call
+
+    os.fsync, shutil.rmtree, checkpoint.save_state = map(dying, (os.fsync, shutil.rmtree, checkpoint.save_state))
+    Path.rename, Path.mkdir, Path.write_text = map(dying, (Path.rename, Path.mkdir, Path.write_text))
+    save(root, 2, keep=1)
+
+
+def test_a_kill_at_any_stage_leaves_a_good_checkpoint(tmp_path):
+    survivors = []
+    for stage in range(60):
+        root = tmp_path / f"stage{stage}"
+        save(root, 1)
+        # A fork, not a new interpreter, for speed.
+        child = os.fork()
+        if child == 0:
+            try:
+                save_and_die(root, stage)
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, 9)
+        found = newest_good(root)
+        survivors.append(int(found.name))
+        assert torch.equal(load_state(found)["x"], torch.full((3,), float(found.name)))
+        assert not list(root.glob(".tmp-*"))
+        if status == 0:
+            break
+    assert status == 0
+    # The old one until the rename, the new one from then on.
+    assert survivors == sorted(survivors)
+    assert survivors.count(1) > 10
+    assert survivors.count(2) > 2
+
+
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors", "policy/weights.bin", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "grow", "remove"])
+def test_damage_is_reported_and_the_older_checkpoint_used(tmp_path, name, damage):
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / name
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "cut":
+        path.write_bytes(content[:-1])
+    elif damage == "grow":
+        path.write_bytes(content + b" ")
+    else:
+        path.unlink()
+    with pytest.warns(UserWarning, match=rf"00000002 is damaged: .*{Path(name).name}.* Using the older .*00000001"):
+        assert latest_checkpoint(tmp_path).name == "00000001"
+
+
+def test_every_byte_of_a_checkpoint_is_guarded(tmp_path):
+    folder = save(tmp_path, 3)
+    for path in files(folder):
+        content = bytearray(path.read_bytes())
+        for position in range(0, len(content), 3):
+            content[position] ^= 1 << (position % 8)
+            path.write_bytes(content)
+            with pytest.raises(Damaged):
+                verify_folder(folder)
+            content[position] ^= 1 << (position % 8)
+        path.write_bytes(content)
+    verify_folder(folder)
+
+
+def test_all_damaged_is_an_input_error_that_names_each(tmp_path):
+    for update in (1, 2):
+        (save(tmp_path, update) / "state.json").unlink()
+    with pytest.raises(InputError, match=r"no good checkpoint.*00000002 is damaged: state.json is missing.*00000001"):
+        latest_checkpoint(tmp_path)
+
+
+def test_files_added_later_are_no_damage(tmp_path):
+    folder = save(tmp_path, 1)
+    (folder / "policy/notes.txt").write_text("mine")
+    verify_folder(folder)
+
+
+def test_leftovers_of_a_kill_are_removed(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / ".tmp-abc/policy").mkdir(parents=True)
+    assert newest_good(tmp_path).name == "00000001"
+    assert not (tmp_path / ".tmp-abc").exists()
+
+
+def test_commit_folder_replaces(tmp_path):
+    for text in ("old", "new"):
+        commit_folder(tmp_path / "final", lambda folder, text=text: (folder / "model").write_text(text))
+    assert (tmp_path / "final/model").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_write_json_replaces_in_one_piece(tmp_path):
+    for value in (1, 2):
+        write_json(tmp_path / "a.json", {"value": value})
+    assert (tmp_path / "a.json").read_text() == '{\n  "value": 2\n}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_nothing_in_runs_can_execute_code_from_a_file():
+    sources = (Path(__file__).parents[2] / "rlhf/runs").glob("*.py")
+    assert not [path.name for path in sources if {"pickle", "torch.load", "torch.save"} & set(path.read_text().split())]
