@@ -44,7 +44,9 @@ def standardise(
 
     1e-16 keeps the standard deviation above 1e-8, and the gradient finite where the variance is 0.
     """
-    return (x - mean).masked_fill(~mask, 0.0) * torch.rsqrt(variance + _EPSILON**2)
+    # Twice: NaN outside must not reach the gradient of the variance, nor NaN moments of nothing the cells outside.
+    centred = (x - mean).masked_fill(~mask, 0.0)
+    return (centred * torch.rsqrt(variance + _EPSILON**2)).masked_fill(~mask, 0.0)
 
 
 def explained_variance(
