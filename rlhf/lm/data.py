@@ -1,0 +1,322 @@
+"""Data for language models: reads rows, and is the only place that tokenizes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from rlhf.core.random import hashed_order
+from rlhf.errors import InputError
+from rlhf.lm.chat import Message, conversation, prompt_tokens
+from rlhf.rollout import Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Rows with the same columns, and what error messages call them. Rows are counted from 0."""
+
+    name: str
+    rows: list[dict[str, Any]]
+
+    def values(self, column: str) -> list[Any]:
+        """One column, whose every row must hold something.
+
+        Raises:
+            InputError: There is no such column, or a row of it is empty.
+        """
+        if column not in self.columns:
+            raise InputError(f"{self.name} has no column {column!r}; its columns are {', '.join(self.columns)}.")
+        values = [row[column] for row in self.rows]
+        for row, value in enumerate(values):
+            if value is None or not (value.strip() if isinstance(value, str) else value):
+                raise InputError(f"{self.name}: row {row} has an empty {column}.")
+        return values
+
+    def strings(self, column: str) -> list[str]:
+        values = self.values(column)
+        for row, value in enumerate(values):
+            if not isinstance(value, str):
+                raise InputError(f"{self.name}: {column} of row {row} is {value!r:.60}; it must be a string.")
+        return values
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.rows[0])
+
+    @property
+    def reward_columns(self) -> list[str]:
+        """What reward functions may ask for besides the prompt."""
+        return [column for column in self.columns if column != "prompt"]
+
+
+class Prompt(NamedTuple):
+    """One prompt, ready to be answered.
+
+    Args:
+        row: Its row in the data.
+        prompt: As in the data: a string, or a list of messages.
+        text: What the model reads, as a string.
+        tokens: The same as tokens, with the tokenizer's BOS or the chat template's generation prompt.
+        columns: The row's other columns, for reward functions.
+    """
+
+    row: int
+    prompt: str | list[Message]
+    text: str
+    tokens: list[int]
+    columns: dict[str, Any]
+
+
+def load_data(
+    source: str | Path | Sequence[Mapping[str, Any]],
+    *,
+    split: str = "train",
+    subset: str | None = None,
+    rename: Mapping[str, str] | None = None,
+) -> Data:
+    """Rows of a .jsonl, .json, .csv or .parquet file, of a list of dicts, or of a data set on the Hugging Face hub.
+
+    Args:
+        split: Of a hub data set.
+        subset: Of a hub data set, which calls it a configuration; None: its only one.
+        rename: From a column's name in the source to the name it is needed under (`{"question": "prompt"}`).
+    """
+    if isinstance(source, (str, Path)):
+        path, name = Path(source).expanduser(), str(source)
+        if path.suffix in _READERS:
+            if not path.is_file():
+                raise InputError(f"there is no data file {path.resolve()}.")
+            rows = _READERS[path.suffix](path)
+        elif path.is_file():
+            raise InputError(f"{path} is no data file that can be read; it must end in {', '.join(_READERS)}.")
+        else:
+            rows = _read_hub(name, split, subset)
+    else:
+        name, rows = "the data", list(source)
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise InputError(f"{name}: row {index} is {type(row).__name__} {row!r:.60}; each row must be a dict.")
+    if not rows:
+        raise InputError(f"{name} has no rows.")
+    found = list(dict.fromkeys(column for row in rows for column in row))
+    names = {column: (rename or {}).get(column, column) for column in found}
+    for column in rename or {}:
+        if column not in found:
+            raise InputError(f"{name} has no column {column!r} to rename; its columns are {', '.join(found)}.")
+    if len(set(names.values())) < len(found):
+        raise InputError(f"{name}: after renaming, two columns have one name ({', '.join(names.values())}).")
+    return Data(name=name, rows=[{new: row.get(old) for old, new in names.items()} for row in rows])
+
+
+def hold_out(num_rows: int, *, num_held_out: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Row numbers to train on and row numbers to evaluate on, both ascending: a split by hash of the row number."""
+    if not 0 <= num_held_out < num_rows:
+        raise InputError(f"{num_held_out} rows cannot be held out of {num_rows}; some must be left to train on.")
+    order = hashed_order(seed, "held out", 0, torch.arange(num_rows))
+    return order[num_held_out:].sort().values, order[:num_held_out].sort().values
+
+
+def prompt_rows(data: Data, tokenizer: Any, *, max_new_tokens: int, context: int | None) -> list[Prompt]:
+    """Every row's `prompt`, tokenized: a string, or a list of messages that the chat template renders.
+
+    Args:
+        context: The most tokens the model can take; None where the architecture has no limit.
+
+    Raises:
+        InputError: A prompt is missing, empty, or leaves no room for `max_new_tokens`. Nothing is ever cut.
+    """
+    prompts = data.values("prompt")
+    encoded = iter(_encode(tokenizer, [prompt for prompt in prompts if isinstance(prompt, str)]))
+    result = []
+    for row, prompt in enumerate(prompts):
+        where = f"{data.name}: row {row}"
+        tokens = next(encoded) if isinstance(prompt, str) else prompt_tokens(tokenizer, prompt, where)
+        if not tokens:
+            raise InputError(f"{where}: the tokenizer makes no tokens of the prompt {prompt!r:.60}.")
+        if context is not None and len(tokens) + max_new_tokens > context:
+            raise InputError(
+                f"{where}: {len(tokens)} prompt tokens and max_new_tokens {max_new_tokens} exceed the model's context "
+                f"of {context}; leave long prompts out or lower max_new_tokens."
+            )
+        text = prompt if isinstance(prompt, str) else tokenizer.decode(tokens)
+        columns = {column: data.rows[row][column] for column in data.reward_columns}
+        result.append(Prompt(row=row, prompt=prompt, text=text, tokens=tokens, columns=columns))
+    return result
+
+
+def demonstration_rollout(data: Data, tokenizer: Any, *, context: int | None) -> Rollout:
+    """Every row as a demonstration, by the columns it has; sample ids are row numbers, costs are tokens.
+
+    `text`: every token but the first is an action. `prompt` and `completion` (strings, or messages): the completion
+    is. `messages`: the assistant's turns are, each to its end-of-sequence token if the template writes one. What ends
+    without that token gets it, as an action.
+
+    Args:
+        context: The most tokens the model can take; None where the architecture has no limit.
+
+    Raises:
+        InputError: The columns fit no format, or a row is empty, longer than the context, or cannot be rendered.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end-of-sequence token, so no demonstration could teach when to stop.")
+    found = [columns for columns in _FORMATS if set(columns) <= set(data.columns)]
+    if len(found) != 1:
+        needed = " or ".join(" and ".join(columns) for columns in _FORMATS)
+        raise InputError(
+            f"{data.name} has columns {', '.join(data.columns)}, which fit {len(found)} of the formats; demonstrations "
+            f"need {needed}. Rename columns until one format fits."
+        )
+    sequences = _FORMATS[found[0]](data, tokenizer)
+    for row, (tokens, _) in enumerate(sequences):
+        if context is not None and len(tokens) > context:
+            raise InputError(
+                f"{data.name}: row {row} has {len(tokens)} tokens, more than the model's context of {context}; leave "
+                "long rows out."
+            )
+    inputs, mask = lm_inputs([tokens for tokens, _ in sequences], [actions for _, actions in sequences])
+    return Rollout.demonstrations(inputs, mask, torch.arange(len(sequences)), inputs["lengths"])
+
+
+def lm_inputs(sequences: Sequence[Sequence[int]], actions: Sequence[Sequence[int]]) -> tuple[dict[str, Tensor], Tensor]:
+    """What the policy reads, `(B, S)` tokens padded on the right, and the mask `(B, T)` of its actions.
+
+    Args:
+        actions: For each sequence the positions of the tokens that the policy chose, each at least 1.
+    """
+    counts = torch.tensor([len(positions) for positions in actions])
+    inputs = {
+        "tokens": _padded(sequences),
+        "lengths": torch.tensor([len(tokens) for tokens in sequences]),
+        "actions": _padded(actions),
+    }
+    return inputs, torch.arange(inputs["actions"].shape[1]) < counts.unsqueeze(1)
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    # The filling is never read: everything comes from lengths and positions.
+    return pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True)
+
+
+def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Tokens with what the tokenizer puts in front (BOS), without what it may put behind: nothing is finished yet."""
+    if not texts:
+        return []
+    whole = tokenizer(texts)["input_ids"]
+    plain = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    encoded = []
+    for full, bare in zip(whole, plain, strict=True):
+        starts = (i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare)
+        encoded.append(full[: next(starts, len(full)) + len(bare)])
+    return encoded
+
+
+def _ended(tokenizer: Any, tokens: list[int], start: int) -> tuple[list[int], list[int]]:
+    """The tokens with an end, and the positions from `start` on; the first token of all is nobody's action."""
+    if tokens[-1:] != [tokenizer.eos_token_id]:
+        tokens = [*tokens, tokenizer.eos_token_id]
+    return tokens, list(range(max(start, 1), len(tokens)))
+
+
+def _texts(data: Data, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+    return [_ended(tokenizer, tokens, 1) for tokens in _encode(tokenizer, data.strings("text"))]
+
+
+def _completions(data: Data, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+    if isinstance(data.rows[0]["prompt"], list):
+        return _answers(data, tokenizer)
+    prompts, completions = data.strings("prompt"), data.strings("completion")
+    starts = _encode(tokenizer, prompts)
+    together = _encode(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
+    alone = tokenizer(completions, add_special_tokens=False)["input_ids"]
+    sequences = []
+    for start, whole, rest in zip(starts, together, alone, strict=True):
+        # A completion must follow the very tokens of its prompt, also where the tokenizer would merge across.
+        tokens = whole if whole[: len(start)] == start else start + rest
+        sequences.append(_ended(tokenizer, tokens, len(start)))
+    return sequences
+
+
+def _answers(data: Data, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+    sequences = []
+    for row, (prompt, completion) in enumerate(zip(data.values("prompt"), data.values("completion"), strict=True)):
+        if isinstance(completion, str):
+            completion = [{"role": "assistant", "content": completion}]
+        where = f"{data.name}: row {row}"
+        sequences.append(conversation(tokenizer, [*prompt, *completion], where, num_given=len(prompt)))
+    return sequences
+
+
+def _conversations(data: Data, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+    return [
+        conversation(tokenizer, messages, f"{data.name}: row {row}")
+        for row, messages in enumerate(data.values("messages"))
+    ]
+
+
+_FORMATS = {("text",): _texts, ("prompt", "completion"): _completions, ("messages",): _conversations}
+
+
+def _read_jsonl(path: Path) -> list[Any]:
+    rows = []
+    # Not splitlines: JSON strings may hold other line separators, such as U+2028, as they are.
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if line.strip():
+            rows.append(_parse(line, f"{path}, line {number}"))
+    return rows
+
+
+def _read_json(path: Path) -> list[Any]:
+    rows = _parse(_read_text(path), str(path))
+    if not isinstance(rows, list):
+        raise InputError(f"{path} holds {type(rows).__name__}; it must hold a list of rows, or end in .jsonl.")
+    return rows
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error}).") from error
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error}).") from error
+
+
+def _read_table(path: Path) -> list[Any]:
+    import pyarrow
+    from pyarrow import csv, parquet
+
+    options = csv.ParseOptions(newlines_in_values=True)
+    try:
+        table = csv.read_csv(path, parse_options=options) if path.suffix == ".csv" else parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+    return table.to_pylist()
+
+
+_READERS: dict[str, Callable[[Path], list[Any]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_table,
+    ".parquet": _read_table,
+}
+
+
+def _read_hub(name: str, split: str, subset: str | None) -> list[Any]:
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, subset, split=split).to_list()
+    except (FileNotFoundError, ValueError, ConnectionError) as error:
+        raise InputError(f"data set {name} (split {split}, subset {subset}) cannot be loaded: {error}") from error
