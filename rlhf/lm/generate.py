@@ -1,0 +1,236 @@
+"""Sampling from a causal LM policy: a decode loop of our own, every draw a given uniform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlhf.errors import InputError
+from rlhf.lm.policy import CausalLM
+from rlhf.lm.scoring import response_inputs, spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How responses are drawn. The temperature is the policy's, so that scoring uses the same."""
+
+    max_new_tokens: int
+    """Longest response, in tokens."""
+    stop_tokens: tuple[int, ...] = ()
+    """Token ids that end a response; the token itself is an action and is kept."""
+    stop_strings: tuple[str, ...] = ()
+    """Texts that end a response once it contains them; kept too. They need a tokenizer."""
+    top_k: int = 0
+    """Draw from the k likeliest tokens only; 0 is off. Evaluation only."""
+    top_p: float = 1.0
+    """Draw from the fewest likeliest tokens of this much probability; 1 is off. Evaluation only."""
+    token_budget: int = 0
+    """Most tokens, prompts and room for responses together, that are decoded at a time; 0 is no limit."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
+        if self.top_k < 0:
+            raise InputError(f"top_k is {self.top_k}; it must be 0 (off) or more.")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (off).")
+        if self.token_budget < 0:
+            raise InputError(f"token_budget is {self.token_budget}; it must be 0 (no limit) or more.")
+        if "" in self.stop_strings:
+            raise InputError("A stop string is empty; it would end every response at once.")
+
+    def require_exact(self) -> None:
+        """Refuses what training cannot use: a token outside the top has probability 0 and no log-probability."""
+        if self.top_k or self.top_p < 1:
+            raise InputError(
+                f"top_k is {self.top_k} and top_p {self.top_p}; training samples from the whole distribution "
+                "(top_k 0, top_p 1): a token that leaves the top after an update would have probability 0. "
+                "Use them in evaluation."
+            )
+
+
+class Generation(NamedTuple):
+    """Responses to N prompts; T is the longest. Cells after a response are 0.
+
+    Args:
+        tokens: `(N, T)` int64.
+        lengths: `(N,)` int64, tokens of each response, the stop token included.
+        finished: `(N,)` bool, ended by a stop token or string, not cut.
+        logprobs: `(N, T)` of each token under the distribution it was drawn from.
+        values: `(N, T)` of the state each token was chosen in.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    finished: Tensor
+    logprobs: Tensor
+    values: Tensor
+
+
+def require_context(config: Any, longest_prompt: int, max_new_tokens: int) -> None:
+    """Refuses prompts and responses that do not fit the positions of a model with this transformers config."""
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and longest_prompt + max_new_tokens > context:
+        raise InputError(
+            f"The longest prompt has {longest_prompt} tokens and max_new_tokens is {max_new_tokens}: together "
+            f"{longest_prompt + max_new_tokens}, but the model's context is {context}. Shorten one of them."
+        )
+
+
+def generate(
+    policy: CausalLM,
+    prompts: Sequence[Sequence[int]],
+    *,
+    uniforms: Tensor | None,
+    sampling: Sampling,
+    tokenizer: Any = None,
+) -> Generation:
+    """One response to each prompt.
+
+    Args:
+        uniforms: `(N, max_new_tokens)` float64 in [0, 1), one draw a token, so that responses depend on nothing else;
+            None is greedy.
+        tokenizer: Reads stop strings; needed with them only.
+    """
+    shape = (len(prompts), sampling.max_new_tokens)
+    if not all(len(prompt) > 0 for prompt in prompts):
+        raise InputError("A prompt has no tokens; give it at least one (such as the model's BOS token).")
+    if uniforms is not None and uniforms.shape != shape:
+        raise InputError(f"uniforms is {tuple(uniforms.shape)}; it must be {shape}: one draw a prompt and token.")
+    if sampling.stop_strings and tokenizer is None:
+        raise InputError("stop_strings need a tokenizer; pass the model's.")
+    sizes = [len(prompt) for prompt in prompts]
+    require_context(policy.config, max(sizes), sampling.max_new_tokens)
+    whole = _empty(policy, *shape)
+    with policy.sampling_mode():
+        for rows in _chunks(sizes, sampling):
+            index = torch.tensor(rows, device=whole.tokens.device)
+            draws = None if uniforms is None else uniforms.to(index.device)[index]
+            part = _decode(policy, [prompts[row] for row in rows], draws, sampling, tokenizer)
+            for all_rows, some in zip(whole, part, strict=True):
+                all_rows[index] = some
+    longest = int(whole.lengths.max())
+    return Generation(
+        whole.tokens[:, :longest],
+        whole.lengths,
+        whole.finished,
+        whole.logprobs[:, :longest],
+        whole.values[:, :longest],
+    )
+
+
+def _decode(
+    policy: CausalLM, prompts: Sequence[Sequence[int]], uniforms: Tensor | None, sampling: Sampling, tokenizer: Any
+) -> Generation:
+    out = _empty(policy, len(prompts), sampling.max_new_tokens)
+    tokens, mask, positions = _left_padded(prompts, out.tokens.device)
+    stops = torch.tensor(sampling.stop_tokens, dtype=torch.int64, device=tokens.device)
+    cache = policy.new_cache()
+    rows = torch.arange(len(prompts), device=tokens.device)
+    alive = torch.ones_like(rows, dtype=torch.bool)
+    for step in range(sampling.max_new_tokens):
+        state = policy.step(tokens, mask, positions, cache)
+        draws = None if uniforms is None else uniforms[rows, step]
+        chosen, logprobs = choose(state.logits, draws, temperature=policy.temperature, sampling=sampling)
+        out.tokens[rows, step] = chosen * alive
+        out.logprobs[rows, step] = logprobs * alive
+        out.values[rows, step] = state.values * alive
+        out.lengths[rows] += alive
+        ended = alive & (chosen.unsqueeze(1) == stops).any(dim=1)
+        if sampling.stop_strings:
+            ended |= alive & _holds_stop(out.tokens[rows, : step + 1], alive, sampling.stop_strings, tokenizer)
+        out.finished[rows] |= ended
+        alive = alive & ~ended
+        living = int(alive.sum())
+        if living == 0:
+            break
+        tokens, positions = chosen.unsqueeze(1), positions[:, -1:] + 1
+        mask = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        # Dropping copies the cache, as each step does too: not for every row that ends.
+        if len(rows) - living > len(rows) // 8:
+            kept = alive.nonzero().squeeze(1)
+            cache.batch_select_indices(kept)
+            rows, alive, tokens, positions = rows[kept], alive[kept], tokens[kept], positions[kept]
+            mask = None if mask is None else mask[kept]
+    if policy.critic_trunk is not None:
+        inputs = response_inputs(prompts, out.tokens, out.lengths)
+        out.values.copy_(spread(policy.critic_values(inputs), inputs["actions"]))
+    return out
+
+
+def choose(logits: Tensor, uniforms: Tensor | None, *, temperature: float, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """A token from each row of `logits` (B, V), and its log-probability; the likeliest if `uniforms` (B,) is None."""
+    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    if sampling.top_k or sampling.top_p < 1:
+        scaled = _truncated(scaled, sampling)
+    logprobs = scaled.log_softmax(dim=-1)
+    tokens = logits.argmax(dim=-1) if uniforms is None else inverse_cdf(logprobs.exp(), uniforms)
+    return tokens, logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1)
+
+
+def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """`(B,)` draws from the rows of `probabilities` (B, V): the first token whose cumulated probability exceeds
+    uniform * total, so never one of probability 0."""
+    cdf = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    total = cdf[:, -1:]
+    # A uniform next to 1 may round up to the total, which nothing exceeds.
+    target = torch.minimum(uniforms.unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cdf, target, right=True).squeeze(1)
+
+
+def _truncated(logits: Tensor, sampling: Sampling) -> Tensor:
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.softmax(dim=-1)
+    out = probabilities.cumsum(dim=-1) - probabilities >= sampling.top_p
+    if sampling.top_k:
+        out[:, sampling.top_k :] = True
+    return logits.masked_fill(torch.zeros_like(out).scatter_(1, order, out), -torch.inf)
+
+
+def _holds_stop(tokens: Tensor, alive: Tensor, stop_strings: Sequence[str], tokenizer: Any) -> Tensor:
+    """Whether the latest token of each living row has completed a stop string."""
+    # A token is at least one byte of text, so the end of the response is enough; one more keeps a leading space.
+    window = max(len(text.encode()) for text in stop_strings) + 1
+    texts = tokenizer.batch_decode(tokens[alive, -window:].tolist(), clean_up_tokenization_spaces=False)
+    holds = torch.zeros_like(alive)
+    holds[alive] = torch.tensor([any(stop in text for stop in stop_strings) for text in texts], device=alive.device)
+    return holds
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Tokens, attention mask (None if nothing is padded) and position ids, each `(B, P)`."""
+    width = max(len(prompt) for prompt in prompts)
+    tokens = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    padding = torch.tensor([width - len(prompt) for prompt in prompts], device=device).unsqueeze(1)
+    positions = torch.arange(width, device=device) - padding
+    mask = positions >= 0 if min(len(prompt) for prompt in prompts) < width else None
+    return tokens, mask, positions.clamp(min=0)
+
+
+def _chunks(sizes: Sequence[int], sampling: Sampling) -> list[list[int]]:
+    """Prompts decoded together: all, or as many of like length as the token budget allows, at least one."""
+    if sampling.token_budget == 0:
+        return [list(range(len(sizes)))]
+    chunks: list[list[int]] = []
+    for row in sorted(range(len(sizes)), key=lambda row: -sizes[row]):
+        # The first of a chunk is its longest.
+        if chunks and (len(chunks[-1]) + 1) * (sizes[chunks[-1][0]] + sampling.max_new_tokens) <= sampling.token_budget:
+            chunks[-1].append(row)
+        else:
+            chunks.append([row])
+    return chunks
+
+
+def _empty(policy: CausalLM, rows: int, steps: int) -> Generation:
+    device, dtype = policy.device, torch.promote_types(policy.dtype, torch.float32)
+    return Generation(
+        tokens=torch.zeros(rows, steps, dtype=torch.int64, device=device),
+        lengths=torch.zeros(rows, dtype=torch.int64, device=device),
+        finished=torch.zeros(rows, dtype=torch.bool, device=device),
+        logprobs=torch.zeros(rows, steps, dtype=dtype, device=device),
+        values=torch.zeros(rows, steps, dtype=dtype, device=device),
+    )

@@ -1,0 +1,134 @@
+"""What scoring and sampling need to know of a transformers causal LM: its parts, its randomness, what it allows."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import NewGELUActivation
+
+from rlhf.errors import InputError
+from rlhf.lm.packing import packed
+
+Model = PreTrainedModel | PeftModel
+# Of the largest number compared. Rounding gives 1e-6, another sequence's tokens or a soft cap far more.
+_TOLERANCE = 1e-4
+
+
+class Abilities(NamedTuple):
+    """What a few random tokens have shown of a model.
+
+    Args:
+        packs: Restarting position ids keep packed sequences apart, so a row may hold several.
+        plain_head: The logits are the LM head's matrix times the hidden states and nothing more (no soft cap, no
+            scale), so they need not be held whole.
+        width: Size of a hidden state.
+    """
+
+    packs: bool
+    plain_head: bool
+    width: int
+
+
+def base_of(model: Model) -> PreTrainedModel:
+    """The transformers model itself; adapters are inside it."""
+    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
+
+
+def trunk_of(model: Model) -> PreTrainedModel:
+    """The model without its head: tokens to hidden states."""
+    base = base_of(model)
+    if base.base_model is base:
+        raise InputError(f"{type(base).__name__} has no trunk apart from its head; use another model class.")
+    return cast(PreTrainedModel, base.base_model)
+
+
+def head_of(model: Model) -> Any:
+    """The module that turns hidden states into logits."""
+    head = base_of(model).get_output_embeddings()
+    if head is None:
+        raise InputError(f"{type(base_of(model)).__name__} has no LM head; use a causal language model.")
+    return head
+
+
+def prepare(model: nn.Module) -> list[tuple[Any, dict[str, float]]]:
+    """Makes passes in training mode deterministic; returns each config with the dropout it had, to be saved again.
+
+    Every dropout probability becomes 0, in modules and in configs that are read while running. (Evaluation mode would
+    do it too, but disables gradient checkpointing.) GPT-2's GELU gives way to the same function as one kernel.
+    """
+    configs: list[Any] = []
+    for module in model.modules():
+        for name in [name for name, value in vars(module).items() if _is_random(name, value)]:
+            setattr(module, name, 0.0)
+        if "Dropout" in type(module).__name__ and hasattr(module, "p"):
+            module.p = 0.0  # type: ignore[assignment]
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+        if isinstance(module, PreTrainedModel):
+            # Their padding check guesses from token ids; ours are kept apart by position ids and lengths.
+            module.warn_if_padding_and_no_attention_mask = _no_warning  # type: ignore[method-assign]
+            if not any(config is module.config for config in configs):
+                configs.append(module.config)
+    original = [(config, {k: v for k, v in vars(config).items() if _is_random(k, v)}) for config in configs]
+    for config, dropout in original:
+        vars(config).update(dict.fromkeys(dropout, 0.0))
+    return original
+
+
+def probe(model: Model) -> Abilities:
+    """Tries packing and the head on ten random tokens; torch's global generator is left as it was."""
+    trunk, head, base = trunk_of(model), head_of(model), base_of(model)
+    tokens, lengths = _probe_tokens(base.config.get_text_config().vocab_size, base.device)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        packs, hidden = _packs(trunk, tokens, lengths)
+        logits = base(input_ids=tokens[:1], use_cache=False).logits
+        # An adapter on the head, even one that adds nothing yet, is more than its matrix.
+        plain_head = type(head) is nn.Linear and _close(F.linear(hidden, head.weight, head.bias), logits)
+    return Abilities(packs, plain_head, hidden.shape[-1])
+
+
+def probe_trunk(trunk: PreTrainedModel) -> tuple[bool, int]:
+    """Whether a trunk without a head packs, and its width."""
+    tokens, lengths = _probe_tokens(trunk.config.get_text_config().vocab_size, trunk.device)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        packs, hidden = _packs(trunk, tokens, lengths)
+    return packs, hidden.shape[-1]
+
+
+def _packs(trunk: nn.Module, tokens: Tensor, lengths: Tensor) -> tuple[bool, Tensor]:
+    """Whether the trunk says of packed sequences what it says of each alone; and the first one's hidden states."""
+    alone = [_hidden(trunk, row[None, :length]) for row, length in zip(tokens, lengths.tolist(), strict=True)]
+    if not torch.equal(alone[0], _hidden(trunk, tokens[:1])):
+        raise InputError(f"{type(trunk).__name__} is random in training mode even with every dropout set to 0.")
+    layout = packed(tokens, lengths)
+    together = _hidden(trunk, layout.tokens, layout.position_ids).flatten(0, 1)
+    pairs = zip(alone, layout.starts.tolist(), lengths.tolist(), strict=True)
+    return all(_close(one[0], together[start : start + length]) for one, start, length in pairs), alone[0]
+
+
+def _hidden(trunk: nn.Module, tokens: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    return trunk(input_ids=tokens, position_ids=position_ids, use_cache=False).last_hidden_state
+
+
+def _probe_tokens(vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Three sequences that pack into two rows: several rows, and several sequences in one of them."""
+    tokens = torch.randint(vocab_size, (3, 5), generator=torch.Generator().manual_seed(0))
+    return tokens.to(device), torch.tensor([5, 3, 2], device=device)
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    return bool((ours - theirs).abs().max() <= _TOLERANCE * theirs.abs().max())
+
+
+def _is_random(name: str, value: object) -> bool:
+    return isinstance(value, float) and value > 0 and ("drop" in name or "jitter" in name)
+
+
+def _no_warning(*_: object) -> None:
+    pass

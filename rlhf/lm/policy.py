@@ -1,0 +1,236 @@
+"""A causal language model as a policy: its head scores tokens, a value head scores the states they are taken in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from peft.utils import load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, Cache, DynamicCache, PretrainedConfig, PreTrainedModel
+
+from rlhf.errors import InputError
+from rlhf.lm.model import Abilities, Model, base_of, head_of, prepare, probe, probe_trunk, trunk_of
+from rlhf.lm.reference import freeze_adapter, freeze_copy, reference_adapter
+from rlhf.lm.scoring import action_states, hidden_and_logits, lay_out, run, score, spread
+from rlhf.rollout import PolicyOutput
+
+_VALUE_HEAD = "value_head.safetensors"
+
+
+class Step(NamedTuple):
+    """What a policy says after the last token of each row: `hidden` (B, d), `logits` (B, V), `values` (B,)."""
+
+    hidden: Tensor
+    logits: Tensor
+    values: Tensor
+
+
+class CausalLM(nn.Module):
+    """A transformers causal LM (or a peft model around one) with a value head.
+
+    Training and scoring go through `forward`. Sampling and scoring alike use softmax(logits / temperature); values do
+    not. The value head starts at 0 everywhere. Dropout is off, so training mode is deterministic and gradient
+    checkpointing stays on.
+
+    Args:
+        temperature: Above 0; may be set later (cloning uses 1).
+        critic: "shared": the value head reads the policy's own hidden states; "separate": those of a copy of its
+            trunk, or of the trunk given here; "none": values are 0.
+        reference_dtype: Of a frozen copy of the model; None is the model's own.
+    """
+
+    memoryless = False
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        temperature: float,
+        critic: str | PreTrainedModel,
+        reference_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise InputError(
+                f"temperature is {temperature}; it must be above 0 (greedy evaluation needs no temperature)."
+            )
+        self.temperature = temperature
+        self.reference_dtype = reference_dtype
+        self.model = model
+        self._dropout = prepare(model)
+        self.abilities: Abilities = probe(model)
+        self.critic_trunk, self._critic_packs, width = self._build_critic(critic)
+        self.value_head = None
+        if critic != "none":
+            self.value_head = nn.Linear(width, 1, device=base_of(model).device, dtype=base_of(model).dtype)
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
+        # A tuple hides the frozen copy from parameters(), state_dict() and the wrappers of distributed training.
+        self._frozen: tuple[Any, ...] = ()
+        self._reference: str | None = None
+        self.train()
+
+    def _build_critic(self, critic: str | PreTrainedModel) -> tuple[PreTrainedModel | None, bool, int]:
+        if isinstance(critic, str) and critic in ("shared", "none"):
+            return None, False, self.abilities.width
+        if isinstance(critic, str) and critic != "separate":
+            raise InputError(f"critic is {critic!r}; choose shared, separate or none.")
+        if isinstance(critic, str):
+            if isinstance(self.model, PeftModel):
+                raise InputError(
+                    "A separate critic beside an adapter needs a trunk of its own: load_policy gives it one."
+                )
+            critic = copy.deepcopy(trunk_of(self.model))
+        prepare(critic.requires_grad_(True))
+        return critic, *probe_trunk(critic)
+
+    def forward(self, inputs: dict[str, Tensor]) -> PolicyOutput:
+        """Scores the actions of `inputs` (see `scoring.score`); zeros in cells without an action."""
+        scores = score(self.model, self.abilities, inputs, temperature=self.temperature)
+        values = self.critic_values(inputs) if self.critic_trunk is not None else self._value(scores.hidden)
+        actions = inputs["actions"]
+        return PolicyOutput(*(spread(each, actions) for each in (scores.logprobs, values, scores.entropy)))
+
+    def critic_values(self, inputs: dict[str, Tensor]) -> Tensor:
+        """`(N,)` values of the actions' states by the separate critic."""
+        assert self.critic_trunk is not None
+        layout = lay_out(inputs, self._critic_packs)
+        index, _ = action_states(inputs, layout)
+        return self._value(run(self.critic_trunk, layout, index))
+
+    def _value(self, hidden: Tensor) -> Tensor:
+        if self.value_head is None:
+            return hidden.new_zeros(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
+
+    def step(self, tokens: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Cache) -> Step:
+        """Reads `tokens` (B, Q) after what `cache` holds. Values of a separate critic are left at 0."""
+        inputs = {
+            "input_ids": tokens,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        if self.abilities.plain_head:
+            hidden = trunk_of(self.model)(**inputs).last_hidden_state[:, -1]
+            logits = head_of(self.model)(hidden)
+        else:
+            last = torch.arange(1, len(tokens) + 1, device=tokens.device) * tokens.shape[1] - 1
+            hidden, logits = hidden_and_logits(self.model, last, **inputs)
+        if self.critic_trunk is not None:
+            return Step(hidden, logits, hidden.new_zeros(len(hidden)))
+        return Step(hidden, logits, self._value(hidden))
+
+    def new_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.config)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return base_of(self.model).config
+
+    @property
+    def device(self) -> torch.device:
+        return base_of(self.model).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return base_of(self.model).dtype
+
+    @contextmanager
+    def sampling_mode(self) -> Iterator[None]:
+        """No gradients, and evaluation mode: gradient checkpointing would drop the cache in training mode."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.train(training)
+
+    def make_reference(self) -> None:
+        """From now on the reference is the model as it is at this moment; it never moves with training.
+
+        A copy of the model, or of its adapter; nothing is copied while the adapter still adds nothing.
+        """
+        if isinstance(self.model, PeftModel):
+            self._reference = "adapter" if freeze_adapter(self.model) else "base"
+        else:
+            self._reference = "copy"
+            self._frozen = (freeze_copy(self.model, self.reference_dtype),)
+
+    @torch.no_grad()
+    def reference_logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
+        """`(B, T)` log-probabilities of the actions under the reference, at the policy's temperature."""
+        assert self._reference is not None, "call make_reference() first"
+        if self._reference == "copy":
+            (frozen,) = self._frozen
+            frozen.to(inputs["tokens"].device)
+            scores = score(frozen, self.abilities, inputs, temperature=self.temperature)
+        else:
+            assert isinstance(self.model, PeftModel)
+            with reference_adapter(self.model, kept=self._reference == "adapter") as model:
+                scores = score(model, self.abilities, inputs, temperature=self.temperature)
+        return spread(scores.logprobs, inputs["actions"])
+
+    def save(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Writes the whole policy, exactly: `folder/model` (loads with plain transformers or peft) and the critic.
+
+        Args:
+            state_dict: The gathered weights (`accelerator.get_state_dict`) where this process holds only a part.
+        """
+
+        def part(name: str) -> dict[str, Tensor] | None:
+            prefix = f"{name}."
+            if state_dict is None:
+                return None
+            return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+
+        with self._original_dropout():
+            if isinstance(self.model, PeftModel):
+                self.model.save_pretrained(
+                    str(folder / "model"), state_dict=part("model"), selected_adapters=["default"]
+                )
+            else:
+                self.model.save_pretrained(folder / "model", state_dict=part("model"))
+        if self.critic_trunk is not None:
+            self.critic_trunk.save_pretrained(folder / "critic", state_dict=part("critic_trunk"))
+        if self.value_head is not None:
+            weights = part("value_head") or self.value_head.state_dict()
+            save_file({name: tensor.contiguous().cpu() for name, tensor in weights.items()}, folder / _VALUE_HEAD)
+
+    def load(self, folder: Path) -> None:
+        """Reads in place what `save` wrote."""
+        if isinstance(self.model, PeftModel):
+            weights = load_peft_weights(str(folder / "model"), device="cpu")
+            set_peft_model_state_dict(self.model, weights, adapter_name="default")
+        else:
+            saved = type(self.model).from_pretrained(folder / "model", dtype=self.model.dtype)
+            self.model.load_state_dict(saved.state_dict())
+        if self.critic_trunk is not None:
+            saved = AutoModel.from_pretrained(folder / "critic", dtype=self.critic_trunk.dtype)
+            self.critic_trunk.load_state_dict(saved.state_dict())
+        self.load_value_head(folder)
+
+    def load_value_head(self, folder: Path) -> None:
+        if self.value_head is not None:
+            self.value_head.load_state_dict(load_file(folder / _VALUE_HEAD))
+
+    @contextmanager
+    def _original_dropout(self) -> Iterator[None]:
+        zeroed = [(config, {name: vars(config)[name] for name in dropout}) for config, dropout in self._dropout]
+        for config, dropout in self._dropout:
+            vars(config).update(dropout)
+        try:
+            yield
+        finally:
+            for config, dropout in zeroed:
+                vars(config).update(dropout)

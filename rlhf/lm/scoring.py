@@ -1,0 +1,102 @@
+"""How a causal LM scores actions that were already taken: one pass, the head on action positions only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.lm.logprobs import head_logprobs, logits_logprobs
+from rlhf.lm.model import Abilities, Model, base_of, head_of, trunk_of
+from rlhf.lm.packing import Layout, packed, padded
+
+
+class Scores(NamedTuple):
+    """Of the N actions, row by row.
+
+    Args:
+        hidden: `(N, d)`, the state each action was taken in: the trunk's output one position before it.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    hidden: Tensor
+
+
+def score(model: Model, abilities: Abilities, inputs: dict[str, Tensor], *, temperature: float) -> Scores:
+    """Log-probability and entropy of each action under softmax(logits / temperature), and its state.
+
+    Args:
+        inputs: `tokens` (B, S) right-padded, `lengths` (B,), `actions` (B, T): each action's index in S, or 0.
+    """
+    layout = lay_out(inputs, abilities.packs)
+    index, targets = action_states(inputs, layout)
+    if abilities.plain_head:
+        head = head_of(model)
+        hidden = run(trunk_of(model), layout, index)
+        return Scores(*head_logprobs(hidden, head.weight, head.bias, targets, temperature=temperature), hidden)
+    hidden, logits = hidden_and_logits(
+        model, index, input_ids=layout.tokens, position_ids=layout.position_ids, use_cache=False
+    )
+    return Scores(*logits_logprobs(logits, targets, temperature=temperature), hidden)
+
+
+def lay_out(inputs: dict[str, Tensor], packs: bool) -> Layout:
+    return (packed if packs else padded)(inputs["tokens"], inputs["lengths"])
+
+
+def action_states(inputs: dict[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
+    """Where in the flattened rows each action's state is, and the action's token; `(N,)`, row by row."""
+    actions = inputs["actions"]
+    taken = actions > 0
+    index = (layout.starts.unsqueeze(1) + actions - 1)[taken]
+    return index, inputs["tokens"].gather(1, actions)[taken]
+
+
+def run(trunk: nn.Module, layout: Layout, index: Tensor) -> Tensor:
+    """Hidden states `(N, d)` at `index` of the flattened rows."""
+    hidden = trunk(input_ids=layout.tokens, position_ids=layout.position_ids, use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1).index_select(0, index)
+
+
+def hidden_and_logits(model: Model, index: Tensor, **inputs: object) -> tuple[Tensor, Tensor]:
+    """Hidden states `(N, d)` and logits `(N, V)` at `index` of the flattened rows, for heads that do more than
+    multiply by a matrix: the whole model runs, but its head is shown these positions only."""
+    seen: list[Tensor] = []
+
+    def select(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        seen.append(args[0].flatten(0, 1).index_select(0, index))
+        return (seen[0].unsqueeze(0),)
+
+    hook = head_of(model).register_forward_pre_hook(select)
+    try:
+        logits = base_of(model)(**inputs).logits
+    finally:
+        hook.remove()
+    return seen[0], logits.squeeze(0)
+
+
+def spread(values: Tensor, actions: Tensor) -> Tensor:
+    """`(N,)` numbers of the actions as `(B, T)`, zeros where there is none."""
+    return values.new_zeros(actions.shape).masked_scatter(actions > 0, values)
+
+
+def response_inputs(prompts: Sequence[Sequence[int]], responses: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    """What a policy needs to score responses: each right after its prompt, each of its tokens an action.
+
+    Args:
+        responses: `(B, T)` token ids, of which the first `lengths` (B,) are real.
+    """
+    device = responses.device
+    sizes = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    starts = sizes.unsqueeze(1)
+    steps = torch.arange(responses.shape[1], device=device)
+    real = steps < lengths.unsqueeze(1)
+    width = int((sizes + lengths).max())
+    rows = [list(prompt) + [0] * (width - len(prompt)) for prompt in prompts]
+    tokens = torch.tensor(rows, device=device)
+    places = starts + steps  # (B, T)
+    tokens[torch.arange(len(rows), device=device).unsqueeze(1).expand_as(places)[real], places[real]] = responses[real]
+    return {"tokens": tokens, "lengths": sizes + lengths, "actions": places.masked_fill(~real, 0)}
