@@ -1,0 +1,54 @@
+"""From the command line to a recipe's `main`, and from its errors to an exit status."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+import torch
+import tyro
+
+from rlhf.errors import InputError
+from rlhf.rollout import NonFiniteError
+from rlhf.runs.stop import Stopped
+
+C = TypeVar("C")
+
+
+def launch(main: Callable[[C], object], config: type[C]) -> NoReturn:
+    """Parses the command line into `config` and runs `main` with it; the docstring of main's file is the help.
+
+    The exit status is 0; 1 with a traceback if user code raised; 2 for bad input; 3 if a number was not finite;
+    143 or 130 if SIGTERM or Ctrl-C stopped it.
+    """
+    first = os.environ.get("RANK", "0") == "0"
+    description = inspect.getdoc(inspect.getmodule(main))
+    status = _run(main, tyro.cli(config, description=description, console_outputs=first))
+    # Ranks that failed alone must not wait for the others here.
+    if status == 0 and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    sys.exit(status)
+
+
+def _run(main: Callable[[C], object], config: C) -> int:
+    try:
+        main(config)
+    except InputError as error:
+        return _say(f"error: {error}", 2)
+    except NonFiniteError as error:
+        return _say(f"training stopped: {error} The last good checkpoint is kept.", 3)
+    except Stopped as stopped:
+        return _say(f"{stopped}; --resume continues from here.", stopped.status)
+    except KeyboardInterrupt:
+        return _say("interrupted; --resume continues from the last checkpoint.", 130)
+    return 0
+
+
+def _say(message: str, status: int) -> int:
+    """Prints on every rank, since one may fail alone; which one it was is said on all but the first."""
+    rank = os.environ.get("RANK", "0")
+    print(message if rank == "0" else f"[rank {rank}] {message}", file=sys.stderr, flush=True)
+    return status

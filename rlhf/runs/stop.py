@@ -1,0 +1,64 @@
+"""Stopping in good order: SIGTERM and Ctrl-C become a question the loop asks after each update."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+
+from rlhf.reduce import global_max
+
+
+class Stopped(Exception):
+    """The run was asked to stop and did, after saving; `status` is the exit status the shell expects."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+class StopSignals:
+    """While entered, SIGTERM and the first Ctrl-C only set a flag; the second Ctrl-C interrupts at once."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._received = 0
+        self._agreed = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        # Python lets only the main thread handle signals; in any other one nobody asks us to stop.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def requested(self) -> bool:
+        """Whether any rank was asked to stop; every rank must call this, and all get the same answer."""
+        received = torch.tensor(self._received, device=self._accelerator.device)
+        self._agreed = int(global_max(self._accelerator, received))
+        return self._agreed != 0
+
+    def stop(self) -> NoReturn:
+        """Raises Stopped for the signal on which the ranks agreed."""
+        raise Stopped(self._agreed)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._received = number
+        if self._accelerator.is_main_process:
+            # A handler may run in the middle of a print, so it writes past the buffers.
+            again = " Ctrl-C again stops at once." if number == signal.SIGINT else ""
+            os.write(2, f"\nStopping after this update.{again}\n".encode())

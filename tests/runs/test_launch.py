@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from rlhf.errors import InputError
+from rlhf.rollout import NonFiniteError
+from rlhf.runs.launch import launch
+from rlhf.runs.stop import Stopped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested:
+    """The inner part."""
+
+    learning_rate: float = 1e-3
+    """Step size at the start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The outer part."""
+
+    inner: Nested = Nested()
+    updates: int = 3
+    """Updates in all."""
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise InputError(f"updates is {self.updates}; it must be at least 1.")
+
+
+def outcome(monkeypatch, main, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["recipe.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        launch(main, Config)
+    return ended.value.code
+
+
+def test_launch_hands_over_the_parsed_config(monkeypatch):
+    seen = []
+    assert outcome(monkeypatch, seen.append, "--inner.learning-rate", "0.5", "--updates", "7") == 0
+    assert seen == [Config(inner=Nested(learning_rate=0.5), updates=7)]
+
+
+def raiser(error: BaseException):
+    def main(config: Config) -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (InputError("the folder is full."), 2, "error: the folder is full.\n"),
+        (NonFiniteError("loss is nan."), 3, "training stopped: loss is nan. The last good checkpoint is kept.\n"),
+        (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM; --resume continues from here.\n"),
+        (Stopped(signal.SIGINT), 130, "stopped by SIGINT; --resume continues from here.\n"),
+        (KeyboardInterrupt(), 130, "interrupted; --resume continues from the last checkpoint.\n"),
+    ],
+)
+def test_launch_turns_errors_into_one_line_and_a_status(monkeypatch, capsys, error, status, message):
+    assert outcome(monkeypatch, raiser(error)) == status
+    assert capsys.readouterr().err == message
+
+
+def test_launch_lets_errors_of_user_code_through(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["recipe.py"])
+    with pytest.raises(ZeroDivisionError):
+        launch(raiser(ZeroDivisionError()), Config)
+
+
+def test_launch_names_the_rank_that_failed(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "3")
+    assert outcome(monkeypatch, raiser(InputError("bad row."))) == 2
+    assert capsys.readouterr().err == "[rank 3] error: bad row.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--inner.learning-rte", "1"], "--inner.learning-rate"),
+        (["--updates", "many"], "many"),
+        (["--updates", "0"], "updates is 0; it must be at least 1."),
+    ],
+)
+def test_launch_explains_bad_options(monkeypatch, capsys, arguments, message):
+    assert outcome(monkeypatch, raiser(AssertionError()), *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_launch_complains_on_the_first_rank_only(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    assert outcome(monkeypatch, raiser(AssertionError()), "--nothing") == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_help_shows_the_recipe_and_every_field(monkeypatch, capsys):
+    assert outcome(monkeypatch, print, "--help") == 0
+    shown = capsys.readouterr().out
+    assert "Step size at the start." in shown
+    assert "Updates in all." in shown
+
+
+SCRIPT = '''
+"""What this script is for."""
+import time
+from dataclasses import dataclass
+from accelerate import Accelerator
+from rlhf.runs.launch import launch
+from rlhf.runs.stop import StopSignals
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Nothing."""
+
+def main(config):
+    with StopSignals(Accelerator(cpu=True)) as signals:
+        print("ready", flush=True)
+        while True:
+            time.sleep(0.01)
+            if signals.requested():
+                signals.stop()
+
+if __name__ == "__main__":
+    launch(main, Config)
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signalled_script_exits_with_the_status_of_its_signal(tmp_path, number, status):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "--resume continues" in errors
+    assert "Traceback" not in errors
