@@ -163,12 +163,8 @@ def load_policy(folder: Path) -> ControlPolicy:
     policy = ControlPolicy(
         Spaces(**_with_tuples(description["spaces"])), PolicyConfig(**_with_tuples(description["config"])), seed=0
     )
-    dtype = _read_tensors(folder)["actor.0.weight"].dtype
-    # The normaliser's moments stay float64 whatever the weights are.
-    policy.actor.to(dtype)
-    policy.critic.to(dtype)
-    if not policy.spaces.num_actions:
-        policy.log_std.data = policy.log_std.data.to(dtype)
+    if _read_tensors(folder)["actor.0.weight"].dtype == torch.float64:
+        policy.double()
     policy.load(folder)
     return policy
 

@@ -1,0 +1,28 @@
+"""Two processes (gloo) collect, normalise, evaluate and demonstrate what one does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tests.test_distributed import run
+
+
+def test_two_processes_act_as_one(tmp_path: Path) -> None:
+    script = "tests/control/two_processes.py"
+    one = run(script, tmp_path / "one", processes=1)
+    two = run(script, tmp_path / "two", processes=2)
+    assert (one["num_processes"], two["num_processes"]) == (1, 2)
+    np.testing.assert_allclose(_numbers(two["metrics"]), _numbers(one["metrics"]), rtol=1e-9)
+    np.testing.assert_allclose(_numbers(two["rows"]), _numbers(one["rows"]), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(_numbers(two["moments"]), _numbers(one["moments"]), rtol=1e-9)
+    assert two["evaluation"] == one["evaluation"]
+    assert two["replayed"] == [sample["return"] for sample in one["evaluation"]["samples"]]
+    assert two["demonstrated"] == one["demonstrated"]
+
+
+def _numbers(nested: object) -> list[float]:
+    if isinstance(nested, dict):
+        nested = list(nested.values())
+    return [x for item in nested for x in _numbers(item)] if isinstance(nested, list) else [float(nested)]  # type: ignore[arg-type]
