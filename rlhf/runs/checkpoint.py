@@ -52,7 +52,7 @@ def latest_checkpoint(root: Path) -> Path | None:
     Raises:
         InputError: There are checkpoints, and all are damaged.
     """
-    _remove_leftovers(root)
+    remove_leftovers(root)
     reports: list[str] = []
     for folder in reversed(_checkpoints(root)):
         try:
@@ -114,6 +114,15 @@ def verify_folder(folder: Path) -> None:
             raise Damaged(f"{folder} is damaged: the content of {name} is not what {MANIFEST} says (sha256 differs).")
 
 
+def remove_leftovers(root: Path) -> None:
+    """Removes what a kill left half written, or half removed."""
+    for path in root.glob(f"{TEMPORARY}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes or replaces a JSON file in one piece."""
     temporary = path.with_name(TEMPORARY + path.name)
@@ -161,14 +170,6 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _remove_leftovers(root: Path) -> None:
-    for path in root.glob(f"{TEMPORARY}*"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _sha256(path: Path) -> str:

@@ -1,0 +1,124 @@
+"""The door through which a folder becomes a run or goes on being one; nothing is changed before it is passed."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+import warnings
+from collections.abc import Collection, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from rlhf.errors import InputError
+from rlhf.runs.checkpoint import TEMPORARY, write_json
+
+PACKAGES = ("rlhf", "torch", "transformers", "accelerate", "datasets", "peft", "gymnasium", "safetensors", "numpy")
+# Where a run is kept and whether it goes on say nothing about what it computes.
+NOT_COMPARED = ("resume", "output_dir")
+
+
+def enter(
+    folder: Path, config: dict[str, Any], *, resume: bool, extendable: Collection[str], accelerator: Accelerator
+) -> None:
+    """Makes `folder` a run with this configuration and the versions at hand, or lets it go on.
+
+    Raises:
+        InputError: The folder holds another run, or none to resume.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output-dir {folder} is a file; name a folder.")
+    # What a run that was killed on its way through this door may have left does not count.
+    harmless = (f"{TEMPORARY}versions.json", f"{TEMPORARY}config.json", "versions.json")
+    there = folder.is_dir() and any(path.name not in harmless for path in folder.iterdir())
+    started = (folder / "config.json").exists()
+    if resume and not started:
+        raise InputError(f"there is no run in {folder} to resume; leave out --resume to start one.")
+    if there and not resume:
+        what = "already holds another run; --resume continues it," if started else "is not empty and holds no run;"
+        raise InputError(f"{folder} {what} another --output-dir starts anew.")
+    versions = _versions(accelerator)
+    if resume:
+        _compare(folder, config, extendable)
+        _warn_of_new_versions(folder, versions)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The configuration last: a folder that has one is a run.
+    write_json(folder / "versions.json", versions)
+    write_json(folder / "config.json", config)
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A configuration as JSON values."""
+    return {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted name; a list is a leaf, shown as JSON."""
+    leaves: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            leaves |= flatten(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = json.dumps(value) if isinstance(value, list | dict) else value
+    return leaves
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.name
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
+
+
+def _compare(folder: Path, config: dict[str, Any], extendable: Collection[str]) -> None:
+    old = flatten(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    new = flatten(config)
+    changes = []
+    for name in [*old, *(name for name in new if name not in old)]:
+        before, after = old.get(name, "(absent)"), new.get(name, "(absent)")
+        if before == after or name.split(".")[0] in NOT_COMPARED:
+            continue
+        if name not in extendable:
+            changes.append(f"  {name}: {before} -> {after}")
+        elif not (isinstance(before, int | float) and isinstance(after, int | float) and after > before):
+            changes.append(f"  {name}: {before} -> {after} (it may only grow)")
+    if changes:
+        raise InputError(
+            f"{folder} was started with another configuration:\n" + "\n".join(changes) + "\n"
+            "Resume with the old values, or start anew with another --output-dir."
+        )
+
+
+def _versions(accelerator: Accelerator) -> dict[str, str | int]:
+    """Everything outside the configuration on which the last bits of a number depend."""
+    cuda = accelerator.device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(accelerator.device) if cuda else accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _warn_of_new_versions(folder: Path, versions: dict[str, str | int]) -> None:
+    old = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
+    changes = [f"{name} {old.get(name)} -> {now}" for name, now in versions.items() if old.get(name) != now]
+    if changes:
+        warnings.warn(
+            f"{folder} goes on with {', '.join(changes)}; its numbers will not be bitwise those of a run that "
+            "was never interrupted.",
+            stacklevel=2,
+        )

@@ -1,0 +1,151 @@
+"""Metrics and samples as lines of JSON, the source of truth of a run; and what the console shows of them."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from rlhf.rollout import NonFiniteError
+
+# What the console shows: a heading and the metrics it may come from, of which the first that was logged counts.
+COLUMNS = {
+    "score": ("score_mean", "return_mean"),
+    "eval": ("eval_score_mean", "eval_return_mean"),
+    "loss": ("negative_log_likelihood", "loss"),
+    "KL to ref": ("kl_ref_k3",),
+    "KL of step": ("approx_kl_k3",),
+    "entropy": ("entropy",),
+    "steps/s": ("steps_per_second",),
+}
+ROWS_SHOWN = 8
+SECONDS_BETWEEN_LINES = 1.0
+
+
+class Lines:
+    """A file of one JSON object a line, closed after every write, so that a kill loses no line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Writes the records, or none of them.
+
+        Raises:
+            ValueError: A record is not JSON; NaN and infinity are not.
+        """
+        content = "".join(_line(record, self.path) for record in records)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(content)
+
+    def offset(self) -> int:
+        """The size in bytes, all of them on the disk."""
+        if not self.path.exists():
+            return 0
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+
+    def truncate(self, offset: int) -> None:
+        """Forgets what was written after `offset`; the file must be at least as long."""
+        if self.path.exists():
+            os.truncate(self.path, offset)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All records of a file of lines; none if it does not exist. A last line cut by a kill is left out."""
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.split("\n") if line]
+
+
+def check_row(row: Mapping[str, Any]) -> None:
+    """Metrics are finite plain numbers under string names.
+
+    Raises:
+        ValueError: A value is something else, say a tensor.
+        NonFiniteError: A value is NaN or infinite.
+    """
+    for name, value in row.items():
+        if not isinstance(name, str) or not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"metric {name!r} is {value!r}, a {type(value).__name__}; metrics are int or float.")
+        if not math.isfinite(value):
+            raise NonFiniteError(f"metric {name} is {value} at update {row.get('update')}.")
+
+
+class Display:
+    """The newest rows and how far the run is: a live table on a terminal, else a line at most every second."""
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self._title = title
+        self._console = console or Console()
+        self._rows: deque[dict[str, str]] = deque(maxlen=ROWS_SHOWN)
+        self._start: tuple[float, int] | None = None
+        self._last = -math.inf
+        self._live: Live | None = None
+
+    def show(self, row: Mapping[str, float], target: int) -> None:
+        """Shows a row of metrics; `target` is the update at which the phase ends."""
+        now, update = time.monotonic(), int(row["update"])
+        if self._start is None:
+            self._start = (now, update)
+        first_time, first_update = self._start
+        cells = {"update": f"{update}/{target}", "steps": f"{int(row.get('steps', 0)):,}"}
+        for heading, names in COLUMNS.items():
+            name = next((name for name in names if name in row), None)
+            if name is not None:
+                cells[heading] = f"{row[name]:,.0f}" if heading == "steps/s" else f"{row[name]:.4g}"
+        if first_update < update < target:
+            cells["left"] = _duration((now - first_time) / (update - first_update) * (target - update))
+        self._rows.append(cells)
+        important = update == target or any(name.startswith("eval_") for name in row)
+        if self._console.is_terminal:
+            self._refresh(update / max(target, 1))
+        elif important or now - self._last >= SECONDS_BETWEEN_LINES:
+            line = "  ".join(f"{heading} {cell}" for heading, cell in cells.items())
+            self._console.print(f"{self._title}  {line}", soft_wrap=True, highlight=False, markup=False)
+            self._last = now
+
+    def close(self) -> None:
+        """Leaves the last table on the screen and gives the cursor back."""
+        if self._live is not None:
+            self._live.stop()
+            atexit.unregister(self._live.stop)
+            self._live = None
+
+    def _refresh(self, fraction: float) -> None:
+        if self._live is None:
+            # No refreshing thread: the loop that logs is the only one that draws. An error must not cost the cursor.
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+            atexit.register(self._live.stop)
+        headings = [name for name in ("update", "steps", *COLUMNS, "left") if any(name in row for row in self._rows)]
+        table = Table(*headings, title=self._title, title_justify="left")
+        for row in self._rows:
+            table.add_row(*(row.get(heading, "") for heading in headings))
+        self._live.update(Group(table, ProgressBar(total=1.0, completed=fraction, width=40)), refresh=True)
+
+
+def _line(record: Mapping[str, Any], path: Path) -> str:
+    try:
+        return json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path.name} holds JSON only, and {str(record)[:200]} is not: {error}") from error
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
