@@ -215,7 +215,7 @@ def test_once_writes_once_and_is_verified(tmp_path):
     assert phase.once("reference", lambda folder: (folder / "weights").write_text("second")) == first
     assert (first / "weights").read_text() == "first"
     (first / "weights").write_text("other")
-    with pytest.raises(InputError, match="weights is not what manifest.json says"):
+    with pytest.raises(InputError, match=r"weights is not what manifest\.json says"):
         phase.once("reference", lambda folder: None)
 
 
