@@ -272,3 +272,13 @@ def test_lm_inputs_come_from_lengths_alone():
     assert inputs["lengths"].tolist() == [4, 2]
     assert inputs["actions"].tolist() == [[2, 3], [1, 0]]
     assert mask.tolist() == [[True, True], [True, False]]
+
+
+@pytest.mark.slow  # importing datasets takes a second
+def test_load_data_takes_a_data_set_by_name_and_refuses_its_unknown_splits(tmp_path: Path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    write(tmp_path, ".jsonl")
+    assert load_data(tmp_path).rows == ROWS
+    with pytest.raises(InputError, match="split dev"):
+        load_data(tmp_path, split="dev")
