@@ -1,0 +1,246 @@
+"""Acts with a language model: prompts, responses, scores, Rollout. Every rule on padding and EOS is here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from rlhf.core.epochs import epoch_rows
+from rlhf.core.random import uniforms
+from rlhf.errors import InputError
+from rlhf.lm.data import Prompt
+from rlhf.lm.generate import Generation, Sampling, generate
+from rlhf.lm.policy import CausalLM
+from rlhf.lm.responses import in_parts, response_records, score_responses
+from rlhf.lm.rewards import Rewards, Scores
+from rlhf.lm.scoring import response_inputs
+from rlhf.rollout import Collected, Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How many responses make a rollout, and what their scores become."""
+
+    prompts_per_rollout: int = 64
+    """Prompts of one rollout, over all processes."""
+    responses_per_prompt: int = 1
+    """Responses to each of them."""
+    normalise_scores: bool = False
+    """Divide rewards by the running standard deviation of all scores so far."""
+    score_clip: float | None = None
+    """Each reward is then kept within +- this; None is off."""
+    missing_eos_penalty: float | None = None
+    """Taken off the last token's reward where the response was cut instead of ending itself; None is off."""
+
+    def __post_init__(self) -> None:
+        for name in ("prompts_per_rollout", "responses_per_prompt"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.score_clip is not None and not self.score_clip > 0:
+            raise InputError(f"score_clip is {self.score_clip}; it must be positive, or None to be off.")
+        if self.missing_eos_penalty is not None and not self.missing_eos_penalty >= 0:
+            raise InputError(
+                f"missing_eos_penalty is {self.missing_eos_penalty}; it is taken off, so give it positive."
+            )
+
+
+class PromptCollector:
+    """Answers prompts, each epoch in another order, and has the answers scored.
+
+    Sample ids count the responses of a rollout over all ranks, those to one prompt (a group) side by side; a rank
+    takes a contiguous share of the prompts.
+
+    Args:
+        micro_batch_cost: Most tokens scored at once in a forward pass.
+        use_reference: Also score the responses under the policy's reference.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        tokenizer: Any,
+        rewards: Rewards,
+        *,
+        sampling: Sampling,
+        config: Config,
+        seed: int,
+        accelerator: Accelerator,
+        micro_batch_cost: int,
+        use_reference: bool,
+    ) -> None:
+        sampling.require_exact()
+        if len(prompts) < config.prompts_per_rollout:
+            raise InputError(
+                f"there are {len(prompts)} prompts, fewer than prompts_per_rollout ({config.prompts_per_rollout}); "
+                "lower it (and raise responses_per_prompt), or give more prompts."
+            )
+        if config.prompts_per_rollout % accelerator.num_processes:
+            raise InputError(
+                f"prompts_per_rollout is {config.prompts_per_rollout}, which {accelerator.num_processes} processes "
+                "cannot share evenly; make it a multiple of them."
+            )
+        rewards.require_columns(prompts[0].columns)
+        self.prompts, self.tokenizer, self.rewards = prompts, tokenizer, rewards
+        self.sampling, self.config, self.seed, self.accelerator = sampling, config, seed, accelerator
+        self.micro_batch_cost, self.use_reference = micro_batch_cost, use_reference
+        self._seen = Moments()
+
+    @torch.no_grad()
+    def collect(self, policy: CausalLM, update: int) -> Collected:
+        prompts, sample_ids = self._draw(update)
+        draws = uniforms(self.seed, "responses", update, sample_ids, self.sampling.max_new_tokens)
+        tokens = [prompt.tokens for prompt in prompts]
+        generation = generate(policy, tokens, uniforms=draws, sampling=self.sampling, tokenizer=self.tokenizer)
+        texts, scores = score_responses(self.rewards, prompts, generation, self.tokenizer, sample_ids.tolist())
+        rewards = self._paid(scores, generation)
+        rollout = self._rollout(policy, tokens, generation, rewards, scores.valid, sample_ids)
+        kl = None if rollout.ref_logprobs is None else (rollout.logprobs - rollout.ref_logprobs).sum(dim=1)
+        records = [
+            {"sample_id": sample_id, **record}
+            for sample_id, record in zip(
+                sample_ids.tolist(), response_records(prompts, texts, generation, scores, kl), strict=True
+            )
+        ]
+        return Collected(rollout, self._metrics(rollout, generation, scores), records)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scores_seen": list(self._seen)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seen = Moments(*state["scores_seen"])
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _draw(self, update: int) -> tuple[list[Prompt], Tensor]:
+        """This rank's prompts, each as often as it is answered, and the global ids of the responses."""
+        share = self.config.prompts_per_rollout // self.accelerator.num_processes
+        first = share * self.accelerator.process_index
+        start = update * self.config.prompts_per_rollout + first
+        rows = epoch_rows(self.seed, "prompts", num_rows=len(self.prompts), start=start, count=share)
+        repeats = self.config.responses_per_prompt
+        prompts = [self.prompts[row] for row in rows.tolist() for _ in range(repeats)]
+        return prompts, torch.arange(first * repeats, (first + share) * repeats)
+
+    def _paid(self, scores: Scores, generation: Generation) -> Tensor:
+        """`(B, T)` rewards: scores scaled, clipped, and less the penalty for having no end."""
+        rewards = scores.rewards
+        if self.config.normalise_scores:
+            everyone = self._gathered(torch.stack([scores.scores, scores.valid.double()], dim=1))
+            self._seen = self._seen.with_scores(everyone[everyone[:, 1] > 0, 0])
+            rewards = rewards / self._seen.scale
+        if self.config.score_clip is not None:
+            rewards = rewards.clamp(-self.config.score_clip, self.config.score_clip)
+        if self.config.missing_eos_penalty is not None:
+            # What the sampler saw end, by any stop token or string: tokens of the prompt have no say.
+            cut = (~generation.finished).cpu().nonzero().squeeze(1)
+            rewards = rewards.clone()
+            rewards[cut, generation.lengths.cpu()[cut] - 1] -= self.config.missing_eos_penalty
+        return rewards.to(generation.values)
+
+    def _rollout(
+        self,
+        policy: CausalLM,
+        prompts: list[list[int]],
+        generation: Generation,
+        rewards: Tensor,
+        valid: Tensor,
+        sample_ids: Tensor,
+    ) -> Rollout:
+        inputs = response_inputs(prompts, generation.tokens, generation.lengths)
+        device = generation.tokens.device
+        steps = torch.arange(generation.tokens.shape[1], device=device)
+        lengths = generation.lengths.unsqueeze(1)
+        mask = (steps < lengths) & valid.to(device).unsqueeze(1)
+        # The last token is terminal even without EOS: the response was cut by max_new_tokens, and nothing follows it.
+        dones = (steps == lengths - 1) & mask
+        logprobs, values = generation.logprobs, generation.values
+        if self.accelerator.mixed_precision != "no":
+            # Decoding with a cache and the training forward round differently in half precision.
+            both = self._scored(lambda part: torch.stack(policy(part)[:2], dim=1), inputs)
+            logprobs, values = both.unbind(dim=1)
+        ref_logprobs = self._scored(policy.reference_logprobs, inputs) if self.use_reference else None
+        next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1).masked_fill(dones, 0.0)
+        return Rollout(
+            inputs=inputs,
+            behaviour_logprobs=generation.logprobs,
+            logprobs=logprobs,
+            values=values,
+            next_values=next_values,
+            rewards=rewards,
+            dones=dones,
+            mask=mask,
+            sample_ids=sample_ids.to(device),
+            costs=inputs["lengths"],
+            ref_logprobs=ref_logprobs,
+            groups=(sample_ids // self.config.responses_per_prompt).to(device),
+        )
+
+    def _scored(self, score: Callable[[dict[str, Tensor]], Tensor], inputs: dict[str, Tensor]) -> Tensor:
+        with self.accelerator.autocast():
+            return in_parts(score, inputs, max_tokens=self.micro_batch_cost)
+
+    def _metrics(self, rollout: Rollout, generation: Generation, scores: Scores) -> dict[str, float]:
+        """Means over the episodes of all ranks, samples without a score left out."""
+        columns = {
+            "valid": scores.valid,
+            "score": scores.scores,
+            "return": rollout.rewards.sum(dim=1),
+            "length": generation.lengths,
+            "finished": generation.finished,
+        }
+        for name, part in scores.parts.items():
+            columns[f"reward/{name}"] = torch.tensor([value or 0.0 for value in part])
+        everyone = self._gathered(torch.stack([column.cpu().double() for column in columns.values()], dim=1))
+        kept = everyone[everyone[:, 0] > 0]
+        if len(kept) == 0:
+            raise InputError(
+                "the reward functions returned None for every sample of a rollout; there is nothing to learn."
+            )
+        means = dict(zip(columns, kept.mean(dim=0).tolist(), strict=True))
+        return {
+            "score_mean": means["score"],
+            "score_std": float(kept[:, 1].std(correction=0)),
+            "return_mean": means["return"],
+            "reward_per_step": means["return"] / means["length"],
+            "episode_length_mean": means["length"],
+            "finished_fraction": means["finished"],
+            "episodes": len(kept),
+            **{name: mean for name, mean in means.items() if name.startswith("reward/")},
+        }
+
+    def _gathered(self, rows: Tensor) -> Tensor:
+        """All ranks' rows in the order of sample ids, on the CPU."""
+        return self.accelerator.gather(rows.to(self.accelerator.device)).cpu()
+
+
+class Moments(NamedTuple):
+    """How many scores there were, their mean, and their summed squared distance from it."""
+
+    num_scores: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def with_scores(self, scores: Tensor) -> Moments:
+        """Both sets together (Chan et al., 1979; https://doi.org/10.1007/978-3-642-51461-6_3)."""
+        if len(scores) == 0:
+            return self
+        total, mean = self.num_scores + len(scores), float(scores.mean())
+        squares = float((scores - mean).square().sum())
+        return Moments(
+            total,
+            self.mean + (mean - self.mean) * len(scores) / total,
+            self.squares + squares + (mean - self.mean) ** 2 * self.num_scores * len(scores) / total,
+        )
+
+    @property
+    def scale(self) -> float:
+        """The standard deviation; 1 where all scores are equal, which cannot be scaled to spread."""
+        deviation = math.sqrt(self.squares / self.num_scores) if self.num_scores else 0.0
+        return deviation if deviation > 1e-8 * max(1.0, abs(self.mean)) else 1.0

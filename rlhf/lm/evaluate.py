@@ -1,0 +1,117 @@
+"""Measures a language model on held-out prompts: the same prompts and draws every time, sampled and greedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from rlhf.core.random import uniforms
+from rlhf.errors import InputError
+from rlhf.lm.data import Prompt
+from rlhf.lm.generate import Generation, Sampling, generate
+from rlhf.lm.policy import CausalLM
+from rlhf.lm.responses import in_parts, response_records, score_responses
+from rlhf.lm.rewards import Rewards
+from rlhf.lm.scoring import response_inputs
+from rlhf.runs.evaluate import Evaluation
+
+
+class ResponseEvaluator:
+    """Answers every prompt twice, once sampled and once greedily, and has both answers scored.
+
+    Args:
+        sampling: May cut the distribution (top-k, top-p), unlike in training.
+        micro_batch_cost: Most tokens that the reference scores at once in a forward pass.
+        use_reference: Also measure the KL of the sampled responses from the policy's reference.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        tokenizer: Any,
+        rewards: Rewards,
+        *,
+        sampling: Sampling,
+        seed: int,
+        accelerator: Accelerator,
+        micro_batch_cost: int,
+        use_reference: bool,
+    ) -> None:
+        if not prompts:
+            raise InputError("there are no prompts to evaluate on; hold some out.")
+        rewards.require_columns(prompts[0].columns)
+        self.prompts, self.tokenizer, self.rewards = prompts, tokenizer, rewards
+        self.sampling, self.seed, self.accelerator = sampling, seed, accelerator
+        self.micro_batch_cost, self.use_reference = micro_batch_cost, use_reference
+
+    @torch.no_grad()
+    def __call__(self, policy: CausalLM) -> Evaluation:
+        """Metrics and records over all ranks, the same on each of them."""
+        numbers = range(self.accelerator.process_index, len(self.prompts), self.accelerator.num_processes)
+        # A rank without prompts still takes part in the one collective.
+        local = self._records(policy, list(numbers)) if len(numbers) else []
+        records = gather_object(local) if self.accelerator.num_processes > 1 else local
+        records = sorted(records, key=lambda record: record["number"])
+        samples = [{name: value for name, value in record.items() if name != "number"} for record in records]
+        return Evaluation(_metrics(samples), samples)
+
+    def _records(self, policy: CausalLM, numbers: list[int]) -> list[dict[str, Any]]:
+        prompts = [self.prompts[number] for number in numbers]
+        tokens = [prompt.tokens for prompt in prompts]
+        ids = torch.tensor(numbers)
+        draws = uniforms(self.seed, "evaluation", 0, ids, self.sampling.max_new_tokens)
+        with self.accelerator.autocast():
+            sampled, greedy = (
+                generate(policy, tokens, uniforms=each, sampling=self.sampling, tokenizer=self.tokenizer)
+                for each in (draws, None)
+            )
+            kl = self._kl(policy, tokens, sampled) if self.use_reference else None
+        texts, scores = score_responses(self.rewards, prompts, sampled, self.tokenizer, numbers)
+        greedy_texts, greedy_scores = score_responses(self.rewards, prompts, greedy, self.tokenizer, numbers)
+        records = response_records(prompts, texts, sampled, scores, kl)
+        greedy_records = response_records(prompts, greedy_texts, greedy, greedy_scores, None)
+        return [
+            {
+                "number": number,
+                **record,
+                "greedy_response": greedy_record["response"],
+                "greedy_score": greedy_record["score"],
+                "greedy_parts": greedy_record["parts"],
+            }
+            for number, record, greedy_record in zip(numbers, records, greedy_records, strict=True)
+        ]
+
+    def _kl(self, policy: CausalLM, prompts: list[list[int]], generation: Generation) -> Tensor:
+        """`(B,)` log-probability of each response, as it was sampled, over the reference's."""
+        inputs = response_inputs(prompts, generation.tokens, generation.lengths)
+        reference = in_parts(policy.reference_logprobs, inputs, max_tokens=self.micro_batch_cost)
+        return (generation.logprobs - reference).sum(dim=1)
+
+
+def _metrics(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over the sampled responses that have a score, and over the greedy ones that have one."""
+    sampled = [record for record in records if record["score"] is not None]
+    greedy = [record for record in records if record["greedy_score"] is not None]
+    if not sampled or not greedy:
+        raise InputError("the reward functions returned None for every evaluated sample; there is nothing to measure.")
+    metrics = {
+        "eval_score_mean": _mean([record["score"] for record in sampled]),
+        "eval_greedy_score_mean": _mean([record["greedy_score"] for record in greedy]),
+        "eval_length_mean": _mean([record["length"] for record in sampled]),
+        "eval_finished_fraction": _mean([record["finished"] for record in sampled]),
+    }
+    if sampled[0]["kl"] is not None:
+        metrics["eval_kl_ref_per_episode"] = _mean([record["kl"] for record in sampled])
+    for name in sampled[0]["parts"]:
+        metrics[f"eval_{name}"] = _mean([record["parts"][name] for record in sampled])
+        metrics[f"eval_greedy_{name}"] = _mean([record["greedy_parts"][name] for record in greedy])
+    return metrics
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
