@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -150,10 +150,11 @@ def _decode(
             break
         tokens, positions = chosen.unsqueeze(1), positions[:, -1:] + 1
         mask = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        # Dropping copies the cache, as each step does too: not for every row that ends.
+        # Dropping rows copies the cache, as each step does too: not for every row that ends. (batch_select_indices
+        # would say it better, but layers without attention have only this.)
         if len(rows) - living > len(rows) // 8:
             kept = alive.nonzero().squeeze(1)
-            cache.batch_select_indices(kept)
+            cache.reorder_cache(cast(torch.LongTensor, kept))
             rows, alive, tokens, positions = rows[kept], alive[kept], tokens[kept], positions[kept]
             mask = None if mask is None else mask[kept]
     if policy.critic_trunk is not None:
@@ -179,7 +180,8 @@ def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     total = cdf[:, -1:]
     # A uniform next to 1 may round up to the total, which nothing exceeds.
     target = torch.minimum(uniforms.unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, target, right=True).squeeze(1)
+    # Nothing exceeds NaN either: the last token, whose log-probability is NaN, carries it to where it is reported.
+    return torch.searchsorted(cdf, target, right=True).squeeze(1).clamp(max=cdf.shape[1] - 1)
 
 
 def _truncated(logits: Tensor, sampling: Sampling) -> Tensor:

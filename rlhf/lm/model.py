@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from rlhf.errors import InputError
@@ -87,6 +87,7 @@ def probe(model: Model) -> Abilities:
     tokens, lengths = _probe_tokens(base.config.get_text_config().vocab_size, base.device)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         packs, hidden = _packs(trunk, tokens, lengths)
+        _require_decoding(trunk, tokens[:1], hidden)
         logits = base(input_ids=tokens[:1], use_cache=False).logits
         # An adapter on the head, even one that adds nothing yet, is more than its matrix.
         plain_head = type(head) is nn.Linear and _close(F.linear(hidden, head.weight, head.bias), logits)
@@ -110,6 +111,29 @@ def _packs(trunk: nn.Module, tokens: Tensor, lengths: Tensor) -> tuple[bool, Ten
     together = _hidden(trunk, layout.tokens, layout.position_ids).flatten(0, 1)
     pairs = zip(alone, layout.starts.tolist(), lengths.tolist(), strict=True)
     return all(_close(one[0], together[start : start + length]) for one, start, length in pairs), alone[0]
+
+
+def _require_decoding(trunk: PreTrainedModel, tokens: Tensor, hidden: Tensor) -> None:
+    """Refuses a model that does not say of a left-padded row, one token at a time, what it says of it whole."""
+    rows = F.pad(tokens, (2, 0))
+    mask = torch.arange(rows.shape[1], device=rows.device).unsqueeze(0) >= 2
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    cache = DynamicCache(config=trunk.config)
+    trunk.eval()
+    for part in (slice(0, -1), slice(-1, None)):
+        last = trunk(
+            input_ids=rows[:, part],
+            attention_mask=mask[:, : part.stop],
+            position_ids=positions[:, part],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+    trunk.train()
+    if not _close(last[:, -1], hidden[:, -1]):
+        raise InputError(
+            f"{type(trunk).__name__} says something else of left-padded tokens read one at a time than of the whole "
+            "sequence, so its samples would not be scored as they were drawn; use another model class."
+        )
 
 
 def _hidden(trunk: nn.Module, tokens: Tensor, position_ids: Tensor | None = None) -> Tensor:
