@@ -77,7 +77,8 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if tag == "dict":
         return {key: _decode(item, tensors) for key, item in content}
     if tag == "tensor":
-        return tensors[content]
+        # safetensors maps the file into memory; a copy outlives the checkpoint and is aligned like any other tensor.
+        return tensors[content].clone()
     name, dtype, shape = content
     array = np.frombuffer(tensors[name].numpy().tobytes(), dtype=dtype).reshape(shape).copy()
     return array if tag == "array" else array[()]
