@@ -20,7 +20,7 @@ class Step(NamedTuple):
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
-    """True where the episode was cut off although its last state is not terminal."""
+    """The episode was cut off; its last state may be terminal all the same."""
     mask: np.ndarray
     """False where autoreset spent the step on a reset: its action was ignored and it pays nothing."""
     finished: list[dict[str, Any]]
@@ -73,7 +73,7 @@ class Episodes:
             finished = self._end(done)
         if self.mode is AutoresetMode.NEXT_STEP:
             self._resetting = done
-        return Step(observations, rewards, terminated & mask, truncated & ~terminated & mask, mask, finished)
+        return Step(observations, rewards, terminated & mask, truncated & mask, mask, finished)
 
     def state_dict(self) -> dict[str, Any]:
         if not self._seeded:
@@ -81,9 +81,9 @@ class Episodes:
         given = [action for actions in self._actions for action in actions]
         return {
             "numbers": self.numbers.tolist(),
-            "returns": torch.as_tensor(self.returns),
+            "returns": torch.tensor(self.returns),
             "num_actions": [len(actions) for actions in self._actions],
-            "actions": torch.as_tensor(np.array(given)),
+            "actions": torch.tensor(np.array(given)),
             "observations": torch.tensor(self.observations),
         }
 

@@ -94,7 +94,7 @@ class ControlPolicy(nn.Module):
     @property
     def weight(self) -> Tensor:
         """A tensor whose type and device are the policy's."""
-        return next(self.parameters())
+        return self.actor[0].weight  # type: ignore[return-value]
 
     def forward(self, inputs: dict[str, Tensor]) -> PolicyOutput:
         observations = inputs["observations"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -15,6 +16,7 @@ from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.core.random import derive_seed
 from rlhf.errors import InputError
 from rlhf.rollout import Rollout
+from rlhf.runs.state import load_state, save_state
 from tests.control.worlds import CPU, Forgetful, Lottery, Walk, collector_of, hundredfold_policy, vector
 
 MODES = list(AutoresetMode)
@@ -205,8 +207,15 @@ def test_collect_scales_rewards_by_the_deviation_of_the_discounted_return() -> N
     assert second.metrics["reward_per_step"] == 2.0
 
 
+def test_collect_leaves_masked_steps_out_of_the_deviation() -> None:
+    envs = vector(Walk(terminal=3), mode=AutoresetMode.NEXT_STEP)
+    collector = collector_of(envs, 4, gamma=0.5, normalise_rewards=True)
+    rewards = collector.collect(hundredfold_policy(envs), 0).rollout.rewards
+    np.testing.assert_allclose(rewards[0], np.array([1, 2, 3, 0]) / np.std([1, 2.5, 4.25]), rtol=1e-7)
+
+
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1"])
-def test_collector_resumes_bitwise_in_the_middle_of_episodes(env_id: str) -> None:
+def test_collector_resumes_bitwise_in_the_middle_of_episodes(env_id: str, tmp_path: Path) -> None:
     def make() -> tuple[EnvCollector, ControlPolicy]:
         envs = make_envs(env_id, 3)
         policy = ControlPolicy(spaces_of(envs), PolicyConfig(normalise_observations=True), seed=1)
@@ -215,13 +224,14 @@ def test_collector_resumes_bitwise_in_the_middle_of_episodes(env_id: str) -> Non
     collector, policy = make()
     for update in range(3):
         collector.collect(policy, update)
-    state, weights = copy.deepcopy((collector.state_dict(), policy.state_dict()))
+    save_state(tmp_path, collector.state_dict())
+    weights = copy.deepcopy(policy.state_dict())
     resumed, other = make()
     other.load_state_dict(weights)
     # Whatever the new collector did before does not matter.
     resumed.collect(other, 11)
     other.load_state_dict(weights)
-    resumed.load_state_dict(state)
+    resumed.load_state_dict(load_state(tmp_path))
     for update in range(3, 6):
         a, b = collector.collect(policy, update), resumed.collect(other, update)
         assert all(torch.equal(getattr(a.rollout, name), getattr(b.rollout, name)) for name in FIELDS)
@@ -229,14 +239,27 @@ def test_collector_resumes_bitwise_in_the_middle_of_episodes(env_id: str) -> Non
         assert (a.metrics, a.samples) == (b.metrics, b.samples)
 
 
-def test_collector_resumes_where_every_episode_has_just_begun() -> None:
-    envs = vector(Lottery(), Lottery())
-    collector, policy = collector_of(envs, 3), hundredfold_policy(envs)
+@pytest.mark.parametrize("steps", [3, 8])
+def test_collector_resumes_episodes_of_any_age(steps: int) -> None:
+    """After 3 steps Lottery has just begun anew; after 8 it is at its second step, and Walk at its eighth."""
+    envs = vector(Lottery(), Walk(), Lottery())
+    collector, policy = collector_of(envs, steps), hundredfold_policy(envs)
     collector.collect(policy, 0)
-    resumed = collector_of(vector(Lottery(), Lottery()), 3)
+    resumed = collector_of(vector(Lottery(), Walk(), Lottery()), steps)
     resumed.load_state_dict(collector.state_dict())
-    a, b = collector.collect(policy, 1).rollout, resumed.collect(policy, 1).rollout
-    assert torch.equal(a.rewards, b.rewards)
+    a, b = collector.collect(policy, 1), resumed.collect(policy, 1)
+    assert torch.equal(a.rollout.rewards, b.rollout.rewards)
+    assert torch.equal(a.rollout.inputs["observations"], b.rollout.inputs["observations"])
+    assert a.samples == b.samples
+
+
+def test_collector_resumes_before_its_first_step() -> None:
+    collector = collector_of(vector(Lottery(), Lottery()), 3)
+    resumed = collector_of(vector(Lottery(), Lottery()), 3)
+    policy = hundredfold_policy(resumed.envs)
+    resumed.collect(policy, 4)
+    resumed.load_state_dict(collector.state_dict())
+    assert torch.equal(collector.collect(policy, 0).rollout.rewards, resumed.collect(policy, 0).rollout.rewards)
 
 
 def test_collector_refuses_to_resume_an_environment_that_does_not_repeat_itself() -> None:
