@@ -18,17 +18,23 @@ from rlhf.runs.stop import Stopped
 C = TypeVar("C")
 
 
-def launch(main: Callable[[C], object], config: type[C]) -> NoReturn:
+def launch(main: Callable[[C], object], config: type[C], *, default: C | None = None) -> NoReturn:
     """Parses the command line into `config` and runs `main` with it; the docstring of main's file is the help.
 
     The exit status is 0; 1 with a traceback if user code raised; 2 for bad input; 3 if a number was not finite;
     143 or 130 if SIGTERM or Ctrl-C stopped it.
+
+    Args:
+        default: Values for what the command line leaves out, if not the defaults of `config`.
     """
     first = os.environ.get("RANK", "0") == "0"
     description = inspect.getdoc(inspect.getmodule(main))
-    status = _run(main, tyro.cli(config, description=description, console_outputs=first))
+    parsed = tyro.cli(config, default=default, description=description, console_outputs=first)
+    status = _run(main, parsed)
     # Ranks that failed alone must not wait for the others here.
     if status == 0 and torch.distributed.is_initialized():
+        # Tensors of a last collective that are freed while the interpreter exits can deadlock gloo; a barrier has none.
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     sys.exit(status)
 

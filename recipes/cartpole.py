@@ -1,0 +1,175 @@
+"""PPO on classic control: the algorithm that trains the language models, on problems whose answer is known.
+
+    python recipes/cartpole.py                              # CartPole-v1, 100k steps
+    python recipes/cartpole.py --env-id Pendulum-v1
+    python recipes/cartpole.py --env-id Acrobot-v1
+    python recipes/cartpole.py --resume                     # goes on after a kill, bit for bit
+
+Every evaluation plays the same 200 greedy episodes. CartPole is solved where their mean return is at least 475.
+Environments without settings of their own here take CartPole's; what is given on the command line wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from rlhf import optimize, train
+from rlhf.algorithms import ppo
+from rlhf.control import collect, evaluate
+from rlhf.control.envs import make_envs, spaces_of
+from rlhf.control.policy import ControlPolicy, PolicyConfig
+from rlhf.errors import InputError
+from rlhf.runs.evaluate import first_hit, stays_from
+from rlhf.runs.launch import launch
+from rlhf.runs.log import read_lines
+from rlhf.runs.report import write_report
+from rlhf.runs.run import Run
+
+# Mean return at which a problem counts as solved, for first_hit_step and stays_from_step.
+SOLVED = {"CartPole-v1": 475.0, "Acrobot-v1": -90.0, "Pendulum-v1": -200.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """PPO on a gymnasium environment."""
+
+    env_id: str = "CartPole-v1"
+    """A registered gymnasium environment with vector observations."""
+    seed: int = 0
+    """Everything random follows from it."""
+    output_dir: Path = Path("runs/cartpole")
+    """Folder for what the run leaves behind."""
+    resume: bool = False
+    """Continue the run in output_dir."""
+    steps: int = 100_000
+    """Environment steps in all, rounded up to whole updates; a finished run with more is extended."""
+    eval_every_steps: int = 2_560
+    """Environment steps between evaluations."""
+    checkpoint_every_steps: int = 10_240
+    """Environment steps between checkpoints."""
+    collect: collect.Config = collect.Config(num_envs=8, steps_per_rollout=32)
+    policy: PolicyConfig = PolicyConfig()
+    ppo: ppo.Config = ppo.Config(gamma=0.98, gae_lambda=0.8, clip=0.2, clip_schedule="linear", value_coef=0.5)
+    optimize: optimize.Config = optimize.Config(
+        learning_rate=1e-3,
+        schedule="linear",
+        epochs=20,
+        minibatches=1,
+        max_gradient_norm=0.5,
+        whiten="minibatch",
+        adam_eps=1e-5,
+    )
+    evaluate: evaluate.Config = evaluate.Config(sampled_episodes=0)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "eval_every_steps", "checkpoint_every_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+
+SETTINGS = {
+    "CartPole-v1": Config(),
+    "Pendulum-v1": Config(
+        env_id="Pendulum-v1",
+        eval_every_steps=10_240,
+        collect=collect.Config(num_envs=4, steps_per_rollout=512, normalise_rewards=True),
+        policy=PolicyConfig(normalise_observations=True),
+        ppo=ppo.Config(gamma=0.9, gae_lambda=0.95, clip_schedule="linear", value_coef=0.5),
+        optimize=optimize.Config(
+            learning_rate=1e-3,
+            schedule="linear",
+            epochs=10,
+            minibatches=32,
+            max_gradient_norm=0.5,
+            whiten="minibatch",
+            adam_eps=1e-5,
+        ),
+    ),
+    "Acrobot-v1": Config(
+        env_id="Acrobot-v1",
+        steps=200_000,
+        eval_every_steps=20_480,
+        collect=collect.Config(num_envs=16, steps_per_rollout=256),
+        policy=PolicyConfig(normalise_observations=True),
+        ppo=ppo.Config(gamma=0.99, gae_lambda=0.94, value_coef=0.5),
+        optimize=optimize.Config(
+            learning_rate=1e-3,
+            schedule="linear",
+            epochs=4,
+            minibatches=32,
+            max_gradient_norm=0.5,
+            whiten="minibatch",
+            adam_eps=1e-5,
+        ),
+    ),
+}
+
+
+def main(config: Config) -> dict[str, float | None]:
+    # Networks this small run faster without threads, which also do not disturb neighbours.
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    envs = make_envs(config.env_id, config.collect.num_envs, num_processes=accelerator.num_processes)
+    run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"steps"})
+    phase = run.phase("ppo")
+    policy = ControlPolicy(spaces_of(envs), config.policy, seed=config.seed)
+    collector = collect.EnvCollector(
+        envs, config=config.collect, gamma=config.ppo.gamma, seed=config.seed, accelerator=accelerator
+    )
+    evaluator = evaluate.Evaluator(
+        config.env_id,
+        config=config.evaluate,
+        seed=config.seed,
+        accelerator=accelerator,
+        cache=phase.folder / "episodes.safetensors",
+    )
+    steps_per_update = config.collect.num_envs * config.collect.steps_per_rollout
+    train.train(
+        policy=policy,
+        algorithm=ppo,
+        algorithm_config=config.ppo,
+        optimize_config=config.optimize,
+        collector=collector,
+        evaluate=evaluator,
+        phase=phase,
+        accelerator=accelerator,
+        config=train.Config(
+            updates=-(-config.steps // steps_per_update),
+            eval_every=max(config.eval_every_steps // steps_per_update, 1),
+            checkpoint_every=max(config.checkpoint_every_steps // steps_per_update, 1),
+        ),
+        seed=config.seed,
+    )
+    result = summarise(phase.folder / "metrics.jsonl", config)
+    run.write_result(result)
+    if accelerator.is_main_process:
+        write_report(config.output_dir)
+    return result
+
+
+def summarise(metrics: Path, config: Config) -> dict[str, float | None]:
+    """The headline: the last evaluation, when the solved level was first hit and from when it held."""
+    rows = read_lines(metrics)
+    evaluated = [row for row in rows if "eval_return_mean" in row]
+    steps = [row["steps"] for row in evaluated]
+    means = [row["eval_return_mean"] for row in evaluated]
+    solved = SOLVED.get(config.env_id, float("inf"))
+    return {
+        "eval_return_mean": means[-1],
+        "eval_episodes": config.evaluate.episodes,
+        "first_hit_step": first_hit(steps, means, solved),
+        "stays_from_step": stays_from(steps, means, solved),
+        "env_steps_per_second": steps[-1] / sum(row["seconds/collect"] + row["seconds/update"] for row in rows[1:]),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--env-id", "--env_id", default="CartPole-v1")
+    env_id = parser.parse_known_args()[0].env_id
+    launch(main, Config, default=SETTINGS.get(env_id, SETTINGS["CartPole-v1"]))
