@@ -30,6 +30,7 @@ _CONFIGS: dict[str, dict[str, object]] = {
     "bloom": {**_DROPOUT, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "falcon": {**_DROPOUT, **_SIZES, "alibi": False, "new_decoder_architecture": False},
     "lfm2": {**_LLAMA, "layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 1, "state_size": 4},
 }
 ARCHITECTURES = ["gpt2", "llama", "qwen2", "gpt_neox", "opt", "gemma"]
 # Soft-capped logits; ALiBi; dropout read from the config; layers without attention.
