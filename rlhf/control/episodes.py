@@ -22,7 +22,7 @@ class Step(NamedTuple):
     truncated: np.ndarray
     """The episode was cut off; its last state may be terminal all the same."""
     mask: np.ndarray
-    """False where autoreset spent the step on a reset: its action was ignored and it pays nothing."""
+    """False where autoreset spent the step on a reset: it ignored its action, paid 0 and ended nothing."""
     finished: list[dict[str, Any]]
     """A record of each episode that ended."""
 
@@ -58,8 +58,7 @@ class Episodes:
         """Acts in every environment; `observations` are then what to act on next."""
         observations, rewards, terminated, truncated, info = self.envs.step(actions)
         mask = ~self._resetting
-        done = (terminated | truncated) & mask
-        rewards = np.where(mask, rewards, 0.0)
+        done = terminated | truncated
         self.returns += rewards
         self.lengths += mask
         if self._seeded:
@@ -73,7 +72,7 @@ class Episodes:
             finished = self._end(done)
         if self.mode is AutoresetMode.NEXT_STEP:
             self._resetting = done
-        return Step(observations, rewards, terminated & mask, truncated & mask, mask, finished)
+        return Step(observations, rewards, terminated, truncated, mask, finished)
 
     def state_dict(self) -> dict[str, Any]:
         if not self._seeded:
