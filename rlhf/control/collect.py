@@ -82,7 +82,8 @@ class EnvCollector:
                 "environments each; choose a multiple of the number of processes."
             )
         self.envs, self.config, self.gamma, self.seed = envs, config, gamma, seed
-        self.accelerator, self.reference = accelerator, reference
+        self.accelerator = accelerator
+        self.reference = None if reference is None else reference.to(accelerator.device)
         self.spaces = spaces_of(envs)
         self.episodes = Episodes(envs, seed=seed, first_id=accelerator.process_index * envs.num_envs)
         self.discounted_returns = np.zeros(envs.num_envs)
