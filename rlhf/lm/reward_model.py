@@ -1,0 +1,130 @@
+"""A sequence classifier as a reward function: its own tokenizer, its score read at the last real token."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from rlhf.errors import InputError
+
+
+class RewardModel:
+    """Scores prompt plus completion with one output of a classifier, as a raw logit.
+
+    Chat data are rendered by the classifier's own chat template. Nothing is ever cut: a text longer than the
+    classifier's context is an error.
+
+    Args:
+        source: Folder or hub id of a transformers sequence classifier.
+        label: Which output is the score, by number or by name; None: the only one.
+        append_eos: A response that ended by itself ends with the classifier's end-of-sequence token, if it has one,
+            so that it is told from one that was cut.
+        max_tokens: Most tokens, padding included, scored at once.
+    """
+
+    __name__ = "reward_model"
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        device: torch.device,
+        label: int | str | None = None,
+        append_eos: bool = True,
+        max_tokens: int = 16384,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(source)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                source, dtype=dtype, output_loading_info=True
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"could not load the reward model {source!r}: {error}") from error
+        if info["missing_keys"]:
+            raise InputError(
+                f"{source!r} is no trained classifier: it lacks {', '.join(sorted(info['missing_keys']))}, which would "
+                "be random. Give a model that was trained with a classification head."
+            )
+        # Evaluation mode: no dropout.
+        self.model = cast(PreTrainedModel, model.to(device).eval().requires_grad_(False))
+        self.source, self.append_eos, self.max_tokens = source, append_eos, max_tokens
+        self.label = _label(source, self.model.config, label)
+        self.reads_last_token = self._head_reads_last_token()
+        if not self.reads_last_token and self.tokenizer.pad_token_id is None:
+            raise InputError(f"the tokenizer of {source!r} has no pad token, which a classifier of this kind needs.")
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[Any], completions: list[Any], finished: list[bool]) -> list[float]:
+        rows = [self._tokens(*each) for each in zip(prompts, completions, finished, strict=True)]
+        batches: list[list[int]] = []
+        for row in sorted(range(len(rows)), key=lambda row: -len(rows[row])):
+            # The first of a batch is its longest.
+            if batches and (len(batches[-1]) + 1) * len(rows[batches[-1][0]]) <= self.max_tokens:
+                batches[-1].append(row)
+            else:
+                batches.append([row])
+        scores = [0.0] * len(rows)
+        for batch in batches:
+            logits = self._logits([rows[row] for row in batch])
+            for row, score in zip(batch, logits[:, self.label].tolist(), strict=True):
+                scores[row] = score
+        return scores
+
+    def _tokens(self, prompt: Any, completion: Any, finished: bool) -> list[int]:
+        if isinstance(prompt, str):
+            tokens = self.tokenizer(prompt + completion)["input_ids"]
+            eos = self.tokenizer.eos_token_id
+            if self.append_eos and finished and eos is not None and tokens[-1:] != [eos]:
+                tokens = [*tokens, eos]
+        elif self.tokenizer.chat_template is None:
+            raise InputError(f"the tokenizer of the reward model {self.source!r} has no chat template for chat data.")
+        else:
+            tokens = self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=True, return_dict=False)
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and len(tokens) > context:
+            raise InputError(
+                f"a prompt with its completion has {len(tokens)} tokens, more than the context of the reward model "
+                f"{self.source!r}, {context}; shorten prompts or responses."
+            )
+        return tokens
+
+    def _logits(self, rows: list[list[int]]) -> Tensor:
+        """`(B, labels)`; where the score stands comes from lengths, never from `ids != pad`."""
+        lengths = torch.tensor([len(row) for row in rows], device=self.model.device)
+        padding = 0 if self.reads_last_token else self.tokenizer.pad_token_id
+        padded = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
+        inputs = {
+            "input_ids": padded.to(self.model.device),
+            "attention_mask": (torch.arange(padded.shape[1], device=lengths.device) < lengths.unsqueeze(1)).long(),
+        }
+        if not self.reads_last_token:
+            return self.model(**inputs).logits
+        # transformers' own forward takes the last token that is not the pad token: if pad is EOS, one too early.
+        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        return cast(nn.Module, self.model.score)(hidden[torch.arange(len(rows), device=lengths.device), lengths - 1])
+
+    def _head_reads_last_token(self) -> bool:
+        """Whether the logits are the head's of the last token's hidden state, as in causal models; else a pooler's."""
+        if not hasattr(self.model, "score"):
+            return False
+        probe = [token for token in range(5) if token != self.model.config.get_text_config().pad_token_id]
+        self.reads_last_token = True
+        with torch.no_grad():
+            theirs = self.model(input_ids=torch.tensor([probe], device=self.model.device)).logits
+            return torch.allclose(self._logits([probe]), theirs, rtol=1e-3, atol=1e-4)
+
+
+def _label(source: str, config: Any, label: int | str | None) -> int:
+    names = {int(index): name for index, name in config.id2label.items()}
+    if label is None and len(names) == 1:
+        return 0
+    chosen = [index for index, name in names.items() if label in (index, name)]
+    if len(chosen) != 1:
+        listed = ", ".join(f"{index} ({name})" for index, name in names.items())
+        raise InputError(f"label {label!r} of the reward model {source!r} is none of its outputs: {listed}.")
+    return chosen[0]

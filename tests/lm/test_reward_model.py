@@ -1,0 +1,162 @@
+"""A classifier as a reward function: padding, EOS and labels cannot move its score, and it is no policy's tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+)
+
+from rlhf.errors import InputError
+from rlhf.lm.reward_model import RewardModel
+from rlhf.lm.rewards import Rewards, Samples
+from tests.lm.words import EOS, TEMPLATE, WORDS, word_tokenizer
+
+CPU = torch.device("cpu")
+PROMPTS = ["a", "a b c", "b", "e f g a b", "c d"]
+COMPLETIONS = [" b", " d", " c d e f g a", " f", ""]
+FINISHED = [True, False, True, True, True]
+
+_SIZES = {"vocab_size": len(WORDS), "eos_token_id": EOS, "bos_token_id": 1, "initializer_range": 0.3}
+CONFIGS: dict[str, Any] = {
+    "gpt2": GPT2Config(n_positions=32, n_embd=16, n_layer=2, n_head=2, pad_token_id=None, **_SIZES),
+    # What most people have: pad is eos, so transformers reads the score one token before the end.
+    "llama": LlamaConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        pad_token_id=EOS,
+        **_SIZES,
+    ),
+    "bert": BertConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        pad_token_id=EOS,
+        **_SIZES,
+    ),
+}
+
+
+def save(folder: Path, architecture: str, *, template: str | None = None, **changes: Any) -> str:
+    config = type(CONFIGS[architecture]).from_dict(CONFIGS[architecture].to_dict() | {"num_labels": 1} | changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    word_tokenizer(template=template).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save(tmp_path_factory.mktemp("classifier"), request.param)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save(tmp_path_factory.mktemp("llama"), "llama")
+
+
+def scores_of(model: RewardModel) -> list[float]:
+    return model(PROMPTS, COMPLETIONS, FINISHED)
+
+
+def test_score_in_a_padded_batch_is_the_score_alone(folder: str):
+    """Bug 17 of the peers: the padded position read."""
+    together = RewardModel(folder, device=CPU, max_tokens=1000)
+    alone = RewardModel(folder, device=CPU, max_tokens=1)
+    torch.testing.assert_close(torch.tensor(scores_of(together)), torch.tensor(scores_of(alone)), rtol=0, atol=1e-5)
+
+
+def test_score_is_the_classifiers_own_logit(folder: str):
+    """transformers alone, one row at a time, on rows that do not end with the pad token."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    expected = []
+    for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True):
+        tokens = AutoTokenizer.from_pretrained(folder)(prompt + completion, return_tensors="pt")["input_ids"]
+        expected.append(model(input_ids=tokens).logits.item())
+    scores = RewardModel(folder, device=CPU)(PROMPTS, COMPLETIONS, [False] * 5)
+    torch.testing.assert_close(torch.tensor(scores), torch.tensor(expected), rtol=0, atol=1e-5)
+
+
+def test_score_of_a_finished_response_is_read_at_its_eos_even_where_pad_is_eos(llama: str):
+    """Bug 17 of the peers: EOS stripped before scoring, or taken for padding."""
+    model = AutoModelForSequenceClassification.from_pretrained(llama).eval()
+    tokens = torch.tensor([word_tokenizer()("a b")["input_ids"] + [EOS]])
+    with torch.no_grad():
+        at_eos = model.score(model.model(tokens).last_hidden_state[:, -1]).item()
+    finished, cut = RewardModel(llama, device=CPU)(["a", "a"], [" b", " b"], [True, False])
+    assert finished == pytest.approx(at_eos, abs=1e-5)
+    assert abs(finished - cut) > 1e-2
+    (without,) = RewardModel(llama, device=CPU, append_eos=False)(["a"], [" b"], [True])
+    assert without == pytest.approx(cut, abs=1e-6)
+
+
+def test_dropout_is_off_and_nothing_is_trained(tmp_path: Path):
+    source = save(tmp_path, "gpt2", resid_pdrop=0.5, embd_pdrop=0.5)
+    model = RewardModel(source, device=CPU)
+    assert scores_of(model) == scores_of(model)
+    assert not any(parameter.requires_grad for parameter in model.model.parameters())
+
+
+def test_label_picks_one_of_several_outputs(tmp_path: Path):
+    names = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}, "num_labels": 2}
+    source = save(tmp_path, "gpt2", **names)
+    by_name = scores_of(RewardModel(source, device=CPU, label="POSITIVE"))
+    assert by_name == scores_of(RewardModel(source, device=CPU, label=1))
+    assert by_name != scores_of(RewardModel(source, device=CPU, label=0))
+    with pytest.raises(InputError, match=r"label None .* is none of its outputs: 0 \(NEGATIVE\), 1 \(POSITIVE\)"):
+        RewardModel(source, device=CPU)
+
+
+def test_it_reads_text_and_not_the_policys_tokens(llama: str):
+    samples = Samples(
+        prompts=PROMPTS,
+        completions=COMPLETIONS,
+        completion_ids=[[10**6]] * 5,
+        finished=FINISHED,
+        columns={},
+        sample_ids=list(range(5)),
+    )
+    model = RewardModel(llama, device=CPU)
+    scores = Rewards([model])(samples)
+    assert scores.parts == {"reward_model": scores_of(model)}
+
+
+def test_chat_data_are_rendered_by_its_own_template(tmp_path: Path, llama: str):
+    prompts, completions = [[{"role": "user", "content": "a"}]], [[{"role": "assistant", "content": "b"}]]
+    model = RewardModel(save(tmp_path, "llama", template=TEMPLATE), device=CPU)
+    (expected,) = model(["user: a assistant: b <eos>"], [" ;"], [False])
+    assert model(prompts, completions, [True]) == [pytest.approx(expected, abs=1e-6)]
+    with pytest.raises(InputError, match="no chat template"):
+        RewardModel(llama, device=CPU)(prompts, completions, [True])
+
+
+def test_text_longer_than_its_context_is_refused_with_numbers(llama: str):
+    with pytest.raises(InputError, match="has 41 tokens, more than the context"):
+        RewardModel(llama, device=CPU)(["a " * 20], ["b " * 20], [True])
+
+
+def test_model_without_a_trained_head_is_refused(tmp_path: Path):
+    GPT2LMHeadModel(CONFIGS["gpt2"]).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"no trained classifier: it lacks score\.weight"):
+        RewardModel(str(tmp_path), device=CPU)
+
+
+def test_missing_model_is_the_users_error(tmp_path: Path):
+    with pytest.raises(InputError, match="could not load the reward model"):
+        RewardModel(str(tmp_path / "nothing"), device=CPU)
