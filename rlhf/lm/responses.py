@@ -50,6 +50,7 @@ def response_records(
         kl: `(B,)` log-probability of each response over the reference's, nats.
     """
     valid, totals = scores.valid.tolist(), scores.scores.tolist()
+    finished, lengths = generation.finished.tolist(), generation.lengths.tolist()
     charges = [None] * len(texts) if kl is None else kl.tolist()
     return [
         {
@@ -58,8 +59,8 @@ def response_records(
             "response": text,
             "score": totals[i] if valid[i] else None,
             "parts": {name: part[i] for name, part in scores.parts.items()},
-            "finished": bool(generation.finished[i]),
-            "length": int(generation.lengths[i]),
+            "finished": finished[i],
+            "length": lengths[i],
             "kl": charges[i] if valid[i] else None,
         }
         for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))

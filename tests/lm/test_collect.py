@@ -297,3 +297,11 @@ def test_truncated_sampling_is_refused():
 def test_config_refuses_values_out_of_range(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         word_collector(**wrong)
+
+
+def test_token_budget_of_a_forward_pass_changes_nothing(policy):
+    policy.make_reference()
+    one_by_one, together = (word_collector(use_reference=True) for _ in range(2))
+    one_by_one.micro_batch_cost, together.micro_batch_cost = 1, 10**6
+    first, second = (each.collect(policy, 0).rollout.ref_logprobs for each in (one_by_one, together))
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-9)
