@@ -30,6 +30,8 @@ class Config:
     """Step size of AdamW."""
     schedule: Literal["constant", "linear"] = "constant"
     """linear: the learning rate falls to 0 over the run."""
+    warmup_updates: int = 0
+    """Updates over which the learning rate rises to its full size; 0 is off."""
     epochs: int = 4
     """Passes over each batch."""
     minibatches: int = 1
@@ -57,7 +59,7 @@ class Config:
             raise InputError(f"learning_rate is {self.learning_rate}; it must be positive.")
         if not 0.0 <= self.adam_beta2 < 1.0:
             raise InputError(f"adam_beta2 is {self.adam_beta2}; it must lie in [0, 1).")
-        for name in ("max_gradient_norm", "target_kl", "weight_decay", "adam_eps"):
+        for name in ("max_gradient_norm", "target_kl", "weight_decay", "adam_eps", "warmup_updates"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
 
@@ -135,6 +137,8 @@ def update(
         RuntimeError: The first minibatch shows that acting and scoring disagree (float32 or float64 only).
     """
     rate = config.learning_rate * (1.0 - progress if config.schedule == "linear" else 1.0)
+    if update_index < config.warmup_updates:
+        rate *= (update_index + 1) / config.warmup_updates
     for group in optimizer.param_groups:
         group["lr"] = rate
     if config.whiten == "batch":

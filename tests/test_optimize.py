@@ -216,3 +216,23 @@ def test_single_steps_have_the_gradient_of_whole_rows() -> None:
         gradients(policy, batch, cost=10_000), gradients(policy, single_steps(batch), cost=10_000), strict=True
     ):
         torch.testing.assert_close(whole, flat, rtol=0, atol=1e-12)
+
+
+def test_learning_rate_rises_over_the_warmup() -> None:
+    rates = []
+    for update_index in range(5):
+        policy = TabularPolicy(4, 3)
+        config = optimize.Config(learning_rate=0.4, warmup_updates=4, epochs=1)
+        metrics = optimize.update(
+            policy,
+            optimize.make_optimizer(policy, config),
+            make_batch(policy, rows=9, steps=5),
+            ppo_loss(),
+            config,
+            accelerator=Accelerator(),
+            seed=0,
+            update_index=update_index,
+            progress=0.0,
+        )
+        rates.append(metrics["learning_rate"])
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])

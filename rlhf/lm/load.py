@@ -138,3 +138,20 @@ def _asked(load: Any, source: str, **options: Any) -> Any:
         return load(source, **options)
     except (OSError, ValueError) as error:
         raise InputError(f"Could not load {source!r}: {error}") from error
+
+
+def build_policy(
+    config: PretrainedConfig,
+    *,
+    temperature: float,
+    critic: Literal["shared", "separate", "none"],
+    seed: int,
+    gradient_checkpointing: bool = False,
+) -> CausalLM:
+    """A policy of random weights from a transformers config; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        if gradient_checkpointing:
+            _checkpoint_gradients(model)
+        return CausalLM(model, temperature=temperature, critic=critic)
