@@ -45,7 +45,7 @@ def hashed_order(seed: int, purpose: str, update: int, ids: Int64[Tensor, " N"])
 
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:
-    """A seed in [0, 2^31) for a foreign generator, such as an environment's episode or a weight initialisation."""
+    """A seed in [0, 2^31) for a foreign generator, such as that of an episode or of initial weights."""
     return _shifted(_key(seed, purpose, *counters), 33)
 
 
