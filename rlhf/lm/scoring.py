@@ -29,7 +29,7 @@ def score(model: Model, abilities: Abilities, inputs: dict[str, Tensor], *, temp
     """Log-probability and entropy of each action under softmax(logits / temperature), and its state.
 
     Args:
-        inputs: `tokens` (B, S) right-padded, `lengths` (B,), `actions` (B, T): each action's index in S, or 0.
+        inputs: `tokens` (B, S), and `actions` (B, T): the index in S of each action's token, or 0 for none.
     """
     layout = lay_out(inputs, abilities.packs)
     index, targets = action_states(inputs, layout)
@@ -44,7 +44,8 @@ def score(model: Model, abilities: Abilities, inputs: dict[str, Tensor], *, temp
 
 
 def lay_out(inputs: dict[str, Tensor], packs: bool) -> Layout:
-    return (packed if packs else padded)(inputs["tokens"], inputs["lengths"])
+    """Each row's tokens before its last action (one token, if it has none): no action depends on the rest."""
+    return (packed if packs else padded)(inputs["tokens"], inputs["actions"].amax(dim=1).clamp(min=1))
 
 
 def action_states(inputs: dict[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor]:

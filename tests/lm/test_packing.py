@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf.lm.packing import first_fit_decreasing, packed, padded
+from rlhf.lm.packing import best_fit_decreasing, packed, padded
 
 TOKENS = torch.tensor([[1, 2, 0, 0, 0], [3, 4, 5, 6, 7], [8, 0, 0, 0, 0], [9, 10, 11, 0, 0]])
 LENGTHS = torch.tensor([2, 5, 1, 3])
 
 
-def test_first_fit_decreasing_by_hand():
-    # 5 fills row 0; 3 opens row 1 and 2 joins it; 1 opens row 2.
-    assert first_fit_decreasing([2, 5, 1, 3]) == ([1, 0, 2, 1], [3, 0, 0, 0])
+def test_best_fit_decreasing_by_hand():
+    # 5 fills row 0; 3 opens row 1 and 2 fills it; 1 opens row 2.
+    assert best_fit_decreasing([2, 5, 1, 3]) == ([1, 0, 2, 1], [3, 0, 0, 0])
+    # 6 fills row 0; 4 opens row 1, 3 row 2; 2 fills row 1; 1 joins row 2.
+    assert best_fit_decreasing([3, 1, 6, 2, 4]) == ([2, 2, 0, 1, 1], [0, 3, 0, 4, 0])
 
 
 def test_packed_rows_by_hand():
