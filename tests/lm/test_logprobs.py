@@ -25,7 +25,7 @@ def definition(hidden, weight, bias, targets, temperature):
     return distribution.log_prob(targets), distribution.entropy()
 
 
-@pytest.fixture(params=[2**21, 22], ids=["one chunk", "several chunks"])
+@pytest.fixture(params=[2**24, 22], ids=["one chunk", "several chunks"])
 def chunk(request, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK_ELEMENTS", request.param)
 

@@ -286,7 +286,7 @@ def test_model_configs_out_of_range_are_refused(options):
 
 
 def test_models_that_are_not_there_are_refused(tmp_path):
-    with pytest.raises(InputError, match="Could not load"):
+    with pytest.raises(InputError, match="nothing"):
         load_policy(ModelConfig(model=str(tmp_path / "nothing")), temperature=1.0, seed=0)
 
 
