@@ -50,6 +50,24 @@ class Config:
             )
 
 
+def require_prompts(prompts: Sequence[Prompt], config: Config, accelerator: Accelerator) -> None:
+    """Refuses what no rollout can be drawn from; also for recipes, before they load a model.
+
+    Raises:
+        InputError: There are fewer prompts than a rollout needs, or the processes cannot share them evenly.
+    """
+    if len(prompts) < config.prompts_per_rollout:
+        raise InputError(
+            f"there are {len(prompts)} prompts, fewer than prompts_per_rollout ({config.prompts_per_rollout}); "
+            "lower it (and raise responses_per_prompt), or give more prompts."
+        )
+    if config.prompts_per_rollout % accelerator.num_processes:
+        raise InputError(
+            f"prompts_per_rollout is {config.prompts_per_rollout}, which {accelerator.num_processes} processes "
+            "cannot share evenly; make it a multiple of them."
+        )
+
+
 class PromptCollector:
     """Answers prompts, each epoch in another order, and has the answers scored.
 
@@ -75,16 +93,7 @@ class PromptCollector:
         use_reference: bool,
     ) -> None:
         sampling.require_exact()
-        if len(prompts) < config.prompts_per_rollout:
-            raise InputError(
-                f"there are {len(prompts)} prompts, fewer than prompts_per_rollout ({config.prompts_per_rollout}); "
-                "lower it (and raise responses_per_prompt), or give more prompts."
-            )
-        if config.prompts_per_rollout % accelerator.num_processes:
-            raise InputError(
-                f"prompts_per_rollout is {config.prompts_per_rollout}, which {accelerator.num_processes} processes "
-                "cannot share evenly; make it a multiple of them."
-            )
+        require_prompts(prompts, config, accelerator)
         rewards.require_columns(prompts[0].columns)
         self.prompts, self.tokenizer, self.rewards = prompts, tokenizer, rewards
         self.sampling, self.config, self.seed, self.accelerator = sampling, config, seed, accelerator

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlhf.core.random import hashed_order
 from rlhf.errors import InputError
-from rlhf.lm.chat import Message, conversation, prompt_tokens
+from rlhf.lm.chat import Message, conversation, prompt_tokens, require_messages
 from rlhf.rollout import Rollout
 
 
@@ -126,13 +126,15 @@ def hold_out(num_rows: int, *, num_held_out: int, seed: int) -> tuple[Tensor, Te
 def prompt_rows(data: Data, tokenizer: Any, *, max_new_tokens: int, context: int | None) -> list[Prompt]:
     """Every row's `prompt`, tokenized: a string, or a list of messages that the chat template renders.
 
+    Without such a column, what `messages` hold before the assistant's last turn is the prompt.
+
     Args:
         context: The most tokens the model can take; None where the architecture has no limit.
 
     Raises:
         InputError: A prompt is missing, empty, or leaves no room for `max_new_tokens`. Nothing is ever cut.
     """
-    prompts = data.values("prompt")
+    prompts = _prompts(data)
     encoded = iter(_encode(tokenizer, [prompt for prompt in prompts if isinstance(prompt, str)]))
     result = []
     for row, prompt in enumerate(prompts):
@@ -149,6 +151,16 @@ def prompt_rows(data: Data, tokenizer: Any, *, max_new_tokens: int, context: int
         columns = {column: data.rows[row][column] for column in data.reward_columns}
         result.append(Prompt(row=row, prompt=prompt, text=text, tokens=tokens, columns=columns))
     return result
+
+
+def _prompts(data: Data) -> list[Any]:
+    if "prompt" in data.columns or "messages" not in data.columns:
+        return data.values("prompt")
+    prompts = []
+    for row, messages in enumerate(data.values("messages")):
+        require_messages(messages, f"{data.name}: row {row}")
+        prompts.append(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
+    return prompts
 
 
 def demonstration_rollout(data: Data, tokenizer: Any, *, context: int | None) -> Rollout:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from rlhf import optimize, train
 from rlhf.algorithms import bc, ppo
 from rlhf.demonstrations import DemonstrationCollector
+from rlhf.errors import InputError
 from rlhf.lm import collect
 from rlhf.lm.data import Prompt
 from rlhf.lm.evaluate import ResponseEvaluator
@@ -49,6 +50,13 @@ class ImproveConfig:
     ppo: ppo.Config = ppo.Config()
     train: train.Config = train.Config(updates=100)
     optimize: optimize.Config = optimize.Config()
+
+    def __post_init__(self) -> None:
+        num_rows = self.collect.prompts_per_rollout * self.collect.responses_per_prompt
+        if self.optimize.minibatches > num_rows:
+            raise InputError(
+                f"minibatches is {self.optimize.minibatches}, but a rollout has {num_rows} responses; lower it."
+            )
 
 
 def clone(

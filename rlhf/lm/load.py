@@ -10,7 +10,15 @@ from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import find_adapter_config_file
 
@@ -51,6 +59,36 @@ def load_model_config(model: str) -> PretrainedConfig:
     """The transformers config of a model, adapter or saved policy, without its weights."""
     source = _source(model)
     return _asked(AutoConfig.from_pretrained, _adapter_base(source) or source)
+
+
+def context_length(model: str) -> int | None:
+    """The most tokens a model can take; None where its config names no limit."""
+    return getattr(load_model_config(model).get_text_config(), "max_position_embeddings", None)
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of a model, adapter or saved policy; an adapter that has none of its own uses its base model's."""
+    source = _source(model)
+    base = _adapter_base(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError):
+        tokenizer = _asked(AutoTokenizer.from_pretrained, base or source)
+    # Where a folder holds no tokenizer, transformers may make up one without a single word.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise InputError(f"{model!r} holds no tokenizer; save the model's own beside it (tokenizer.save_pretrained).")
+    return tokenizer
+
+
+def stop_tokens(model: str, tokenizer: Any) -> tuple[int, ...]:
+    """What ends a response: the tokenizer's end of sequence and whatever the model's generation config adds."""
+    source = _source(model)
+    try:
+        listed = GenerationConfig.from_pretrained(_adapter_base(source) or source).eos_token_id
+    except OSError:
+        listed = None
+    found = [tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
+    return tuple(dict.fromkeys(token for token in found if token is not None))
 
 
 def load_policy(config: ModelConfig, *, temperature: float, seed: int) -> CausalLM:
@@ -120,6 +158,8 @@ def _is_saved_policy(model: str) -> bool:
 
 
 def _source(model: str) -> str:
+    if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
+        raise InputError(f"there is no folder {model} to load a model from.")
     return str(Path(model, "model")) if _is_saved_policy(model) else model
 
 

@@ -20,8 +20,8 @@ from rlhf.errors import InputError
 from rlhf.runs.checkpoint import TEMPORARY, write_json
 
 PACKAGES = ("rlhf", "torch", "transformers", "accelerate", "datasets", "peft", "gymnasium", "safetensors", "numpy")
-# Where a run is kept and whether it goes on say nothing about what it computes.
-NOT_COMPARED = ("resume", "output_dir")
+# Where a run is kept, whether it goes on and who else gets its metrics say nothing about what it computes.
+NOT_COMPARED = ("resume", "output_dir", "tensorboard")
 
 
 def enter(

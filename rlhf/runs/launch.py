@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, cast
 
 import torch
 import tyro
@@ -30,7 +30,7 @@ def launch(main: Callable[[C], object], config: type[C], *, default: C | None = 
     first = os.environ.get("RANK", "0") == "0"
     description = inspect.getdoc(inspect.getmodule(main))
     parsed = tyro.cli(config, default=default, description=description, console_outputs=first)
-    status = _run(main, parsed)
+    status = _run(main, cast(C, parsed))
     # Ranks that failed alone must not wait for the others here.
     if status == 0 and torch.distributed.is_initialized():
         # Tensors of a last collective that are freed while the interpreter exits can deadlock gloo; a barrier has none.
