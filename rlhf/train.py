@@ -171,7 +171,10 @@ def train(
                 save(update)
             if stopped and not last:
                 signals.stop()
-    phase.finish(config.updates, {"policy": policy.save})  # type: ignore[dict-item]
+        phase.finish(config.updates, {"policy": policy.save})  # type: ignore[dict-item]
+        # A signal during the last update is meant for what would come after this phase.
+        if signals.requested():
+            signals.stop()
 
 
 def _describe(rollout: Rollout, batch: Batch, cells: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
