@@ -1,0 +1,109 @@
+"""Text classifiers from scratch: a small transformer, which can be a reward model, and naive Bayes to check it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
+
+from rlhf.core.random import hashed_order
+from rlhf.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """How long and how fast a classifier learns."""
+
+    epochs: int = 10
+    """Passes over its texts."""
+    rows_per_step: int = 32
+    """Texts of one optimizer step."""
+    learning_rate: float = 1e-3
+    """Step size of AdamW; it falls linearly to 0."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay."""
+
+
+def train_classifier(
+    folder: Path,
+    model_config: PretrainedConfig,
+    tokenizer: Any,
+    texts: Sequence[str],
+    labels: Sequence[int],
+    *,
+    config: ClassifierConfig,
+    seed: int,
+) -> None:
+    """Writes a classifier whose one output is the log-odds of label 1, with its tokenizer, for `RewardModel` to load.
+
+    Each text ends with the end-of-sequence token. Trained on the CPU; torch's global generator is left as it was.
+    """
+    rows = [[*tokens, tokenizer.eos_token_id] for tokens in tokenizer(list(texts))["input_ids"]]
+    targets = torch.tensor(labels, dtype=torch.float32)
+    steps_per_epoch = -(-len(rows) // config.rows_per_step)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(model_config).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=config.epochs * steps_per_epoch)
+        for epoch in range(config.epochs):
+            order = hashed_order(seed, "classifier", epoch, torch.arange(len(rows)))
+            for chosen in order.split(config.rows_per_step):
+                batch = tokenizer.pad({"input_ids": [rows[row] for row in chosen.tolist()]}, return_tensors="pt")
+                logits = model(**batch).logits.squeeze(-1)
+                optimizer.zero_grad()
+                binary_cross_entropy_with_logits(logits, targets[chosen]).backward()
+                optimizer.step()
+                schedule.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+class NaiveBayes:
+    """Multinomial naive Bayes on words and pairs of neighbouring words, each counted once more than it occurs.
+
+    (Manning, Raghavan and Schütze, 2008, section 13.2; https://nlp.stanford.edu/IR-book)
+    """
+
+    def __init__(self, texts: Sequence[str], labels: Sequence[int]) -> None:
+        if set(labels) != {0, 1}:
+            raise InputError(f"naive Bayes needs texts of labels 0 and 1; it was given {sorted(set(labels))}.")
+        counts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+        for text, label in zip(texts, labels, strict=True):
+            counts[label].update(_features(text))
+        vocabulary = counts[0].keys() | counts[1].keys()
+        negative, positive = (count.total() + len(vocabulary) for count in counts)
+        self._prior = math.log(sum(labels) / (len(labels) - sum(labels)))
+        self._weights = {
+            feature: math.log((counts[1][feature] + 1) / positive * negative / (counts[0][feature] + 1))
+            for feature in vocabulary
+        }
+
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """Log-odds of label 1; features never seen say nothing."""
+        return [
+            self._prior + sum(self._weights.get(feature, 0.0) for feature in sorted(_features(text))) for text in texts
+        ]
+
+
+def _features(text: str) -> list[str]:
+    words = text.split()
+    return words + [f"{first} {second}" for first, second in pairwise(words)]
+
+
+def distinct_bigrams(*groups: Sequence[str]) -> list[float]:
+    """For each group of texts the share of its pairs of neighbouring words that are distinct (Li et al., 2016).
+
+    The share falls as text grows, so each group counts with its first pairs only, as many as the smallest group has.
+    """
+    pairs = [[pair for text in texts for pair in pairwise(text.split())] for texts in groups]
+    count = min(len(each) for each in pairs)
+    return [len(set(each[:count])) / max(count, 1) for each in pairs]
