@@ -144,6 +144,7 @@ def update(
     if config.whiten == "batch":
         batch = batch._replace(advantages=global_whiten(accelerator, batch.advantages, batch.mask))
     ids, offset = gather_rows(accelerator, batch.sample_ids)
+    acted, _ = gather_rows(accelerator, batch.mask.any(dim=1).long())
     if config.minibatches > ids.shape[0]:
         raise InputError(f"minibatches is {config.minibatches}, but a rollout has {ids.shape[0]} rows; lower it.")
     filler = batch.rows(torch.zeros(1, dtype=torch.int64, device=ids.device))
@@ -151,6 +152,9 @@ def update(
     for epoch in range(config.epochs):
         order = hashed_order(seed, f"minibatches of epoch {epoch}", update_index, ids)
         for chosen in order.tensor_split(config.minibatches):
+            # Where no row has an action, as when all lack a score, there is nothing to step on, nor to average.
+            if not bool(acted[chosen].any()):
+                continue
             rows = _local_rows(batch, chosen, offset)
             if config.whiten == "minibatch":
                 rows = rows._replace(advantages=global_whiten(accelerator, rows.advantages, rows.mask))

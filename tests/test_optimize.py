@@ -106,6 +106,23 @@ def test_minibatches_of_an_epoch_hold_every_row_once() -> None:
     assert seen[:9] != seen[9:]
 
 
+def test_minibatches_without_any_action_take_no_step() -> None:
+    """As where every sample of a minibatch lacks a score: not even Adam's momentum may move the weights."""
+    changes = []
+    for config in (optimize.Config(epochs=3, minibatches=9, learning_rate=0.01), optimize.Config(learning_rate=0.01)):
+        policy = TabularPolicy(4, 3)
+        start = policy.logits.detach().clone()
+        batch = make_batch(policy, rows=9, steps=5)
+        only = torch.zeros_like(batch.mask)
+        only[4] = batch.mask[4]
+        batch = batch._replace(mask=only, weights=batch.weights * only, units=batch.units * only)
+        metrics = run_update(policy, batch, replace(config, epochs=3))
+        assert metrics["gradient_steps"] == 3
+        assert all(abs(value) < 1e3 for value in metrics.values())
+        changes.append(policy.logits.detach() - start)
+    torch.testing.assert_close(changes[0], changes[1], rtol=0, atol=1e-12)
+
+
 def test_whitening_leaves_value_targets_alone() -> None:
     policy = TabularPolicy(4, 3)
     batch = make_batch(policy, rows=9, steps=5)

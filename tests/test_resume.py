@@ -75,7 +75,7 @@ def assert_same(run: Path, whole: Path, recipe: str) -> None:
 def interrupted(recipe: str, runs: list[list[str]], folder: Path, *, seed: int) -> dict[str, Any]:
     """Runs the recipe whole in `folder/whole`, and in `folder/<n>` interrupted in the ways `runs[n]` says."""
     plan = {"recipe": recipe, "arguments": ARGUMENTS[recipe], "runs": runs, "seed": seed}
-    command = [sys.executable, "tests/interrupted_runs.py", str(folder), json.dumps(plan)]
+    command = [sys.executable, "-m", "tests.interrupted_runs", str(folder), json.dumps(plan)]
     done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
     logs = "".join(path.read_text() for path in folder.glob("*/log"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
