@@ -46,7 +46,8 @@ def global_moments(accelerator: Accelerator, x: Tensor, mask: Tensor) -> tuple[T
 def global_whiten(accelerator: Accelerator, x: Tensor, mask: Tensor) -> Tensor:
     """Mean 0 and variance 1 over the masked cells of all ranks; equal cells become exactly 0."""
     # Shifted by one of their own values, equal cells are 0 before anything can round.
-    peak = global_max(accelerator, x.masked_fill(~mask, -torch.inf).amax())
+    cells = torch.cat([x[mask], x.new_full((1,), -torch.inf)])
+    peak = global_max(accelerator, cells.amax())
     shifted = (x - peak).masked_fill(~mask, 0.0)
     mean, variance = global_moments(accelerator, shifted, mask)
     return standardise(shifted, mask, mean=mean, variance=variance)

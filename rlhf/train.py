@@ -115,7 +115,9 @@ def train(
         optimizer.load_state_dict(restored.state["optimizer"])
         state, done, steps = restored.state["algorithm"], restored.update, restored.state["steps"]
         collector.load_state_dict(_of_this_rank(restored.state["collector"], accelerator))
-    wrapped, prepared = accelerator.prepare(policy, optimizer)
+    # Accelerate's wrapper looks for optional packages at every step (7 % of an update on control), and only serves
+    # fp16 scaling, which is not offered; the optimizer inside is this very one.
+    wrapped, _ = accelerator.prepare(policy, optimizer)
 
     def save(update: int) -> None:
         per_rank = [collector.state_dict()]
@@ -144,7 +146,7 @@ def train(
                     batch = single_steps(batch)
                 metrics |= optimize.update(
                     wrapped,
-                    prepared,
+                    optimizer,
                     batch,
                     partial(algorithm.loss, state=state, config=algorithm_config),
                     optimize_config,
