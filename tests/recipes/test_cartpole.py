@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from recipes import cartpole
+from rlhf import optimize
+from rlhf.control import collect, evaluate
+from rlhf.control.policy import ControlPolicy, PolicyConfig
+from rlhf.runs.log import read_lines
+from tests.recipes.small import files, run
+
+
+def small_config(output_dir, *, updates: int = 2, **changes) -> cartpole.Config:
+    """Updates of 64 steps, evaluated and saved after each."""
+    return cartpole.Config(
+        output_dir=output_dir,
+        steps=64 * updates,
+        eval_every_steps=64,
+        checkpoint_every_steps=64,
+        collect=collect.Config(num_envs=4, steps_per_rollout=16),
+        optimize=optimize.Config(epochs=2, minibatches=2),
+        evaluate=evaluate.Config(episodes=4, sampled_episodes=2),
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, run(cartpole.main, small_config(folder))
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """Drawing takes longer than all the rest."""
+    monkeypatch.setattr(cartpole, "write_report", lambda folder: None)
+
+
+def test_a_run_leaves_everything_behind(finished):
+    folder, result = finished
+    assert list(result) == [
+        *("eval_return_mean", "eval_episodes", "first_hit_step", "stays_from_step", "env_steps_per_second")
+    ]
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert {"config.json", "versions.json", "report.html", "result.json", "ppo"} == {p.name for p in folder.iterdir()}
+    rows = read_lines(folder / "ppo" / "metrics.jsonl")
+    assert [row["steps"] for row in rows] == [0, 64, 128]
+    assert all("eval_return_mean" in row for row in rows)
+    assert result["eval_return_mean"] == rows[-1]["eval_return_mean"]
+    assert {sample["kind"] for sample in read_lines(folder / "ppo" / "samples.jsonl")} == {"evaluation", "training"}
+    curves = {path.name for path in (folder / "ppo" / "curves").iterdir()}
+    assert {"evaluation.png", "return-and-score.png", "entropy.png", "losses.png"} <= curves
+
+
+def test_the_final_policy_loads(finished):
+    folder, _ = finished
+    spaces = cartpole.spaces_of(cartpole.make_envs("CartPole-v1", 1, num_processes=1))
+    policy, untrained = (ControlPolicy(spaces, PolicyConfig(), seed=0) for _ in range(2))
+    policy.load(folder / "ppo" / "final" / "policy")
+    moved = [not a.equal(b) for a, b in zip(policy.parameters(), untrained.parameters(), strict=True)]
+    assert all(moved)
+
+
+def test_resuming_a_finished_run_trains_nothing_and_reports_the_same(finished, no_report):
+    folder, result = finished
+    before = files(folder)
+    assert run(cartpole.main, small_config(folder, resume=True)) == result
+    after = files(folder)
+    assert {name for name in before if after[name] != before[name]} == {"config.json"}
+
+
+def test_a_finished_run_can_be_extended(tmp_path, no_report):
+    run(cartpole.main, small_config(tmp_path / "run", updates=1))
+    run(cartpole.main, small_config(tmp_path / "run", updates=3, resume=True))
+    rows = read_lines(tmp_path / "run" / "ppo" / "metrics.jsonl")
+    assert [row["steps"] for row in rows] == [0, 64, 128, 192]
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "Acrobot-v1"])
+def test_settings_of_other_environments_train(env_id, tmp_path, no_report):
+    settings = cartpole.SETTINGS[env_id]
+    config = small_config(tmp_path / "run", updates=1, env_id=env_id, policy=settings.policy, ppo=settings.ppo)
+    result = run(cartpole.main, config)
+    assert result["eval_return_mean"] < 0
+    assert result["first_hit_step"] is None
