@@ -71,7 +71,9 @@ def test_imports_point_down(part: str) -> None:
 
 def test_core_imports_only_torch_and_jaxtyping() -> None:
     for path in files("core"):
-        outside = {name.split(".")[0] for name in imported(path)} - {"torch", "jaxtyping", "rlhf"} - sys.stdlib_module_names
+        outside = (
+            {name.split(".")[0] for name in imported(path)} - {"torch", "jaxtyping", "rlhf"} - sys.stdlib_module_names
+        )
         assert not outside, f"{path.name} imports {outside}"
 
 

@@ -44,9 +44,18 @@ def language_model(dtype: torch.dtype) -> tuple[nn.Module, Batch]:
 
 
 def main() -> None:
-    output, problem, dtype = Path(sys.argv[1]), sys.argv[2], getattr(torch, sys.argv[3])
+    output = Path(sys.argv[1])
     accelerator = Accelerator()
-    policy, whole = {"control": control, "lm": language_model}[problem](dtype)
+    for name, make in (("control", control), ("lm", language_model)):
+        for dtype in (torch.float32, torch.float64):
+            compute(accelerator, output / f"{name}-{str(dtype).removeprefix('torch.')}", *make(dtype))
+    # A last collective whose tensors are freed while the interpreter exits can deadlock gloo; a barrier has none.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def compute(accelerator: Accelerator, output: Path, policy: nn.Module, whole: Batch) -> None:
+    """Writes the unclipped gradient, the change of every weight over ten updates, and metrics."""
     # Rank 0 of two holds the first three rows, rank 1 the other eight: no two ranks do the same work.
     bounds = [0, 3, ROWS] if accelerator.num_processes == 2 else [0, ROWS]
     mine = torch.arange(bounds[accelerator.process_index], bounds[accelerator.process_index + 1])
@@ -54,15 +63,15 @@ def main() -> None:
     config = optimize.Config(learning_rate=0.01, epochs=1, minibatches=3, micro_batch_cost=9, whiten="minibatch")
     optimizer = optimize.make_optimizer(policy, config)
     start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-    wrapped, prepared = accelerator.prepare(policy, optimizer)
-    metrics = optimize.gradient(
+    wrapped, _ = accelerator.prepare(policy, optimizer)
+    optimize.gradient(
         wrapped, batch, batch.rows(torch.tensor([0])), ppo_loss(), accelerator=accelerator, micro_batch_cost=9
     )
     result = {f"gradient/{name}": p.grad.clone() for name, p in policy.named_parameters()}
     for update in range(UPDATES):
-        last = optimize.update(
+        metrics = optimize.update(
             wrapped,
-            prepared,
+            optimizer,
             _rescored(policy, batch),
             ppo_loss(),
             config,
@@ -73,18 +82,15 @@ def main() -> None:
         )
     result |= {f"change/{name}": tensor - start[name] for name, tensor in policy.state_dict().items()}
     if accelerator.is_main_process:
+        output.mkdir()
         save_file({name: tensor.contiguous() for name, tensor in result.items()}, output / "result.safetensors")
         facts = {
             "num_processes": accelerator.num_processes,
             "distributed_type": accelerator.distributed_type.value,
             "wrapped": type(wrapped).__name__,
-            "first": metrics,
-            "last": last,
+            "metrics": metrics,
         }
         (output / "facts.json").write_text(json.dumps(facts))
-    # A last collective whose tensors are freed while the interpreter exits can deadlock gloo; a barrier has none.
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
 
 
 def _rescored(policy: nn.Module, batch: Batch) -> Batch:
