@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: demo test test-slow check lint clean
+.PHONY: demo test test-slow learning lint clean
 
 demo: $(VENV)/.installed
 	$(RUN) recipes/arithmetic.py $(ARGS)
@@ -14,8 +14,13 @@ demo: $(VENV)/.installed
 test: lint
 	$(RUN) -m pytest -n 2 --dist worksteal
 
+# Kill-and-resume in full, and what else takes minutes.
 test-slow: $(VENV)/.installed
-	$(RUN) -m pytest -m slow -n 0
+	$(RUN) -m pytest -m slow -n 2 --dist worksteal --ignore tests/learning
+
+# The learning claims of the README, every seed (about an hour on 2 cores); results stay in runs/learning.
+learning: $(VENV)/.installed
+	$(RUN) -m pytest -m slow -n 2 --dist worksteal -s tests/learning
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,82 @@
+"""The learning claims of the README, every seed: `make learning`. Results stay in runs/learning."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.core.random import derive_seed
+from rlhf.runs.log import read_lines
+from tests.learning.pendulum_optimum import optimal_return
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent.parent
+REVIEWS = ROOT.parent / "shared" / "data" / "movie-reviews"
+
+
+def result_of(name: str, seed: int, *command: str) -> dict[str, Any]:
+    """Runs the recipe's own command line, or takes the result that an earlier call left; prints it."""
+    folder = ROOT / "runs" / "learning" / f"{name}-{seed}"
+    if not (folder / "result.json").exists():
+        resume = ["--resume"] if folder.exists() else []
+        arguments = [*command, "--seed", str(seed), "--output-dir", str(folder), *resume]
+        environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, check=True)
+    result = json.loads((folder / "result.json").read_text())
+    print(f"{name} seed {seed}: {json.dumps(result)}")
+    return result
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_cartpole_is_solved_and_stays_solved(seed: int) -> None:
+    result = result_of("cartpole", seed, "recipes/cartpole.py")
+    assert result["eval_episodes"] == 200
+    assert result["stays_from_step"] is not None
+    assert result["stays_from_step"] <= 40_000
+    rows = read_lines(ROOT / "runs" / "learning" / f"cartpole-{seed}" / "ppo" / "metrics.jsonl")
+    grid = [row["steps"] for row in rows if "eval_return_mean" in row]
+    assert max(b - a for a, b in pairwise(grid)) <= 2_560
+    assert grid[-1] >= 100_000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pendulum_comes_near_the_optimum(seed: int) -> None:
+    result = result_of("pendulum", seed, "recipes/cartpole.py", "--env-id", "Pendulum-v1")
+    optimum = optimal_return([derive_seed(seed, "evaluation", number) for number in range(200)])
+    print(f"pendulum seed {seed}: optimum {optimum:.1f}, gap {optimum - result['eval_return_mean']:.1f}")
+    assert result["eval_return_mean"] >= optimum - 40.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_acrobot_swings_up(seed: int) -> None:
+    result = result_of("acrobot", seed, "recipes/cartpole.py", "--env-id", "Acrobot-v1")
+    assert result["eval_return_mean"] > -90.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_arithmetic_is_learned_from_a_careless_teacher(seed: int) -> None:
+    result = result_of("arithmetic", seed, "recipes/arithmetic.py")
+    assert max(result["exact_match_before"], result["greedy_match_before"]) <= 0.70
+    assert min(result["exact_match_after"], result["greedy_match_after"]) >= 0.95
+    assert result["seconds"] < 300
+
+
+@pytest.mark.skipif(not REVIEWS.is_dir(), reason="needs the review texts beside the checkout, in ../shared/data")
+@pytest.mark.parametrize("seed", range(3))
+def test_movie_reviews_turn_positive_without_hacking_the_reward(seed: int) -> None:
+    result = result_of("movie_reviews", seed, "recipes/movie_reviews.py", "--data", str(REVIEWS))
+    assert 0.35 <= result["positive_before"] <= 0.65
+    assert result["positive_after"] >= 0.90
+    assert result["second_classifier_after"] >= 0.75
+    assert result["kl_per_response"] <= 12.0
+    assert abs(result["length_after"] / result["length_before"] - 1.0) <= 0.25
+    assert result["distinct2_after"] >= 0.60 * result["distinct2_before"]
+    assert result["seconds"] < 1200
