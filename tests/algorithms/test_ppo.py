@@ -1,7 +1,8 @@
-"""PPO's estimates, its adaptive KL coefficient and its schedules, against arithmetic."""
+"""PPO's parts, each against a number worked out by hand or an identity."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,100 +10,178 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms import ppo
+from rlhf.errors import InputError
 from rlhf.rollout import Batch, PolicyOutput, Rollout
 from tests.batches import make_batch, make_rollout
 from tests.tabular import TabularPolicy
 
 
-def rollout_with_reference() -> Rollout:
-    """Two rows of two and three actions; the last cell of the first row is padding."""
-    rollout = make_rollout(TabularPolicy(4, 3), rows=2, steps=3)
-    mask = torch.tensor([[True, True, False], [True, True, True]])
-    dones = torch.tensor([[False, True, False], [False, False, True]])
-    zeros = torch.zeros(2, 3, dtype=torch.float64)
-    return replace(
-        rollout,
-        mask=mask,
-        dones=dones,
-        values=zeros,
-        next_values=zeros,
-        rewards=torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 2.0]], dtype=torch.float64),
-        logprobs=torch.tensor([[-1.0, -2.0, 0.0], [-0.5, -1.5, -3.0]], dtype=torch.float64),
-        ref_logprobs=torch.tensor([[-1.5, -1.0, 99.0], [-0.5, -2.5, -3.5]], dtype=torch.float64),
+def state(config: ppo.Config, *, update: int = 0, progress: float = 0.0) -> dict[str, Tensor]:
+    return ppo.initial_state(config) | {"update": torch.tensor(update), "progress": torch.tensor(progress)}
+
+
+def one_action(
+    *, ratio: float, advantage: float, value: float = 0.0, target: float = 0.0
+) -> tuple[PolicyOutput, Batch]:
+    """A batch of one action whose probability has changed by `ratio` and whose old value was 0."""
+    cell = torch.zeros(1, 1, dtype=torch.float64)
+    output = PolicyOutput(cell + math.log(ratio), cell + value, cell + 0.7)
+    batch = make_batch(TabularPolicy(1, 1), rows=1, steps=1)
+    return output, batch._replace(logprobs=cell, advantages=cell + advantage, returns=cell + target, values=cell)
+
+
+def loss_of(config: ppo.Config, *, update: int = 0, progress: float = 0.0, **action: float) -> tuple[float, dict]:
+    output, batch = one_action(**action)
+    terms, metrics = ppo.loss(output, batch, state(config, update=update, progress=progress), config)
+    return float(terms), {name: float(value) for name, value in metrics.items()}
+
+
+PLAIN = ppo.Config(value_coef=0.0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected"),
+    [(1.1, 2.0, -2.2), (1.5, 2.0, -2.4), (0.5, 2.0, -1.0), (0.5, -2.0, 1.6), (1.5, -2.0, 3.0)],
+)
+def test_the_surrogate_is_clipped_only_where_the_policy_has_gained_enough(ratio, advantage, expected):
+    assert loss_of(PLAIN, ratio=ratio, advantage=advantage)[0] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_linear_clip_shrinks_with_the_run():
+    config = replace(PLAIN, clip=0.4, clip_schedule="linear")
+    for progress, expected in ((0.0, -1.4), (0.5, -1.2), (0.75, -1.1)):
+        terms, metrics = loss_of(config, ratio=2.0, advantage=1.0, progress=progress)
+        assert terms == pytest.approx(expected, abs=1e-9)
+        assert metrics["clip_fraction"] == 1.0
+    assert loss_of(config, ratio=1.3, advantage=1.0, progress=0.0)[1]["clip_fraction"] == 0.0
+    assert loss_of(config, ratio=1.3, advantage=1.0, progress=0.5)[1]["clip_fraction"] == 1.0
+
+
+def test_the_value_loss_is_half_a_squared_error_times_its_coefficient():
+    config = ppo.Config(value_coef=0.5)
+    terms, metrics = loss_of(config, ratio=1.0, advantage=0.0, value=1.0, target=4.0)
+    assert metrics["value_loss"] == pytest.approx(4.5)
+    assert terms == pytest.approx(2.25)
+
+
+def test_a_clipped_value_gains_nothing_by_moving_further():
+    """Old value 0, target 4: within 0.5 the value counts as it is, beyond it as 0.5."""
+    config = ppo.Config(value_clip=0.5)
+    assert loss_of(config, ratio=1.0, advantage=0.0, value=0.25, target=4.0)[1]["value_loss"] == pytest.approx(
+        0.5 * 3.75**2
     )
+    for value in (1.0, 2.0):
+        metrics = loss_of(config, ratio=1.0, advantage=0.0, value=value, target=4.0)[1]
+        assert metrics["value_loss"] == pytest.approx(0.5 * 3.5**2)
 
 
-def test_kl_is_taken_off_the_reward_of_its_action() -> None:
-    """log p - log p_ref is .5, -1 | 0, 1, .5: what the policy likes more than its reference does costs it."""
-    config = ppo.Config(kl_coef=0.1, gae_lambda=1.0)
-    batch, metrics = ppo.estimate(rollout_with_reference(), ppo.initial_state(config), config)
-    expected = torch.tensor([[1.05, 1.1, 0.0], [1.85, 1.85, 1.95]], dtype=torch.float64)
-    torch.testing.assert_close(batch.advantages, expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(batch.returns, expected, rtol=0, atol=1e-12)
-    kl = torch.tensor([[0.5, -1.0, 0.0], [0.0, 1.0, 0.5]], dtype=torch.float64)
-    torch.testing.assert_close(metrics["kl_ref_per_episode"], kl, rtol=0, atol=1e-12)
-    torch.testing.assert_close(metrics["kl_ref_k1"], kl, rtol=0, atol=1e-12)
-    assert float(metrics["kl_ref_k3"].min()) >= 0.0
-
-
-def test_kl_is_charged_at_the_coefficient_of_the_state() -> None:
-    config = ppo.Config(kl_coef=0.1, gae_lambda=1.0)
-    charged = ppo.estimate(rollout_with_reference(), {"kl_coef": torch.tensor(0.3)}, config)[0].advantages
-    expected = torch.tensor([1.0 + 0.3 * 0.5, 2.0 - 0.3 * 1.5], dtype=torch.float64)
-    torch.testing.assert_close(charged[:, 0], expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize(("kl", "factor"), [(2.1, 1.005), (1.9, 0.995), (10.0, 1.02), (0.0, 0.98), (-1.0, 0.98)])
-def test_coefficient_moves_towards_the_target_by_two_percent_at_most(kl: float, factor: float) -> None:
-    config = ppo.Config(kl_coef=0.1, kl_target=2.0)
-    state = ppo.adapt(ppo.initial_state(config), {"kl_ref_per_episode": kl}, config)
-    assert float(state["kl_coef"]) == pytest.approx(0.1 * factor, abs=1e-12)
-
-
-def test_coefficient_without_a_target_stays() -> None:
-    config = ppo.Config(kl_coef=0.1)
-    state = ppo.initial_state(config)
-    assert ppo.adapt(state, {"kl_ref_per_episode": 50.0}, config) is state
-
-
-def policy_loss(output: PolicyOutput, batch: Batch, config: ppo.Config, *, progress: float, update: int = 0) -> Tensor:
-    state = ppo.initial_state(config) | {"progress": torch.tensor(progress), "update": torch.tensor(update)}
-    return ppo.loss(output, batch, state, config)[0]
-
-
-def stepped() -> tuple[PolicyOutput, Batch]:
-    """A batch under a policy that has moved: every ratio is e^.15, every advantage 1."""
+def test_the_entropy_bonus_raises_entropy():
+    """The term is -coef x entropy, so descending it climbs towards the uniform distribution."""
+    assert loss_of(replace(PLAIN, entropy_coef=0.1), ratio=1.0, advantage=0.0)[0] == pytest.approx(-0.07)
     policy = TabularPolicy(4, 3)
-    batch = make_batch(policy, rows=2, steps=3)
-    batch = batch._replace(advantages=torch.ones_like(batch.advantages), logprobs=batch.logprobs - 0.15)
-    return policy(batch.inputs), batch._replace(mask=torch.ones_like(batch.mask))
+    batch = make_batch(policy, rows=9, steps=5)
+    batch = batch._replace(advantages=torch.zeros_like(batch.advantages))
+    config = replace(PLAIN, entropy_coef=1.0)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.5)
+    entropies = []
+    for _ in range(3):
+        terms, metrics = ppo.loss(policy(batch.inputs), batch, state(config), config)
+        entropies.append(float(metrics["entropy"].detach().mean()))
+        optimizer.zero_grad()
+        terms.masked_fill(~batch.mask, 0.0).sum().div(batch.mask.sum()).backward()
+        optimizer.step()
+    assert entropies == sorted(entropies)
+    assert entropies[0] < entropies[-1] - 1e-3
 
 
-def test_clip_shrinks_linearly_with_progress() -> None:
-    """The ratio e^.15 = 1.1618 passes a clip of .2 and is cut by what three quarters of the run leave of it, .05."""
-    output, batch = stepped()
-    output = output._replace(logprobs=batch.logprobs + 0.15)
-    config = ppo.Config(clip=0.2, clip_schedule="linear", value_coef=0.0)
-    for progress, expected in ((0.0, -1.161834242728283), (0.75, -1.05)):
-        terms = policy_loss(output, batch, config, progress=progress)
-        torch.testing.assert_close(terms, torch.full_like(terms, expected), rtol=0, atol=1e-6)
-    constant = policy_loss(output, batch, replace(config, clip_schedule="constant"), progress=0.75)
-    assert float(constant.detach()[0, 0]) == pytest.approx(-1.161834242728283, abs=1e-9)
-
-
-def test_warmup_trains_the_critic_only() -> None:
+def test_critic_warmup_trains_the_critic_only():
+    policy = TabularPolicy(4, 3)
+    batch = make_batch(policy, rows=9, steps=5)
     config = ppo.Config(critic_warmup=2, entropy_coef=0.1)
-    for update, moves in ((1, False), (2, True)):
-        policy = TabularPolicy(4, 3)
-        batch = make_batch(policy, rows=2, steps=3)
-        policy_loss(policy(batch.inputs), batch, config, progress=0.0, update=update).sum().backward()
-        assert bool(policy.logits.grad.any()) == moves
-        assert bool(policy.state_values.grad.any())
+    for update, trained in ((0, False), (1, False), (2, True)):
+        policy.zero_grad()
+        terms, _ = ppo.loss(policy(batch.inputs), batch, state(config, update=update), config)
+        (batch.weights * terms).sum().backward()
+        assert bool(policy.logits.grad.abs().sum() > 0) is trained
+        assert float(policy.state_values.grad.abs().sum()) > 0
 
 
-def test_values_are_no_reward() -> None:
-    """Targets are advantages plus the values captured while acting, before anything is whitened."""
-    rollout = replace(rollout_with_reference(), values=torch.full((2, 3), 0.7, dtype=torch.float64))
-    config = ppo.Config(gae_lambda=0.5)
-    batch, _ = ppo.estimate(rollout, ppo.initial_state(config), config)
-    torch.testing.assert_close(batch.returns, batch.advantages + rollout.values, rtol=0, atol=1e-12)
+def with_reference(policy: TabularPolicy, shift: float) -> Rollout:
+    """The reference finds every action less likely by `shift` nats."""
+    rollout = make_rollout(policy, rows=5, steps=4)
+    return replace(rollout, ref_logprobs=rollout.logprobs - shift)
+
+
+def test_leaving_the_reference_is_charged_to_the_rewards():
+    """With gamma and lambda 1 the return is the sum of rewards to come, each less 0.1 x 0.3."""
+    policy, config = TabularPolicy(4, 3), ppo.Config(kl_coef=0.1, gae_lambda=1.0)
+    rollout = with_reference(policy, 0.3)
+    batch, cells = ppo.estimate(rollout, state(config), config)
+    free, _ = ppo.estimate(replace(rollout, ref_logprobs=None), state(config), config)
+    steps_to_come = rollout.mask.double().flip(1).cumsum(1).flip(1)
+    expected = (free.returns - 0.03 * steps_to_come).masked_fill(~rollout.mask, 0.0)
+    torch.testing.assert_close(batch.returns, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(cells["kl_ref_k1"][rollout.mask], torch.full((int(rollout.mask.sum()),), 0.3).double())
+
+
+def test_a_reference_without_a_coefficient_is_watched_for_free():
+    policy, config = TabularPolicy(4, 3), ppo.Config(kl_coef=0.0)
+    rollout = with_reference(policy, 0.3)
+    batch, cells = ppo.estimate(rollout, state(config), config)
+    free, unwatched = ppo.estimate(replace(rollout, ref_logprobs=None), state(config), config)
+    assert torch.equal(batch.advantages, free.advantages)
+    assert set(cells) - set(unwatched) == {"kl_ref_k1", "kl_ref_k3", "kl_ref_per_episode"}
+
+
+def test_kl_is_zero_where_policy_and_reference_agree():
+    policy, config = TabularPolicy(4, 3), ppo.Config(kl_coef=0.1)
+    _, cells = ppo.estimate(with_reference(policy, 0.0), state(config), config)
+    for name in ("kl_ref_k1", "kl_ref_k3", "kl_ref_per_episode"):
+        assert not cells[name].any()
+
+
+def test_returns_are_advantages_plus_the_values_of_acting():
+    policy, config = TabularPolicy(4, 3), ppo.Config()
+    rollout = make_rollout(policy, rows=5, steps=4)
+    batch, cells = ppo.estimate(rollout, state(config), config)
+    torch.testing.assert_close(batch.returns - batch.advantages, rollout.values, rtol=0, atol=1e-12)
+    assert torch.equal(batch.weights, rollout.mask.double())
+    assert torch.equal(batch.units, rollout.mask.double())
+    td = (rollout.rewards + rollout.next_values - rollout.values).abs()
+    torch.testing.assert_close(cells["td_error"][rollout.mask], td[rollout.mask], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kl", "factor"),
+    [(6.0, 1.0), (6.6, 1.01), (600.0, 1.02), (5.4, 0.99), (0.0, 0.98), (-5.0, 0.98)],
+)
+def test_the_coefficient_moves_by_a_tenth_of_the_error_at_most_by_a_fiftieth(kl, factor):
+    """Ziegler et al. (2019), section 2.2: x (1 + 0.1 clip(KL / target - 1, -0.2, 0.2)), here with a target of 6."""
+    config = ppo.Config(kl_coef=0.2, kl_target=6.0)
+    adapted = ppo.adapt(state(config, update=3), {"kl_ref_per_episode": kl}, config)
+    assert float(adapted["kl_coef"]) == pytest.approx(0.2 * factor, abs=1e-12)
+    assert int(adapted["update"]) == 3
+
+
+def test_a_fixed_coefficient_stays():
+    config = ppo.Config(kl_coef=0.2)
+    start = state(config)
+    assert ppo.adapt(start, {}, config) == start
+    assert ppo.initial_state(config)["kl_coef"].dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gamma": 1.1}, "gamma is 1.1; it must lie in"),
+        ({"gae_lambda": -0.1}, "gae_lambda is -0.1; it must lie in"),
+        ({"clip": 0.0}, "clip is 0.0; it must be positive"),
+        ({"value_clip": -1.0}, "value_clip is -1.0; it must not be negative"),
+        ({"entropy_coef": math.nan}, "entropy_coef is nan; it must not be negative"),
+        ({"critic_warmup": -1}, "critic_warmup is -1"),
+        ({"kl_target": 6.0}, "kl_coef must be positive; it is 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        ppo.Config(**changes)
