@@ -79,12 +79,12 @@ SETTINGS = {
         eval_every_steps=10_240,
         collect=collect.Config(num_envs=4, steps_per_rollout=512, normalise_rewards=True),
         policy=PolicyConfig(normalise_observations=True),
-        ppo=ppo.Config(gamma=0.9, gae_lambda=0.95, clip_schedule="linear", value_coef=0.5),
+        ppo=ppo.Config(gamma=0.95, gae_lambda=0.95, clip_schedule="linear", value_coef=1.0),
         optimize=optimize.Config(
             learning_rate=1e-3,
             schedule="linear",
             epochs=10,
-            minibatches=32,
+            minibatches=8,
             max_gradient_norm=0.5,
             whiten="minibatch",
             adam_eps=1e-5,
@@ -96,7 +96,7 @@ SETTINGS = {
         eval_every_steps=20_480,
         collect=collect.Config(num_envs=16, steps_per_rollout=256),
         policy=PolicyConfig(normalise_observations=True),
-        ppo=ppo.Config(gamma=0.99, gae_lambda=0.94, value_coef=0.5),
+        ppo=ppo.Config(gamma=0.99, gae_lambda=0.94, value_coef=1.0),
         optimize=optimize.Config(
             learning_rate=1e-3,
             schedule="linear",
