@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parent.parent
+from tests.processes import run
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +20,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for processes in (1, 2):
         run("tests/two_processes.py", folder / str(processes), processes=processes)
     return folder
-
-
-def run(script: str, output: Path, *, processes: int) -> None:
-    output.mkdir()
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, script, str(output)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def read(folder: Path, kind: str) -> torch.Tensor:
