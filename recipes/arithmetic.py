@@ -32,9 +32,10 @@ from rlhf.lm.generate import Sampling
 from rlhf.lm.load import build_policy
 from rlhf.lm.rewards import Rewards
 from rlhf.runs.launch import launch
-from rlhf.runs.log import read_lines
+from rlhf.runs.log import read_lines, trackers
 from rlhf.runs.report import write_report
 from rlhf.runs.run import Run
+from rlhf.runs.summary import print_summary
 
 DIGITS = 2
 CONTEXT = 2 * DIGITS + 2 + DIGITS + 2
@@ -50,6 +51,8 @@ class Config:
     """Folder for what the run leaves behind."""
     resume: bool = False
     """Continue the run in output_dir."""
+    tensorboard: bool = False
+    """Also log for tensorboard, into output_dir/tensorboard."""
     dropped_carries: float = 0.7
     """Share of the demonstrations that drop every carry."""
     held_out: int = 1000
@@ -116,7 +119,10 @@ def demonstrations(rows: list[dict[str, str]], *, dropped_carries: float, seed: 
 
 def main(config: Config) -> dict[str, float]:
     start = time.perf_counter()
-    accelerator = Accelerator(mixed_precision=config.precision.mixed_precision)
+    accelerator = Accelerator(
+        mixed_precision=config.precision.mixed_precision,
+        **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir),
+    )
     run = Run(
         config.output_dir,
         config,
@@ -195,6 +201,7 @@ def main(config: Config) -> dict[str, float]:
     run.write_result(result)
     if accelerator.is_main_process:
         write_report(config.output_dir)
+        print_summary(config.output_dir)
     return result
 
 

@@ -26,9 +26,10 @@ from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.errors import InputError
 from rlhf.runs.evaluate import first_hit, stays_from
 from rlhf.runs.launch import launch
-from rlhf.runs.log import read_lines
+from rlhf.runs.log import read_lines, trackers
 from rlhf.runs.report import write_report
 from rlhf.runs.run import Run
+from rlhf.runs.summary import print_summary
 
 # Mean return at which a problem counts as solved, for first_hit_step and stays_from_step.
 SOLVED = {"CartPole-v1": 475.0, "Acrobot-v1": -90.0, "Pendulum-v1": -200.0}
@@ -46,6 +47,8 @@ class Config:
     """Folder for what the run leaves behind."""
     resume: bool = False
     """Continue the run in output_dir."""
+    tensorboard: bool = False
+    """Also log for tensorboard, into output_dir/tensorboard."""
     steps: int = 100_000
     """Environment steps in all, rounded up to whole updates; a finished run with more is extended."""
     eval_every_steps: int = 2_560
@@ -113,7 +116,7 @@ SETTINGS = {
 def main(config: Config) -> dict[str, float | None]:
     # Networks this small run faster without threads, which also do not disturb neighbours.
     torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator(cpu=True, **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir))
     envs = make_envs(config.env_id, config.collect.num_envs, num_processes=accelerator.num_processes)
     run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"steps"})
     phase = run.phase("ppo")
@@ -149,6 +152,7 @@ def main(config: Config) -> dict[str, float | None]:
     run.write_result(result)
     if accelerator.is_main_process:
         write_report(config.output_dir)
+        print_summary(config.output_dir)
     return result
 
 

@@ -8,7 +8,8 @@
 A reward function gets lists, one entry a response, and names what it needs: prompts, completions, completion_ids,
 finished, and every other column of the data. It returns one number a response, or a list of one number a token; it may
 be async. The data need a column `prompt` (strings, or lists of chat messages) or `messages`. result.json tells the mean
-score on prompts never trained on, before and after; the model is in final/policy/model, for plain transformers or peft.
+score on prompts never trained on, before and after; the model is in ppo/final/policy/model, for plain
+transformers or peft.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from rlhf.lm.generate import Sampling
 from rlhf.lm.load import ModelConfig, context_length, load_policy, load_tokenizer, stop_tokens
 from rlhf.lm.rewards import Rewards, load_reward
 from rlhf.runs.launch import launch
-from rlhf.runs.log import read_lines
+from rlhf.runs.log import read_lines, trackers
 from rlhf.runs.report import write_report
 from rlhf.runs.run import Run
+from rlhf.runs.summary import print_summary
 
 BEGINNINGS = (
     "The story of",
@@ -116,8 +118,7 @@ def read_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Pro
 def main(config: Config) -> dict[str, float | None]:
     accelerator = Accelerator(
         mixed_precision=config.precision.mixed_precision,
-        log_with="tensorboard" if config.tensorboard else None,
-        project_dir=config.output_dir / "tensorboard",
+        **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir),
     )
     # Whatever can be wrong with the input shows before the folder of the run is made and before the weights load.
     rewards = Rewards([load_reward(place) for place in config.reward] or [alliteration], config.reward_weights or None)
@@ -166,6 +167,7 @@ def main(config: Config) -> dict[str, float | None]:
     if accelerator.is_main_process:
         tokenizer.save_pretrained(phase.final_policy / "model")
         write_report(config.output_dir)
+        print_summary(config.output_dir)
     return result
 
 

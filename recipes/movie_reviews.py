@@ -40,6 +40,7 @@ from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines
 from rlhf.runs.report import write_report
 from rlhf.runs.run import Phase, Run
+from rlhf.runs.summary import print_summary
 
 CONTEXT = 96
 
@@ -272,6 +273,7 @@ def main(config: Config) -> dict[str, float]:
     run.write_result(result)
     if accelerator.is_main_process:
         write_report(config.output_dir)
+        print_summary(config.output_dir)
     return result
 
 

@@ -35,6 +35,7 @@ GROUPS = {
     "others": ("",),
 }
 AXES = ("update", "steps")
+LABELS = ("update", "kind")
 SAMPLES_SHOWN = 12
 COLUMNS = 3
 
@@ -72,7 +73,7 @@ def write_report(run_folder: Path) -> Path:
     parts = [f"<h1>{html.escape(run_folder.resolve().name)}</h1>"]
     if result.exists():
         parts += ["<h2>Result</h2>", _pairs(_read(result))]
-    for folder in _phases(run_folder):
+    for folder in phase_folders(run_folder):
         parts += _phase(folder)
     parts += ["<h2>Configuration</h2>", _pairs(flatten(_read(run_folder / "config.json")))]
     parts += ["<h2>Versions</h2>", _pairs(_read(run_folder / "versions.json"))]
@@ -81,7 +82,7 @@ def write_report(run_folder: Path) -> Path:
     return page
 
 
-def _phases(run_folder: Path) -> list[Path]:
+def phase_folders(run_folder: Path) -> list[Path]:
     """Subfolders of phases, in the order in which the run had them."""
     marks = sorted(run_folder.glob("*/phase.json"), key=lambda mark: (_read(mark)["order"], mark.parent.name))
     return [mark.parent for mark in marks]
@@ -100,7 +101,7 @@ def _phase(folder: Path) -> list[str]:
         encoded = base64.b64encode(image).decode("ascii")
         parts += [f"<h3>{group}</h3>", f'<img alt="{group}" src="data:image/png;base64,{encoded}">']
     parts += ["<h3>First and last</h3>", _first_and_last(rows)]
-    return parts + _before_and_after(read_lines(folder / "samples.jsonl"))
+    return parts + _before_and_after(folder)
 
 
 def _grouped(rows: Sequence[Mapping[str, float]]) -> dict[str, list[str]]:
@@ -143,20 +144,27 @@ def _first_and_last(rows: Sequence[Mapping[str, float]]) -> str:
     return "<table><tr><th>metric</th><th>first</th><th>last</th></tr>" + "".join(lines) + "</table>"
 
 
-def _before_and_after(samples: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The first and the last evaluation, sample by sample; what both have in common is shown once."""
-    evaluated = [sample for sample in samples if sample.get("kind") == "evaluation"]
+def evaluated_pairs(folder: Path) -> tuple[int, int, list[tuple[dict[str, Any], dict[str, Any]]]]:
+    """Updates of a phase's first and last evaluation, and their samples side by side, without what only labels them."""
+    evaluated = [sample for sample in read_lines(folder / "samples.jsonl") if sample.get("kind") == "evaluation"]
     if not evaluated:
-        return []
+        return 0, 0, []
     first, last = evaluated[0]["update"], evaluated[-1]["update"]
-    before = [sample for sample in evaluated if sample["update"] == first]
-    after = [sample for sample in evaluated if sample["update"] == last]
-    pairs = list(zip(before, after, strict=False))
+    plain = [{name: value for name, value in sample.items() if name not in LABELS} for sample in evaluated]
+    before = [sample for sample, whole in zip(plain, evaluated, strict=True) if whole["update"] == first]
+    after = [sample for sample, whole in zip(plain, evaluated, strict=True) if whole["update"] == last]
+    return first, last, list(zip(before, after, strict=False))
+
+
+def _before_and_after(folder: Path) -> list[str]:
+    """The first and the last evaluation, sample by sample; what both have in common is shown once."""
+    first, last, pairs = evaluated_pairs(folder)
+    if not pairs:
+        return []
     lines = []
-    for old, new in pairs[:SAMPLES_SHOWN]:
-        hidden = {"update", "kind"}
-        common = {name for name in old if name in new and old[name] == new[name]} - hidden
-        own = [_fields(record, record.keys() - common - hidden) for record in (old, new)]
+    for old, new in pairs[:: max(len(pairs) // SAMPLES_SHOWN, 1)]:
+        common = {name for name in old if name in new and old[name] == new[name]}
+        own = [_fields(record, record.keys() - common) for record in (old, new)]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in (_fields(old, common), *own)) + "</tr>")
     heading = f"<tr><th>sample</th><th>before (update {first})</th><th>after (update {last})</th></tr>"
     title = f"<h3>Samples before and after ({len(lines)} of {len(pairs)})</h3>"
