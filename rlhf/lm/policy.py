@@ -14,6 +14,7 @@ from peft.utils import load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from rlhf.errors import InputError
 from rlhf.lm.model import Abilities, Model, base_of, head_of, prepare, probe, probe_trunk, trunk_of
@@ -22,6 +23,18 @@ from rlhf.lm.scoring import action_states, hidden_and_logits, lay_out, run, scor
 from rlhf.rollout import PolicyOutput
 
 _VALUE_HEAD = "value_head.safetensors"
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Checkpoints come and go without the progress bars of transformers, which would draw over the run's display."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 class Step(NamedTuple):
@@ -181,6 +194,7 @@ class CausalLM(nn.Module):
                 scores = score(model, self.abilities, inputs, temperature=self.temperature)
         return spread(scores.logprobs, inputs["actions"])
 
+    @_without_bars()
     def save(self, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Writes the whole policy, exactly: `folder/model` (loads with plain transformers or peft) and the critic.
 
@@ -207,6 +221,7 @@ class CausalLM(nn.Module):
             weights = part("value_head") or self.value_head.state_dict()
             save_file({name: tensor.contiguous().cpu() for name, tensor in weights.items()}, folder / _VALUE_HEAD)
 
+    @_without_bars()
     def load(self, folder: Path) -> None:
         """Reads in place what `save` wrote."""
         if isinstance(self.model, PeftModel):

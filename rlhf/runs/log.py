@@ -12,11 +12,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import is_tensorboard_available
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from rlhf.errors import InputError
 from rlhf.rollout import NonFiniteError
 
 # What the console shows: a heading and the metrics it may come from, of which the first that was logged counts.
@@ -83,6 +85,19 @@ def check_row(row: Mapping[str, Any]) -> None:
             raise ValueError(f"metric {name!r} is {value!r}, a {type(value).__name__}; metrics are int or float.")
         if not math.isfinite(value):
             raise NonFiniteError(f"metric {name} is {value} at update {row.get('update')}.")
+
+
+def trackers(*, tensorboard: bool, output_dir: Path) -> dict[str, Any]:
+    """Who else gets the metrics, as arguments of `Accelerator`.
+
+    Raises:
+        InputError: The package it takes is not installed.
+    """
+    if not tensorboard:
+        return {}
+    if not is_tensorboard_available():
+        raise InputError("--tensorboard needs a package that is not installed: pip install 'rlhf[tensorboard]'.")
+    return {"log_with": "tensorboard", "project_dir": output_dir / "tensorboard"}
 
 
 class Display:

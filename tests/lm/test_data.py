@@ -146,6 +146,16 @@ def test_missing_prompt_column_is_refused_with_the_columns_there_are():
         prompt_rows(data({"question": "a", "id": 1}), word_tokenizer(), max_new_tokens=1, context=None)
 
 
+def test_without_a_prompt_column_conversations_are_asked_for_their_last_answer():
+    turns = [user("a"), assistant("b"), user("c"), assistant("d")]
+    rows = data({"messages": turns}, {"messages": turns[:3]})
+    prompts = prompt_rows(rows, word_tokenizer(template=TEMPLATE), max_new_tokens=1, context=None)
+    assert [prompt.prompt for prompt in prompts] == [turns[:3], turns[:3]]
+    assert prompts[0].columns == {"messages": turns}
+    with pytest.raises(InputError, match="row 0: 'a' must be a list of messages"):
+        prompt_rows(data({"messages": "a"}), word_tokenizer(template=TEMPLATE), max_new_tokens=1, context=None)
+
+
 @pytest.mark.parametrize(
     ("prompt", "text"),
     [

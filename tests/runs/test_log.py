@@ -9,8 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from rlhf.errors import InputError
 from rlhf.rollout import NonFiniteError
-from rlhf.runs.log import Display, Lines, check_row, read_lines
+from rlhf.runs import log
+from rlhf.runs.log import Display, Lines, check_row, read_lines, trackers
 
 
 def test_lines_are_read_back_as_written(tmp_path):
@@ -103,3 +105,11 @@ def test_lines_hold_one_json_object_each(tmp_path):
     lines = Lines(tmp_path / "metrics.jsonl")
     lines.append([{"text": "two\nlines"}, {}])
     assert [json.loads(line) for line in lines.path.read_text().splitlines()] == [{"text": "two\nlines"}, {}]
+
+
+def test_a_tracker_whose_package_is_missing_is_refused_and_not_ignored(tmp_path, monkeypatch):
+    assert trackers(tensorboard=False, output_dir=tmp_path) == {}
+    assert trackers(tensorboard=True, output_dir=tmp_path)["log_with"] == "tensorboard"
+    monkeypatch.setattr(log, "is_tensorboard_available", lambda: False)
+    with pytest.raises(InputError, match="pip install"):
+        trackers(tensorboard=True, output_dir=tmp_path)

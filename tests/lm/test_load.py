@@ -1,0 +1,64 @@
+"""What is known of a model before its weights load."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoTokenizer, GenerationConfig
+
+from rlhf.errors import InputError
+from rlhf.lm.load import context_length, load_tokenizer, stop_tokens
+from tests.lm.tiny import save_tiny, tiny_policy
+from tests.lm.words import EOS, WORDS, D, word_tokenizer
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = save_tiny("gpt2", tmp_path / "model", vocab_size=len(WORDS), eos_token_id=EOS, pad_token_id=EOS)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("architecture", "length"), [("gpt2", 64), ("llama", 64), ("bloom", None), ("mamba", None)])
+def test_the_context_is_read_from_the_config(tiny_folder, architecture, length):
+    assert context_length(str(tiny_folder(architecture))) == length
+
+
+def test_the_tokenizer_of_an_adapter_is_its_own_or_that_of_its_base_model(model, tmp_path):
+    tiny_policy(model, lora_rank=2).save(tmp_path / "policy")
+    for folder in (tmp_path / "policy", tmp_path / "policy" / "model"):
+        assert load_tokenizer(str(folder))("a b")["input_ids"] == word_tokenizer()("a b")["input_ids"]
+    own = AutoTokenizer.from_pretrained(model)
+    own.add_tokens(["z"])
+    own.save_pretrained(tmp_path / "policy" / "model")
+    assert load_tokenizer(str(tmp_path / "policy"))("z")["input_ids"] == [len(WORDS)]
+
+
+def test_a_model_without_a_tokenizer_is_refused(tiny_folder):
+    """transformers makes up one that knows no word."""
+    with pytest.raises(InputError, match="holds no tokenizer"):
+        load_tokenizer(str(tiny_folder("gpt2")))
+
+
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path):
+    for load in (load_tokenizer, context_length):
+        with pytest.raises(InputError, match="there is no folder"):
+            load(str(tmp_path / "nowhere"))
+
+
+def test_responses_stop_at_the_tokenizers_end_and_at_what_the_generation_config_adds(model):
+    tokenizer = word_tokenizer()
+    assert stop_tokens(str(model), tokenizer) == (EOS,)
+    GenerationConfig(eos_token_id=[EOS, D]).save_pretrained(model)
+    assert stop_tokens(str(model), tokenizer) == (EOS, D)
+    (model / "generation_config.json").unlink()
+    assert stop_tokens(str(model), tokenizer) == (EOS,)
+    tokenizer.eos_token = None
+    assert stop_tokens(str(model), tokenizer) == ()
+
+
+def test_saving_and_loading_draw_no_bars(model, tmp_path, capsys):
+    policy = tiny_policy(model)
+    capsys.readouterr()
+    policy.save(tmp_path / "policy")
+    policy.load(tmp_path / "policy")
+    assert capsys.readouterr() == ("", "")
