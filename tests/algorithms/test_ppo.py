@@ -106,6 +106,44 @@ def test_critic_warmup_trains_the_critic_only():
         assert float(policy.state_values.grad.abs().sum()) > 0
 
 
+def rollout_with_reference() -> Rollout:
+    """Two rows of two and three actions; the last cell of the first row is padding."""
+    rollout = make_rollout(TabularPolicy(4, 3), rows=2, steps=3)
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    dones = torch.tensor([[False, True, False], [False, False, True]])
+    zeros = torch.zeros(2, 3, dtype=torch.float64)
+    return replace(
+        rollout,
+        mask=mask,
+        dones=dones,
+        values=zeros,
+        next_values=zeros,
+        rewards=torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 2.0]], dtype=torch.float64),
+        logprobs=torch.tensor([[-1.0, -2.0, 0.0], [-0.5, -1.5, -3.0]], dtype=torch.float64),
+        ref_logprobs=torch.tensor([[-1.5, -1.0, 99.0], [-0.5, -2.5, -3.5]], dtype=torch.float64),
+    )
+
+
+def test_kl_is_taken_off_the_reward_of_its_action() -> None:
+    """log p - log p_ref is .5, -1 | 0, 1, .5: what the policy likes more than its reference does costs it."""
+    config = ppo.Config(kl_coef=0.1, gae_lambda=1.0)
+    batch, metrics = ppo.estimate(rollout_with_reference(), ppo.initial_state(config), config)
+    expected = torch.tensor([[1.05, 1.1, 0.0], [1.85, 1.85, 1.95]], dtype=torch.float64)
+    torch.testing.assert_close(batch.advantages, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(batch.returns, expected, rtol=0, atol=1e-12)
+    kl = torch.tensor([[0.5, -1.0, 0.0], [0.0, 1.0, 0.5]], dtype=torch.float64)
+    torch.testing.assert_close(metrics["kl_ref_per_episode"], kl, rtol=0, atol=1e-12)
+    torch.testing.assert_close(metrics["kl_ref_k1"], kl, rtol=0, atol=1e-12)
+    assert float(metrics["kl_ref_k3"].min()) >= 0.0
+
+
+def test_kl_is_charged_at_the_coefficient_of_the_state() -> None:
+    config = ppo.Config(kl_coef=0.1, gae_lambda=1.0)
+    charged = ppo.estimate(rollout_with_reference(), {"kl_coef": torch.tensor(0.3)}, config)[0].advantages
+    expected = torch.tensor([1.0 + 0.3 * 0.5, 2.0 - 0.3 * 1.5], dtype=torch.float64)
+    torch.testing.assert_close(charged[:, 0], expected, rtol=0, atol=1e-6)
+
+
 def with_reference(policy: TabularPolicy, shift: float) -> Rollout:
     """The reference finds every action less likely by `shift` nats."""
     rollout = make_rollout(policy, rows=5, steps=4)
