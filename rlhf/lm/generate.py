@@ -140,10 +140,10 @@ def _decode(
         out.logprobs[rows, step] = logprobs * alive
         out.values[rows, step] = state.values * alive
         out.lengths[rows] += alive
-        ended = alive & (chosen.unsqueeze(1) == stops).any(dim=1)
+        ended = (chosen.unsqueeze(1) == stops).any(dim=1)
         if sampling.stop_strings:
-            ended |= alive & _holds_stop(out.tokens[rows, : step + 1], alive, sampling.stop_strings, tokenizer)
-        out.finished[rows] |= ended
+            ended |= _holds_stop(out.tokens[rows, : step + 1], alive, sampling.stop_strings, tokenizer)
+        out.finished[rows] |= ended  # rows that are no longer alive were finished before
         alive = alive & ~ended
         living = int(alive.sum())
         if living == 0:

@@ -82,10 +82,10 @@ def prepare(model: nn.Module) -> list[tuple[Any, dict[str, float]]]:
 
 
 def probe(model: Model) -> Abilities:
-    """Tries packing and the head on ten random tokens; torch's global generator is left as it was."""
+    """Tries packing, decoding and the head on ten tokens."""
     trunk, head, base = trunk_of(model), head_of(model), base_of(model)
     tokens, lengths = _probe_tokens(base.config.get_text_config().vocab_size, base.device)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad():
         packs, hidden = _packs(trunk, tokens, lengths)
         _require_decoding(trunk, tokens[:1], hidden)
         logits = base(input_ids=tokens[:1], use_cache=False).logits
@@ -97,7 +97,7 @@ def probe(model: Model) -> Abilities:
 def probe_trunk(trunk: PreTrainedModel) -> tuple[bool, int]:
     """Whether a trunk without a head packs, and its width."""
     tokens, lengths = _probe_tokens(trunk.config.get_text_config().vocab_size, trunk.device)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad():
         packs, hidden = _packs(trunk, tokens, lengths)
     return packs, hidden.shape[-1]
 

@@ -141,6 +141,13 @@ def test_a_model_that_left_padding_misleads_is_refused(tiny_folder):
         tiny_policy(tiny_folder("mamba"))
 
 
+def test_a_model_that_stays_random_in_training_mode_is_refused(tiny_folder):
+    model = load_tiny(tiny_folder("llama"))
+    model.model.norm.register_forward_hook(lambda module, _, output: output + module.training * torch.randn(1))
+    with pytest.raises(InputError, match="random in training mode"):
+        CausalLM(model, temperature=1.0, critic="shared")
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 def test_autocast_scores_are_float32_and_near(tiny_folder, architecture):
     policy, inputs = tiny_policy(tiny_folder(architecture)), random_inputs()
@@ -171,11 +178,23 @@ def test_reference_of_an_adapter_loaded_trained_is_that_adapter(tiny_folder, tmp
     trained, inputs = tiny_policy(tiny_folder("llama"), lora_rank=4), random_inputs()
     trained.save(tmp_path)
     policy = load_policy(ModelConfig(model=str(tmp_path)), temperature=1.0, seed=0)
+    learning = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     policy.make_reference()
     before = policy(inputs).logprobs
     assert torch.equal(before, trained(inputs).logprobs)
     disturb(policy.parameters(), 0.1)
+    after = policy(inputs).logprobs
     assert torch.equal(policy.reference_logprobs(inputs), before)
+    assert torch.equal(policy(inputs).logprobs, after)
+    assert not torch.equal(after, before)
+    assert learning == {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+
+
+def test_reference_of_a_fresh_adapter_takes_no_memory(tiny_folder):
+    policy = load_policy(ModelConfig(model=str(tiny_folder("llama")), lora_rank=4), temperature=1.0, seed=0)
+    parameters = len(policy.state_dict())
+    policy.make_reference()
+    assert len(policy.state_dict()) == parameters
 
 
 def test_reference_copy_takes_a_lower_precision_and_no_part_in_training(tiny_folder):
@@ -246,6 +265,7 @@ def test_saved_adapters_load_with_plain_peft(tiny_folder, tmp_path):
     policy, inputs = tiny_policy(tiny_folder("llama"), lora_rank=4), random_inputs()
     policy.make_reference()
     policy.save(tmp_path)
+    assert not any("reference" in str(path) for path in (tmp_path / "model").rglob("*"))
     assert not any("reference" in name for name in load_file(tmp_path / "model" / "adapter_model.safetensors"))
     plain = PeftModel.from_pretrained(load_tiny(tiny_folder("llama")), tmp_path / "model")
     tokens = inputs["tokens"][:1]
