@@ -104,6 +104,7 @@ def probe_trunk(trunk: PreTrainedModel) -> tuple[bool, int]:
 
 def _packs(trunk: nn.Module, tokens: Tensor, lengths: Tensor) -> tuple[bool, Tensor]:
     """Whether the trunk says of packed sequences what it says of each alone; and the first one's hidden states."""
+    trunk.train()
     alone = [_hidden(trunk, row[None, :length]) for row, length in zip(tokens, lengths.tolist(), strict=True)]
     if not torch.equal(alone[0], _hidden(trunk, tokens[:1])):
         raise InputError(f"{type(trunk).__name__} is random in training mode even with every dropout set to 0.")
