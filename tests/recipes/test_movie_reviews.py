@@ -1,0 +1,81 @@
+"""The recipe end to end on a made-up data set: what it leaves behind, and that a finished run is only read again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recipes import movie_reviews
+from rlhf import optimize, train
+from rlhf.algorithms import ppo
+from rlhf.errors import InputError
+from rlhf.lm import collect
+from rlhf.lm.classify import ClassifierConfig
+from rlhf.lm.finetune import CloneConfig, ImproveConfig
+
+GOOD, BAD = ("a fine and touching film", "a warm story well told"), ("a dull and empty film", "a cold story badly told")
+
+
+def write_data(folder: Path, *, columns: tuple[str, str] = ("text", "label")) -> str:
+    folder.mkdir()
+    for split, count in (("train", 60), ("test", 12)):
+        rows = [
+            (f"{(BAD, GOOD)[i % 2][i // 2 % 2]} about {'abcdefg'[i % 7]} number {i} .", i % 2) for i in range(count)
+        ]
+        lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in rows]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    return str(folder)
+
+
+def tiny(tmp_path: Path, data: str, *, resume: bool = False) -> movie_reviews.Config:
+    return movie_reviews.Config(
+        data=data,
+        output_dir=tmp_path / "run",
+        resume=resume,
+        vocabulary=300,
+        hidden_size=16,
+        max_new_tokens=8,
+        classifier=ClassifierConfig(epochs=2),
+        clone=CloneConfig(
+            rows_per_update=20,
+            train=train.Config(updates=3, eval_every=0),
+            optimize=optimize.Config(epochs=1, whiten="none"),
+        ),
+        improve=ImproveConfig(
+            collect=collect.Config(prompts_per_rollout=10),
+            ppo=ppo.Config(kl_coef=0.1),
+            train=train.Config(updates=2),
+            optimize=optimize.Config(epochs=1),
+        ),
+    )
+
+
+def test_movie_reviews_end_with_every_figure_and_resume_reads_them_again(tmp_path: Path):
+    data = write_data(tmp_path / "data")
+    result = movie_reviews.main(tiny(tmp_path, data))
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert (tmp_path / "run" / "report.html").exists()
+    figures = ("positive", "second_classifier", "distinct2", "length")
+    names = {f"{figure}_{when}" for figure in figures for when in ("before", "after")}
+    assert set(result) == names | {f"real_{figure}" for figure in figures} | {
+        "kl_per_response",
+        "classifier_accuracy",
+        "second_classifier_accuracy",
+        "seconds",
+    }
+    assert result["second_classifier_accuracy"] == 1.0
+    # Every prompt is four words; six of twelve tests are positive, each longer than 8 tokens with its end.
+    assert result["real_length"] == 8.0
+    again = movie_reviews.main(tiny(tmp_path, data, resume=True))
+    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+
+
+def test_movie_reviews_refuse_data_that_are_missing_or_lack_columns(tmp_path: Path):
+    with pytest.raises(InputError, match="no_such_folder"):
+        movie_reviews.main(tiny(tmp_path, str(tmp_path / "no_such_folder")))
+    data = write_data(tmp_path / "data", columns=("text", "stars"))
+    with pytest.raises(InputError, match="label must be 1 for positive and 0 for negative reviews; there is None"):
+        movie_reviews.main(tiny(tmp_path, data))
+    assert not (tmp_path / "run").exists()
