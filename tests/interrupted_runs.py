@@ -10,13 +10,12 @@ import contextlib
 import gc
 import json
 import os
-import random
 import runpy
+import shutil
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,63 +75,56 @@ def half_written(run: Path) -> list[str]:
     return sorted(str(path.relative_to(run)) for path in run.glob("*/checkpoints/.tmp-*"))
 
 
-def interrupt(pid: int, kind: str, run: Path, *, whole_seconds: float, draw: random.Random) -> dict[str, Any]:
-    """Waits for the moment that `kind` asks for, sends the signal, and says how the process ended.
+def num_logged(run: Path) -> int:
+    """Lines of metrics in all phases."""
+    return sum(path.read_text().count("\n") for path in run.glob("*/metrics.jsonl"))
 
-    anywhere: SIGKILL at any time. write: SIGKILL while a checkpoint is being written. SIGTERM, SIGINT: while training.
+
+def interrupt(pid: int, kind: str, when: float, run: Path, *, whole_seconds: float) -> dict[str, Any]:
+    """Waits for a moment, sends a signal, and says how the process ended.
+
+    Args:
+        kind: anywhere: SIGKILL after the share `when` of the time that a whole run takes. write: SIGKILL into the first
+            checkpoint that is being written when there are `when` lines of metrics. SIGTERM or SIGINT: at that line.
     """
     if kind == "anywhere":
-        status = exit_status(pid, seconds=draw.uniform(0.0, whole_seconds))
+        status = exit_status(pid, seconds=when * whole_seconds)
     else:
-        wait = _writing(run, number=draw.randint(1, 8)) if kind == "write" else _logged(run, lines=draw.randint(1, 5))
         status = None
-        while status is None and not next(wait):
+        while status is None and (num_logged(run) < when or (kind == "write" and not half_written(run))):
             status = exit_status(pid, seconds=0.0)
     if status is None and kind == "write":
         # Somewhere in it, not always at its begin.
-        status = exit_status(pid, seconds=draw.uniform(0.0, 0.004))
+        status = exit_status(pid, seconds=0.004 * (when % 1.0))
     if status is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL if kind in ("anywhere", "write") else signal.Signals[kind])
         status = exit_status(pid)
-    return {"kind": kind, "status": status, "half_written": half_written(run)}
-
-
-def _writing(run: Path, *, number: int) -> Iterator[bool]:
-    """True from the moment the `number`-th new checkpoint is begun."""
-    seen: set[str] = set()
-    old = set(half_written(run))
-    while True:
-        seen |= set(half_written(run)) - old
-        yield len(seen) >= number
-
-
-def _logged(run: Path, *, lines: int) -> Iterator[bool]:
-    """True once `lines` updates were logged anywhere in the run since this was asked."""
-
-    def count() -> int:
-        return sum(path.read_text().count("\n") for path in run.glob("*/metrics.jsonl"))
-
-    before = count()
-    while True:
-        yield count() >= before + lines
+    return {"kind": kind, "when": when, "status": status, "half_written": half_written(run)}
 
 
 def main() -> None:
     folder, plan = Path(sys.argv[1]), json.loads(sys.argv[2])
-    draw = random.Random(plan["seed"])
     # What is here already is never freed, so that its pages stay shared with the attempts.
     gc.freeze()
     begin = time.monotonic()
     whole = exit_status(start(plan["recipe"], plan["arguments"], folder / "whole"))
     seconds = time.monotonic() - begin
     facts: dict[str, Any] = {"whole": whole, "seconds": seconds, "runs": []}
-    for number, kinds in enumerate(plan["runs"]):
-        attempts = []
-        for kind in kinds:
-            pid = start(plan["recipe"], plan["arguments"], folder / str(number))
-            attempts.append(interrupt(pid, kind, folder / str(number) / "run", whole_seconds=seconds, draw=draw))
-        status = exit_status(start(plan["recipe"], plan["arguments"], folder / str(number)))
+
+    def attempt(here: Path, kind: str, when: float) -> dict[str, Any]:
+        pid = start(plan["recipe"], plan["arguments"], here)
+        return interrupt(pid, kind, when, here / "run", whole_seconds=seconds)
+
+    for number, interruptions in enumerate(plan["runs"]):
+        here, attempts = folder / str(number), []
+        for kind, when in interruptions:
+            attempts.append(attempt(here, kind, when))
+            while len(attempts) == 1 and attempts[0]["status"] == 0:
+                # The machine was faster than when the whole run was timed: none may end without having been killed.
+                shutil.rmtree(here)
+                attempts = [attempt(here, kind, attempts[0]["when"] / 2)]
+        status = exit_status(start(plan["recipe"], plan["arguments"], here))
         facts["runs"].append({"attempts": attempts, "status": status})
     (folder / "facts.json").write_text(json.dumps(facts))
 

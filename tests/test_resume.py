@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -72,9 +73,9 @@ def assert_same(run: Path, whole: Path, recipe: str) -> None:
     assert results[0] == results[1]
 
 
-def interrupted(recipe: str, runs: list[list[str]], folder: Path, *, seed: int) -> dict[str, Any]:
-    """Runs the recipe whole in `folder/whole`, and in `folder/<n>` interrupted in the ways `runs[n]` says."""
-    plan = {"recipe": recipe, "arguments": ARGUMENTS[recipe], "runs": runs, "seed": seed}
+def interrupted(recipe: str, runs: list[list[tuple[str, float]]], folder: Path) -> dict[str, Any]:
+    """Runs the recipe whole in `folder/whole`, and in `folder/<n>` interrupted as `runs[n]` says (`interrupt`)."""
+    plan = {"recipe": recipe, "arguments": ARGUMENTS[recipe], "runs": runs}
     command = [sys.executable, "-m", "tests.interrupted_runs", str(folder), json.dumps(plan)]
     done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
     logs = "".join(path.read_text() for path in folder.glob("*/log"))
@@ -88,8 +89,21 @@ def interrupted(recipe: str, runs: list[list[str]], folder: Path, *, seed: int) 
     return facts
 
 
-def killed_runs(recipe: str, runs: list[list[str]], folder: Path, *, seed: int) -> None:
-    facts = interrupted(recipe, runs, folder, seed=seed)
+def anywhere(draw: random.Random) -> tuple[str, float]:
+    return "anywhere", draw.uniform(0.0, 1.0)
+
+
+def early_write(draw: random.Random) -> tuple[str, float]:
+    return "write", draw.uniform(0.0, 6.0)
+
+
+def late_write(draw: random.Random) -> tuple[str, float]:
+    """In the last phase, when everything that is adapted along the way has moved."""
+    return "write", draw.uniform(7.5, 10.0)
+
+
+def killed_runs(recipe: str, runs: list[list[tuple[str, float]]], folder: Path) -> None:
+    facts = interrupted(recipe, runs, folder)
     attempts = [attempt for run in facts["runs"] for attempt in run["attempts"]]
     # A kill that comes too late finds a run that has ended by itself.
     assert {attempt["status"] for attempt in attempts} <= {-signal.SIGKILL, 0}
@@ -100,21 +114,24 @@ def killed_runs(recipe: str, runs: list[list[str]], folder: Path, *, seed: int) 
 
 @pytest.mark.parametrize("recipe", ARGUMENTS)
 def test_killed_runs_end_as_if_nothing_had_happened(recipe: str, tmp_path: Path) -> None:
-    killed_runs(recipe, [["anywhere", "write"], ["write"], ["anywhere"]], tmp_path, seed=1)
+    draw = random.Random(1)
+    killed_runs(recipe, [[early_write(draw), anywhere(draw)], [late_write(draw)], [anywhere(draw)]], tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ARGUMENTS)
 def test_twenty_killed_runs_end_as_if_nothing_had_happened(recipe: str, tmp_path: Path) -> None:
-    """Each is killed twice, once at any time and once while it writes a checkpoint, in either order."""
-    killed_runs(recipe, [["anywhere", "write"], ["write", "anywhere"]] * 10, tmp_path, seed=2)
+    """Each is killed twice, once at any time and once while it writes a checkpoint."""
+    draw = random.Random(2)
+    orders = [(anywhere, late_write), (early_write, anywhere), (early_write, late_write), (anywhere, early_write)]
+    killed_runs(recipe, [[kill(draw) for kill in orders[number % 4]] for number in range(20)], tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ARGUMENTS)
 def test_a_killed_command_goes_on_to_the_same_end(recipe: str, tmp_path: Path) -> None:
     """The same through the true command line, report and all."""
-    interrupted(recipe, [], tmp_path, seed=0)
+    interrupted(recipe, [], tmp_path)
     command = [sys.executable, str(ROOT / "recipes" / recipe), *ARGUMENTS[recipe], "--output-dir", "run"]
     (tmp_path / "killed").mkdir()
     run = tmp_path / "killed" / "run"
@@ -135,7 +152,7 @@ def test_a_killed_command_goes_on_to_the_same_end(recipe: str, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ARGUMENTS)
 def test_signalled_runs_exit_in_good_order_and_end_as_if_nothing_had_happened(recipe: str, tmp_path: Path) -> None:
-    facts = interrupted(recipe, [["SIGTERM", "SIGTERM"], ["SIGINT", "SIGTERM"], ["SIGINT"]], tmp_path, seed=3)
+    facts = interrupted(recipe, [[("SIGTERM", 2), ("SIGINT", 7)], [("SIGINT", 4)], [("SIGTERM", 9)]], tmp_path)
     for run in facts["runs"]:
         for attempt in run["attempts"]:
             assert attempt["status"] == {"SIGTERM": 143, "SIGINT": 130}[attempt["kind"]]
