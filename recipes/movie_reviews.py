@@ -92,7 +92,7 @@ def load_reviews(source: str, split: str) -> tuple[list[str], list[int]]:
     """Texts and labels of a split."""
     folder = Path(source).expanduser()
     if source.startswith(("/", ".", "~")) and not folder.is_dir():
-        raise InputError(f"there is no folder {source}; data is a folder with train.jsonl and test.jsonl, or a hub name.")
+        raise InputError(f"there is no folder {source}; give one with train.jsonl and test.jsonl, or a hub name.")
     data = load_data(folder / f"{split}.jsonl") if folder.is_dir() else load_data(source, split=split)
     texts = data.strings("text")
     labels = [row.get("label") for row in data.rows]
