@@ -81,11 +81,9 @@ SETTINGS = {
         env_id="Pendulum-v1",
         eval_every_steps=10_240,
         collect=collect.Config(num_envs=4, steps_per_rollout=512, normalise_rewards=True),
-        policy=PolicyConfig(normalise_observations=True),
-        ppo=ppo.Config(gamma=0.95, gae_lambda=0.95, clip_schedule="linear", value_coef=1.0),
+        ppo=ppo.Config(gamma=0.95, gae_lambda=0.95, value_coef=1.0),
         optimize=optimize.Config(
             learning_rate=1e-3,
-            schedule="linear",
             epochs=10,
             minibatches=8,
             max_gradient_norm=0.5,

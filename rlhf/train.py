@@ -134,38 +134,28 @@ def train(
             _log_evaluation(phase, evaluate(policy), update=0, steps=0, row={})
             save(0)
         for index in range(done, config.updates):
-            progress = index / config.updates
-            state = {**state, "progress": torch.tensor(progress), "update": torch.tensor(index)}
-            seconds: dict[str, float] = {}
-            with _timed(seconds, "collect"), accelerator.autocast():
-                rollout, metrics, samples = collector.collect(policy, index)
-            with _timed(seconds, "update"):
-                batch, cells = algorithm.estimate(rollout, state, algorithm_config)
-                metrics |= _describe(rollout, batch, cells, accelerator)
-                if policy.memoryless:
-                    batch = single_steps(batch)
-                metrics |= optimize.update(
-                    wrapped,
-                    optimizer,
-                    batch,
-                    partial(algorithm.loss, state=state, config=algorithm_config),
-                    optimize_config,
-                    accelerator=accelerator,
-                    seed=seed,
-                    update_index=index,
-                    progress=progress,
-                )
-            state = algorithm.adapt(state, metrics, algorithm_config)
-            metrics |= {name: float(state[name]) for name in algorithm.initial_state(algorithm_config)}
-            steps += int(metrics["steps"])
+            state, row, samples = _collect_and_learn(
+                wrapped,
+                policy,
+                optimizer,
+                algorithm,
+                algorithm_config,
+                optimize_config,
+                collector,
+                accelerator,
+                state=state,
+                index=index,
+                progress=index / config.updates,
+                seed=seed,
+            )
+            steps += row["steps"]
             update, stopped = index + 1, signals.requested()
             last = update == config.updates
-            row = metrics | {"steps": steps} | _speed(metrics["steps"], seconds) | _memory(accelerator)
+            row["steps"] = steps
             phase.record([{"update": update, "kind": "training", **s} for s in samples[: config.record_samples]])
             if last or (config.eval_every and update % config.eval_every == 0):
-                with _timed(seconds, "evaluate"):
+                with _timed(row, "seconds/evaluate"):
                     evaluation = evaluate(policy)
-                row["seconds/evaluate"] = seconds["evaluate"]
                 _log_evaluation(phase, evaluation, update=update, steps=steps, row=row)
             else:
                 phase.log({"update": update, **row})
@@ -177,6 +167,45 @@ def train(
         # A signal during the last update is meant for what would come after this phase.
         if signals.requested():
             signals.stop()
+
+
+def _collect_and_learn(
+    wrapped: nn.Module,
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    algorithm: Algorithm,
+    algorithm_config: Any,
+    optimize_config: optimize.Config,
+    collector: Collector,
+    accelerator: Accelerator,
+    *,
+    state: dict[str, Tensor],
+    index: int,
+    progress: float,
+    seed: int,
+) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
+    """One update: the algorithm's next state, what to log (`steps` are those of this update), and the samples."""
+    state = {**state, "progress": torch.tensor(progress), "update": torch.tensor(index)}
+    seconds: dict[str, Any] = {}
+    with _timed(seconds, "collect"), accelerator.autocast():
+        rollout, metrics, samples = collector.collect(policy, index)
+    with _timed(seconds, "update"):
+        batch, cells = algorithm.estimate(rollout, state, algorithm_config)
+        metrics |= _describe(rollout, batch, cells, accelerator)
+        metrics |= optimize.update(
+            wrapped,
+            optimizer,
+            single_steps(batch) if policy.memoryless else batch,
+            partial(algorithm.loss, state=state, config=algorithm_config),
+            optimize_config,
+            accelerator=accelerator,
+            seed=seed,
+            update_index=index,
+            progress=progress,
+        )
+    state = algorithm.adapt(state, metrics, algorithm_config)
+    metrics |= {name: float(state[name]) for name in algorithm.initial_state(algorithm_config)}
+    return state, metrics | _speed(metrics["steps"], seconds) | _memory(accelerator), samples
 
 
 def _describe(rollout: Rollout, batch: Batch, cells: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
@@ -217,7 +246,7 @@ def _of_this_rank(states: list[dict[str, Any]], accelerator: Accelerator) -> dic
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+def _timed(seconds: dict[str, Any], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
