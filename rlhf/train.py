@@ -21,7 +21,7 @@ from rlhf.errors import InputError
 from rlhf.reduce import MetricSums, global_moments, global_sum
 from rlhf.rollout import Batch, Collected, PolicyOutput, Rollout, single_steps
 from rlhf.runs.evaluate import Evaluation
-from rlhf.runs.run import Phase
+from rlhf.runs.run import Phase, Restored
 from rlhf.runs.stop import StopSignals
 
 
@@ -107,26 +107,17 @@ def train(
         policy.load(phase.final_policy)  # type: ignore[operator]
         return
     optimizer = optimize.make_optimizer(policy, optimize_config)
-    state = algorithm.initial_state(algorithm_config)
-    done, steps = 0, 0
     restored = phase.restore()
+    state, done, steps = algorithm.initial_state(algorithm_config), 0, 0
     if restored is not None:
-        policy.load(restored.folders / "policy")  # type: ignore[operator]
-        optimizer.load_state_dict(restored.state["optimizer"])
-        state, done, steps = restored.state["algorithm"], restored.update, restored.state["steps"]
-        collector.load_state_dict(_of_this_rank(restored.state["collector"], accelerator))
+        state, done, steps = _take_up(restored, policy, optimizer, collector, accelerator)
     # Accelerate's wrapper looks for optional packages at every step (7 % of an update on control), and only serves
     # fp16 scaling, which is not offered; the optimizer inside is this very one.
     wrapped, _ = accelerator.prepare(policy, optimizer)
 
     def save(update: int) -> None:
-        per_rank = [collector.state_dict()]
-        content = {
-            "optimizer": optimizer.state_dict(),
-            "algorithm": state,
-            "steps": steps,
-            "collector": gather_object(per_rank) if accelerator.num_processes > 1 else per_rank,
-        }
+        content = {"optimizer": optimizer.state_dict(), "algorithm": state, "steps": steps}
+        content["collector"] = _per_rank(collector.state_dict(), accelerator)
         phase.save(update, content, {"policy": policy.save})  # type: ignore[dict-item]
 
     with StopSignals(accelerator) as signals:
@@ -167,6 +158,30 @@ def train(
         # A signal during the last update is meant for what would come after this phase.
         if signals.requested():
             signals.stop()
+
+
+def _per_rank(state: dict[str, Any], accelerator: Accelerator) -> list[dict[str, Any]]:
+    return gather_object([state]) if accelerator.num_processes > 1 else [state]
+
+
+def _take_up(
+    restored: Restored,
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    collector: Collector,
+    accelerator: Accelerator,
+) -> tuple[dict[str, Tensor], int, int]:
+    """Puts everything back as it was saved; returns the algorithm's state, updates done and steps taken."""
+    per_rank = restored.state["collector"]
+    if len(per_rank) != accelerator.num_processes:
+        raise InputError(
+            f"the checkpoint was written by {len(per_rank)} processes and this run has {accelerator.num_processes}; "
+            "resume it with as many as before."
+        )
+    policy.load(restored.folders / "policy")  # type: ignore[operator]
+    optimizer.load_state_dict(restored.state["optimizer"])
+    collector.load_state_dict(per_rank[accelerator.process_index])
+    return restored.state["algorithm"], restored.update, restored.state["steps"]
 
 
 def _collect_and_learn(
@@ -234,15 +249,6 @@ def _memory(accelerator: Accelerator) -> dict[str, float]:
     if accelerator.device.type == "cuda":
         return {"memory_gib": torch.cuda.max_memory_allocated(accelerator.device) / 2**30}
     return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-
-
-def _of_this_rank(states: list[dict[str, Any]], accelerator: Accelerator) -> dict[str, Any]:
-    if len(states) != accelerator.num_processes:
-        raise InputError(
-            f"the checkpoint was written by {len(states)} processes and this run has {accelerator.num_processes}; "
-            "resume it with as many as before."
-        )
-    return states[accelerator.process_index]
 
 
 @contextmanager
