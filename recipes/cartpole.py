@@ -57,7 +57,7 @@ class Config:
     """Environment steps between checkpoints."""
     collect: collect.Config = collect.Config(num_envs=8, steps_per_rollout=32)
     policy: PolicyConfig = PolicyConfig()
-    ppo: ppo.Config = ppo.Config(gamma=0.98, gae_lambda=0.8, clip=0.2, clip_schedule="linear", value_coef=1.0)
+    ppo: ppo.Config = ppo.Config(gamma=0.99, gae_lambda=0.9, clip=0.2, clip_schedule="linear", value_coef=1.0)
     optimize: optimize.Config = optimize.Config(
         learning_rate=1e-3,
         schedule="linear",
