@@ -35,7 +35,9 @@ class Data:
             raise InputError(f"{self.name} has no column {column!r}; its columns are {', '.join(self.columns)}.")
         values = [row[column] for row in self.rows]
         for row, value in enumerate(values):
-            if value is None or not (value.strip() if isinstance(value, str) else value):
+            content = value.strip() if isinstance(value, str) else value
+            # A number is content, 0 too.
+            if content is None or content in ("", [], {}):
                 raise InputError(f"{self.name}: row {row} has an empty {column}.")
         return values
 

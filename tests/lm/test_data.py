@@ -292,3 +292,8 @@ def test_load_data_takes_a_data_set_by_name_and_refuses_its_unknown_splits(tmp_p
     assert load_data(tmp_path).rows == ROWS
     with pytest.raises(InputError, match="split dev"):
         load_data(tmp_path, split="dev")
+
+
+def test_a_label_of_zero_is_no_empty_cell() -> None:
+    data = load_data([{"prompt": "a", "label": 0}, {"prompt": "b", "label": 1}])
+    assert data.values("label") == [0, 1]
