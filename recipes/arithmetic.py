@@ -147,6 +147,7 @@ def main(config: Config) -> dict[str, float]:
         seed=derive_seed(config.seed, "weights"),
         gradient_checkpointing=config.precision.gradient_checkpointing,
     )
+    policy.tokenizer = tokenizer
     rows = problems()
     train_rows, held_out_rows = hold_out(len(rows), num_held_out=config.held_out, seed=config.seed)
     training = [rows[i] for i in train_rows.tolist()]

@@ -150,6 +150,7 @@ def main(config: Config) -> dict[str, float | None]:
         temperature=config.temperature,
         seed=derive_seed(config.seed, "weights"),
     )
+    policy.tokenizer = tokenizer
     improve(
         policy,
         train_prompts,
@@ -165,7 +166,6 @@ def main(config: Config) -> dict[str, float | None]:
     result = summarise(phase.folder / "metrics.jsonl")
     run.write_result(result)
     if accelerator.is_main_process:
-        tokenizer.save_pretrained(phase.final_policy / "model")
         write_report(config.output_dir)
         print_summary(config.output_dir)
     return result

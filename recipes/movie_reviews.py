@@ -231,6 +231,7 @@ def main(config: Config) -> dict[str, float]:
         seed=derive_seed(config.seed, "weights"),
         gradient_checkpointing=config.precision.gradient_checkpointing,
     )
+    policy.tokenizer = tokenizer
     sampling = Sampling(max_new_tokens=config.max_new_tokens, stop_tokens=(tokenizer.eos_token_id,))
     held_out = beginnings(test_texts, tokenizer, config)
     evaluate, evaluate_with_kl = (

@@ -60,6 +60,8 @@ class CausalLM(nn.Module):
     """
 
     memoryless = False
+    tokenizer: Any = None
+    """Set it, and `save` puts it beside the weights, so that the folder is a whole model."""
 
     def __init__(
         self,
@@ -215,6 +217,8 @@ class CausalLM(nn.Module):
                 )
             else:
                 self.model.save_pretrained(folder / "model", state_dict=part("model"))
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder / "model")
         if self.critic_trunk is not None:
             self.critic_trunk.save_pretrained(folder / "critic", state_dict=part("critic_trunk"))
         if self.value_head is not None:
