@@ -55,14 +55,14 @@ class Config:
     """Environment steps between evaluations."""
     checkpoint_every_steps: int = 10_240
     """Environment steps between checkpoints."""
-    collect: collect.Config = collect.Config(num_envs=8, steps_per_rollout=32)
+    collect: collect.Config = collect.Config(num_envs=16, steps_per_rollout=32)
     policy: PolicyConfig = PolicyConfig()
     ppo: ppo.Config = ppo.Config(gamma=0.99, gae_lambda=0.9, clip=0.2, clip_schedule="linear", value_coef=1.0)
     optimize: optimize.Config = optimize.Config(
         learning_rate=1e-3,
         schedule="linear",
         epochs=20,
-        minibatches=1,
+        minibatches=2,
         max_gradient_norm=0.5,
         whiten="minibatch",
         adam_eps=1e-5,
