@@ -73,7 +73,7 @@ class Config:
     )
     improve: ImproveConfig = ImproveConfig(
         collect=collect.Config(prompts_per_rollout=512),
-        ppo=ppo.Config(gamma=1.0, gae_lambda=0.95, value_coef=0.5),
+        method=ppo.Config(gamma=1.0, gae_lambda=0.95, value_coef=0.5),
         train=train.Config(updates=60, eval_every=10, checkpoint_every=10),
         optimize=optimize.Config(learning_rate=5e-4, schedule="linear", epochs=2, minibatches=2, whiten="batch"),
     )

@@ -1,12 +1,13 @@
-"""PPO on classic control: the algorithm that trains the language models, on problems whose answer is known.
+"""Classic control: the algorithms that train the language models, on problems whose answer is known.
 
     python recipes/cartpole.py                              # CartPole-v1, 100k steps
     python recipes/cartpole.py --env-id Pendulum-v1
+    python recipes/cartpole.py --algorithm trpo             # or any other of docs/algorithms.md
     python recipes/cartpole.py --env-id Acrobot-v1
     python recipes/cartpole.py --resume                     # goes on after a kill, bit for bit
 
 Every evaluation plays the same 200 greedy episodes. CartPole is solved where their mean return is at least 475.
-Environments without settings of their own here take CartPole's; what is given on the command line wins.
+Settings that are known to learn are in rlhf/control/presets.py; what is given on the command line wins.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from rlhf import optimize, train
-from rlhf.algorithms import ppo
+from rlhf.algorithms.catalogue import ALGORITHMS, Method, algorithm_of
 from rlhf.control import collect, evaluate
 from rlhf.control.envs import make_envs, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
+from rlhf.control.presets import preset
 from rlhf.errors import InputError
+from rlhf.lag import LaggedCollector
 from rlhf.runs.evaluate import first_hit, stays_from
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines, trackers
@@ -35,10 +39,15 @@ from rlhf.runs.summary import print_summary
 SOLVED = {"CartPole-v1": 475.0, "Acrobot-v1": -90.0, "Pendulum-v1": -200.0}
 
 
+DEFAULT = preset("ppo", "CartPole-v1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """PPO on a gymnasium environment."""
+    """A policy-gradient method on a gymnasium environment."""
 
+    algorithm: str = "ppo"
+    """One of docs/algorithms.md; `method` holds its settings."""
     env_id: str = "CartPole-v1"
     """A registered gymnasium environment with vector observations."""
     seed: int = 0
@@ -49,66 +58,28 @@ class Config:
     """Continue the run in output_dir."""
     tensorboard: bool = False
     """Also log for tensorboard, into output_dir/tensorboard."""
-    steps: int = 100_000
+    steps: int = DEFAULT.steps
     """Environment steps in all, rounded up to whole updates; a finished run with more is extended."""
-    eval_every_steps: int = 2_560
+    eval_every_steps: int = DEFAULT.eval_every_steps
     """Environment steps between evaluations."""
     checkpoint_every_steps: int = 10_240
     """Environment steps between checkpoints."""
-    collect: collect.Config = collect.Config(num_envs=16, steps_per_rollout=32)
-    policy: PolicyConfig = PolicyConfig()
-    ppo: ppo.Config = ppo.Config(gamma=0.99, gae_lambda=0.9, clip=0.2, clip_schedule="linear", value_coef=1.0)
-    optimize: optimize.Config = optimize.Config(
-        learning_rate=1e-3,
-        schedule="linear",
-        epochs=20,
-        minibatches=2,
-        max_gradient_norm=0.5,
-        whiten="minibatch",
-        adam_eps=1e-5,
-    )
+    collect: collect.Config = DEFAULT.collect
+    policy: PolicyConfig = DEFAULT.policy
+    method: Method = DEFAULT.method
+    optimize: optimize.Config = DEFAULT.optimize
     evaluate: evaluate.Config = evaluate.Config(sampled_episodes=0)
 
     def __post_init__(self) -> None:
         for name in ("steps", "eval_every_steps", "checkpoint_every_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if algorithm_of(self.method) is not ALGORITHMS.get(self.algorithm):
+            raise InputError(f"algorithm is {self.algorithm}, but method holds settings of {type(self.method)}.")
 
 
-SETTINGS = {
-    "CartPole-v1": Config(),
-    "Pendulum-v1": Config(
-        env_id="Pendulum-v1",
-        eval_every_steps=10_240,
-        collect=collect.Config(num_envs=4, steps_per_rollout=512, normalise_rewards=True),
-        ppo=ppo.Config(gamma=0.95, gae_lambda=0.95, value_coef=1.0),
-        optimize=optimize.Config(
-            learning_rate=1e-3,
-            epochs=10,
-            minibatches=8,
-            max_gradient_norm=0.5,
-            whiten="minibatch",
-            adam_eps=1e-5,
-        ),
-    ),
-    "Acrobot-v1": Config(
-        env_id="Acrobot-v1",
-        steps=200_000,
-        eval_every_steps=20_480,
-        collect=collect.Config(num_envs=16, steps_per_rollout=256),
-        policy=PolicyConfig(normalise_observations=True),
-        ppo=ppo.Config(gamma=0.99, gae_lambda=0.94, value_coef=1.0),
-        optimize=optimize.Config(
-            learning_rate=1e-3,
-            schedule="linear",
-            epochs=4,
-            minibatches=32,
-            max_gradient_norm=0.5,
-            whiten="minibatch",
-            adam_eps=1e-5,
-        ),
-    ),
-}
+def default_config(algorithm: str, env_id: str) -> Config:
+    return Config(algorithm=algorithm, env_id=env_id, **vars(preset(algorithm, env_id)))
 
 
 def main(config: Config) -> dict[str, float | None]:
@@ -117,11 +88,18 @@ def main(config: Config) -> dict[str, float | None]:
     accelerator = Accelerator(cpu=True, **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir))
     envs = make_envs(config.env_id, config.collect.num_envs, num_processes=accelerator.num_processes)
     run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"steps"})
-    phase = run.phase("ppo")
+    phase = run.phase(config.algorithm)
     policy = ControlPolicy(spaces_of(envs), config.policy, seed=config.seed)
-    collector = collect.EnvCollector(
-        envs, config=config.collect, gamma=config.ppo.gamma, seed=config.seed, accelerator=accelerator
+    collector: Any = collect.EnvCollector(
+        envs, config=config.collect, gamma=config.method.gamma, seed=config.seed, accelerator=accelerator
     )
+    if config.collect.lag:
+        collector = LaggedCollector(
+            collector,
+            lag=config.collect.lag,
+            accelerator=accelerator,
+            micro_batch_cost=config.optimize.micro_batch_cost,
+        )
     evaluator = evaluate.Evaluator(
         config.env_id,
         config=config.evaluate,
@@ -132,8 +110,8 @@ def main(config: Config) -> dict[str, float | None]:
     steps_per_update = config.collect.num_envs * config.collect.steps_per_rollout
     train.train(
         policy=policy,
-        algorithm=ppo,
-        algorithm_config=config.ppo,
+        algorithm=algorithm_of(config.method),
+        algorithm_config=config.method,
         optimize_config=config.optimize,
         collector=collector,
         evaluate=evaluator,
@@ -172,6 +150,6 @@ def summarise(metrics: Path, config: Config) -> dict[str, float | None]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--algorithm", default="ppo")
     parser.add_argument("--env-id", "--env_id", default="CartPole-v1")
-    env_id = parser.parse_known_args()[0].env_id
-    launch(main, Config, default=SETTINGS.get(env_id, SETTINGS["CartPole-v1"]))
+    launch(main, Config, default=lambda: default_config(**vars(parser.parse_known_args()[0])))

@@ -95,7 +95,7 @@ class Config:
     precision: Precision = Precision()
     improve: ImproveConfig = ImproveConfig(
         collect=collect.Config(prompts_per_rollout=16, responses_per_prompt=4),
-        ppo=ppo.Config(kl_coef=0.01, value_coef=0.1),
+        method=ppo.Config(kl_coef=0.01, value_coef=0.1),
         train=train.Config(updates=40, eval_every=10, checkpoint_every=10),
         optimize=optimize.Config(learning_rate=1e-5, epochs=2, minibatches=2),
     )
@@ -134,7 +134,7 @@ def main(config: Config) -> dict[str, float | None]:
         seed=config.seed,
         accelerator=accelerator,
         micro_batch_cost=config.improve.optimize.micro_batch_cost,
-        use_reference=config.improve.ppo.kl_coef > 0,
+        use_reference=config.improve.method.kl_coef > 0,
     )
     run = Run(
         config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}

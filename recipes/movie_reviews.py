@@ -84,7 +84,7 @@ class Config:
         # Bounded, so that more of the same praise pays nothing.
         collect=collect.Config(prompts_per_rollout=512, score_clip=2.5),
         # With gae_lambda below 1 and a critic that lags behind, the last token gets the most credit: responses shrink.
-        ppo=ppo.Config(gamma=1.0, gae_lambda=1.0, value_coef=0.1, kl_coef=0.08),
+        method=ppo.Config(gamma=1.0, gae_lambda=1.0, value_coef=0.1, kl_coef=0.08),
         train=train.Config(updates=48, eval_every=24, checkpoint_every=12),
         optimize=optimize.Config(
             learning_rate=6e-4, schedule="linear", warmup_updates=4, epochs=1, minibatches=2, whiten="batch"

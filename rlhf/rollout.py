@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rlhf.core import kl
+
 
 class PolicyOutput(NamedTuple):
     """How a policy scores actions that were already taken; each `(B, T)`, nats where it is a logarithm."""
@@ -15,6 +17,27 @@ class PolicyOutput(NamedTuple):
     logprobs: Tensor
     values: Tensor
     entropy: Tensor
+
+
+class Categorical(NamedTuple):
+    """What a policy may do at each step: softmax(logits), `(B, T, V)`."""
+
+    logits: Tensor
+
+    def kl(self, other: Categorical) -> Tensor:
+        """`(B, T)` KL(self || other), nats."""
+        return kl.categorical_kl(self.logits, other.logits)
+
+
+class Gaussian(NamedTuple):
+    """What a policy may do at each step: a diagonal Gaussian, both `(B, T, A)`."""
+
+    mean: Tensor
+    log_std: Tensor
+
+    def kl(self, other: Gaussian) -> Tensor:
+        """`(B, T)` KL(self || other), nats."""
+        return kl.gaussian_kl(self.mean, self.log_std, other.mean, other.log_std)
 
 
 class Collected(NamedTuple):
@@ -49,6 +72,8 @@ class Rollout:
         costs: `(B,)` int64, what the micro-batch budget counts.
         ref_logprobs: Of the taken action under the reference policy, if there is one.
         groups: `(B,)` int64, which rows share a start.
+        terminals: The state the step led to is terminal; None: every done is.
+        next_inputs: The states that the steps led to, as the policy takes them; None where no episode is ever cut.
 
     Raises:
         ValueError: A tensor has the wrong shape or type.
@@ -67,6 +92,8 @@ class Rollout:
     costs: Tensor
     ref_logprobs: Tensor | None = None
     groups: Tensor | None = None
+    terminals: Tensor | None = None
+    next_inputs: dict[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.mask.dim() != 2 or self.mask.dtype != torch.bool:
@@ -80,16 +107,19 @@ class Rollout:
             zeroed = tensor.masked_fill(~self.mask, 0.0)
             require_finite(name, zeroed, self.sample_ids)
             object.__setattr__(self, name, zeroed)
-        if self.dones.shape != self.mask.shape or self.dones.dtype != torch.bool:
-            raise ValueError(f"dones is {_describe(self.dones)}; it must be bool, {tuple(self.mask.shape)}.")
+        for name in ("dones", "terminals"):
+            tensor = getattr(self, name)
+            if tensor is not None and (tensor.shape != self.mask.shape or tensor.dtype != torch.bool):
+                raise ValueError(f"{name} is {_describe(tensor)}; it must be bool, {tuple(self.mask.shape)}.")
         rows = self.mask.shape[0]
         for name in ("sample_ids", "costs", "groups"):
             tensor = getattr(self, name)
             if tensor is not None and (tensor.shape != (rows,) or tensor.dtype != torch.int64):
                 raise ValueError(f"{name} is {_describe(tensor)}; it must be int64, ({rows},).")
-        for name, tensor in self.inputs.items():
-            if tensor.dim() == 0 or tensor.shape[0] != rows:
-                raise ValueError(f"inputs[{name!r}] is {_describe(tensor)}; its leading axis must be {rows}.")
+        for part in ("inputs", "next_inputs"):
+            for name, tensor in (getattr(self, part) or {}).items():
+                if tensor.dim() == 0 or tensor.shape[0] != rows:
+                    raise ValueError(f"{part}[{name!r}] is {_describe(tensor)}; its leading axis must be {rows}.")
 
     @classmethod
     def demonstrations(cls, inputs: dict[str, Tensor], mask: Tensor, sample_ids: Tensor, costs: Tensor) -> Rollout:
@@ -158,6 +188,19 @@ def batch_of(rollout: Rollout, *, advantages: Tensor, returns: Tensor, weights: 
         sample_ids=rollout.sample_ids,
         costs=rollout.costs,
     )
+
+
+def charge_kl(rollout: Rollout, coef: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Rewards less coef * k1 per action, and the KL to the reference as metrics; the rewards alone without one."""
+    if rollout.ref_logprobs is None:
+        return rollout.rewards, {}
+    charge = kl.k1(rollout.logprobs, rollout.ref_logprobs)
+    metrics = {
+        "kl_ref_k1": charge,
+        "kl_ref_k3": kl.k3(rollout.logprobs, rollout.ref_logprobs),
+        "kl_ref_per_episode": charge,
+    }
+    return rollout.rewards - torch.as_tensor(coef).to(charge) * charge, metrics
 
 
 def single_steps(batch: Batch) -> Batch:

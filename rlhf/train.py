@@ -38,7 +38,12 @@ class Policy(Protocol):
 
 
 class Algorithm(Protocol):
-    """A file of `rlhf/algorithms`: pure functions of `(B, T)` tensors. `adapt` runs after each update."""
+    """A file of `rlhf/algorithms`: pure functions of `(B, T)` tensors. `adapt` runs after each update.
+
+    One whose step is of another kind than `optimize.update` also has an `update(policy, optimizer, rollout, batch,
+    state, config, optimize_config, *, accelerator, seed, update_index, progress)`, which gets the batch as the policy
+    scores it (step by step if it is memoryless), and returns metrics and the next state.
+    """
 
     def initial_state(self, config: Any) -> dict[str, Tensor]: ...
 
@@ -207,17 +212,17 @@ def _collect_and_learn(
     with _timed(seconds, "update"):
         batch, cells = algorithm.estimate(rollout, state, algorithm_config)
         metrics |= _describe(rollout, batch, cells, accelerator)
-        metrics |= optimize.update(
-            wrapped,
-            optimizer,
-            single_steps(batch) if policy.memoryless else batch,
-            partial(algorithm.loss, state=state, config=algorithm_config),
-            optimize_config,
-            accelerator=accelerator,
-            seed=seed,
-            update_index=index,
-            progress=progress,
-        )
+        if policy.memoryless:
+            batch = single_steps(batch)
+        step = {"accelerator": accelerator, "seed": seed, "update_index": index, "progress": progress}
+        if hasattr(algorithm, "update"):
+            learned, state = algorithm.update(
+                wrapped, optimizer, rollout, batch, state, algorithm_config, optimize_config, **step
+            )
+        else:
+            loss = partial(algorithm.loss, state=state, config=algorithm_config)
+            learned = optimize.update(wrapped, optimizer, batch, loss, optimize_config, **step)
+        metrics |= learned
     state = algorithm.adapt(state, metrics, algorithm_config)
     metrics |= {name: float(state[name]) for name in algorithm.initial_state(algorithm_config)}
     return state, metrics | _speed(metrics["steps"], seconds) | _memory(accelerator), samples

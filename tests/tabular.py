@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rlhf.rollout import PolicyOutput
+from rlhf.rollout import Categorical, PolicyOutput
 
 
 class TabularPolicy(nn.Module):
@@ -20,12 +21,19 @@ class TabularPolicy(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.logits = nn.Parameter(torch.randn(num_states, num_actions, generator=generator, dtype=dtype))
-        self.state_values = nn.Parameter(torch.randn(num_states, generator=generator, dtype=dtype))
+        self.critic = nn.Parameter(torch.randn(num_states, generator=generator, dtype=dtype))
 
-    def forward(self, inputs: dict[str, Tensor]) -> PolicyOutput:
+    def forward(self, inputs: dict[str, Tensor], *, distribution: bool = False) -> Any:
         logprobs = torch.log_softmax(self.logits, dim=-1)[inputs["states"]]
         chosen = logprobs.gather(-1, inputs["actions"].unsqueeze(-1)).squeeze(-1)
-        return PolicyOutput(chosen, self.state_values[inputs["states"]], -(logprobs.exp() * logprobs).sum(-1))
+        output = PolicyOutput(chosen, self.state_values(inputs), -(logprobs.exp() * logprobs).sum(-1))
+        return (output, Categorical(logprobs)) if distribution else output
+
+    def state_values(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.critic[inputs["states"]]
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        return [self.critic]
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

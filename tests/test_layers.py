@@ -16,19 +16,22 @@ PACKAGE = ROOT / "rlhf"
 BELOW = {
     "errors": set(),
     "core": set(),
-    "rollout": set(),
+    "rollout": {"core"},
     "reduce": {"core"},
     "demonstrations": {"core", "errors", "reduce", "rollout"},
     "runs": {"errors", "reduce", "rollout"},
     "optimize": {"core", "errors", "reduce", "rollout"},
-    "algorithms": {"core", "errors", "rollout"},
+    "rescore": {"optimize", "rollout"},
+    "lag": {"errors", "rescore", "rollout"},
+    "algorithms": {"core", "errors", "optimize", "reduce", "rescore", "rollout"},
     "train": {"errors", "optimize", "reduce", "rollout", "runs"},
-    "control": {"core", "errors", "reduce", "rollout", "runs"},
+    "control": {"algorithms", "core", "errors", "optimize", "reduce", "rollout", "runs"},
     "lm": {
         "algorithms",
         "core",
         "demonstrations",
         "errors",
+        "lag",
         "optimize",
         "reduce",
         "rollout",
@@ -37,7 +40,7 @@ BELOW = {
     },
 }
 # The half that does not know what acting is: no file of it mentions either side, docstrings included.
-SHARED = ["core", "algorithms", "runs", "reduce", "demonstrations", "optimize", "train"]
+SHARED = ["core", "algorithms", "runs", "reduce", "demonstrations", "optimize", "rescore", "lag", "train"]
 FORBIDDEN = re.compile(r"token|environment|\benvs?\b|prompt|observation", re.IGNORECASE)
 
 

@@ -165,7 +165,7 @@ def test_gradient_norm_is_logged_before_and_applied_after_clipping() -> None:
     assert float(steps[1].norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize("field", ["logits", "state_values"])
+@pytest.mark.parametrize("field", ["logits", "critic"])
 def test_non_finite_output_stops_before_the_step_and_names_tensor_and_samples(field: str) -> None:
     policy = TabularPolicy(4, 3)
     batch = make_batch(policy, rows=9, steps=5)

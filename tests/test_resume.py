@@ -28,7 +28,13 @@ ARGUMENTS = {
         *("--held-out", "10", "--clone.rows-per-update", "8", "--clone.train.updates", "3"),
         *("--clone.train.checkpoint-every", "1", "--improve.train.updates", "6", "--improve.train.eval-every", "3"),
         *("--improve.train.checkpoint-every", "1", "--improve.collect.prompts-per-rollout", "32"),
-        *("--improve.collect.normalise-scores", "--improve.ppo.kl-coef", "0.1", "--improve.ppo.kl-target", "0.01"),
+        *(
+            "--improve.collect.normalise-scores",
+            "--improve.method.kl-coef",
+            "0.1",
+            "--improve.method.kl-target",
+            "0.01",
+        ),
     ],
 }
 PHASES = {"cartpole.py": ["ppo"], "arithmetic.py": ["clone", "ppo"]}

@@ -147,7 +147,7 @@ def test_the_loop_finds_the_best_arm(tmp_path):
     assert first["eval_return_mean"] < 0.1
     assert last["eval_return_mean"] > 1.95
     # The critic of a state visited twice an episode ends near the mean of what is left: 2 and 1.
-    assert float(policy.state_values.detach()) == pytest.approx(1.5, abs=0.1)
+    assert float(policy.critic.detach()) == pytest.approx(1.5, abs=0.1)
 
 
 def test_evaluations_and_checkpoints_keep_their_pace(tmp_path):
@@ -203,7 +203,7 @@ def test_sigterm_finishes_the_update_in_hand_saves_it_and_the_run_goes_on_as_if_
     resumed = attempt(tmp_path / "run", updates(6), resume=True)
     assert logged(tmp_path / "run") == logged(tmp_path / "whole")
     assert torch.equal(resumed.logits, whole.logits)
-    assert torch.equal(resumed.state_values, whole.state_values)
+    assert torch.equal(resumed.critic, whole.critic)
 
 
 def test_a_signal_during_the_last_update_finishes_the_phase_and_still_stops(tmp_path):

@@ -115,7 +115,7 @@ def lm(folder: Path, *, updates: int, speed: Speed) -> nn.Module:
             collect=lm_collect.Config(
                 prompts_per_rollout=2, responses_per_prompt=3, normalise_scores=True, missing_eos_penalty=0.5
             ),
-            ppo=ppo.Config(kl_coef=KL_COEF, kl_target=KL_TARGET, entropy_coef=0.01),
+            method=ppo.Config(kl_coef=KL_COEF, kl_target=KL_TARGET, entropy_coef=0.01),
             train=train.Config(updates=updates, eval_every=5),
             optimize=optimize.Config(
                 learning_rate=0.01, epochs=2, minibatches=2, micro_batch_cost=speed.micro_batch_cost

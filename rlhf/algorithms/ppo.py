@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf.core import advantages, kl, losses
 from rlhf.errors import InputError
-from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of
+from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +57,7 @@ def initial_state(config: Config) -> dict[str, Tensor]:
 
 def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
     """Charges the KL to the rewards, then GAE; returns are advantages plus the values captured while acting."""
-    rewards, metrics = rollout.rewards, {}
-    if rollout.ref_logprobs is not None:
-        kl_k1 = kl.k1(rollout.logprobs, rollout.ref_logprobs)
-        rewards = rewards - state["kl_coef"].to(rewards) * kl_k1
-        metrics = {
-            "kl_ref_k1": kl_k1,
-            "kl_ref_k3": kl.k3(rollout.logprobs, rollout.ref_logprobs),
-            "kl_ref_per_episode": kl_k1,
-        }
+    rewards, metrics = charge_kl(rollout, state["kl_coef"])
     estimates = advantages.gae(
         rewards,
         rollout.values,
@@ -97,18 +89,12 @@ def loss(
     warm = (state["update"] >= config.critic_warmup).to(output.logprobs)
     terms = warm * (policy_loss - config.entropy_coef * output.entropy) + config.value_coef * value_loss
     with torch.no_grad():
-        ratio = torch.exp(output.logprobs - batch.logprobs)
-        metrics = {
+        metrics = kl.movement(output.logprobs, batch.logprobs) | {
             "policy_loss": policy_loss,
             "value_loss": value_loss,
             "entropy": output.entropy,
-            # Samples come from the old policy, so these estimate KL(old || new).
-            "approx_kl_k1": kl.k1(batch.logprobs, output.logprobs),
-            "approx_kl_k3": kl.k3(batch.logprobs, output.logprobs),
-            "clip_fraction": ((ratio - 1.0).abs() > clip).to(ratio),
-            "ratio_max": ratio,
-            "ratio_error_max": (ratio - 1.0).abs(),
         }
+        metrics["clip_fraction"] = ((metrics["ratio_max"] - 1.0).abs() > clip).to(policy_loss)
     return terms, metrics
 
 

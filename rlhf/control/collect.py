@@ -32,11 +32,15 @@ class Config:
     """Steps in each environment between updates; episodes go on across updates."""
     normalise_rewards: bool = False
     """Divide rewards by the running standard deviation of the discounted return, and clip them to +-10."""
+    lag: int = 0
+    """Updates by which the weights that act lag behind those that learn."""
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "steps_per_rollout"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.lag < 0:
+            raise InputError(f"lag is {self.lag}; it must not be negative.")
 
 
 class _Fragments(NamedTuple):
@@ -136,7 +140,8 @@ class EnvCollector:
         raw = _tensor(seen.observations, device)
         inputs = {"observations": policy.normalise(raw), "actions": actions}
         logprobs, _ = policy.score(outputs, actions)
-        values = policy.critic(inputs["observations"]).squeeze(-1)
+        values = policy.values(inputs["observations"], actions)
+        next_inputs = {"observations": policy.normalise(_tensor(seen.next_observations, device))}
         ref_logprobs = None
         if self.reference is not None:
             ref_inputs = {"observations": self.reference.normalise(raw), "actions": actions}
@@ -146,13 +151,15 @@ class EnvCollector:
             behaviour_logprobs=logprobs,
             logprobs=logprobs,
             values=values,
-            next_values=_next_values(policy, seen, values),
+            next_values=_next_values(policy, seen, values, next_inputs),
             rewards=_tensor(self._scaled_rewards(seen), device).to(dtype),
             dones=_tensor(seen.terminated | seen.truncated, device),
             mask=_tensor(seen.mask, device),
             sample_ids=ids.to(device),
             costs=torch.full_like(ids, self.config.steps_per_rollout, device=device),
             ref_logprobs=ref_logprobs,
+            terminals=_tensor(seen.terminated, device),
+            next_inputs=next_inputs,
         )
 
     def _scaled_rewards(self, seen: _Fragments) -> np.ndarray:
@@ -188,15 +195,17 @@ class EnvCollector:
         return metrics
 
 
-def _next_values(policy: ControlPolicy, seen: _Fragments, values: Tensor) -> Tensor:
+def _next_values(policy: ControlPolicy, seen: _Fragments, values: Tensor, next_inputs: dict[str, Tensor]) -> Tensor:
     """The next column's values; where an episode or the fragment is cut off, that of the observation it led to."""
+    terminated = _tensor(seen.terminated, values.device)
+    if policy.config.critic == "action":
+        return policy.state_values(next_inputs).masked_fill(terminated, 0.0)
     cut = seen.truncated.copy()
     cut[:, -1] = True
     where = _tensor(cut, values.device)
-    observations = policy.normalise(_tensor(seen.next_observations[cut], values.device))
     next_values = torch.cat([values[:, 1:], values[:, -1:]], dim=1)
-    next_values[where] = policy.critic(observations).squeeze(-1)
-    return next_values.masked_fill(_tensor(seen.terminated, values.device), 0.0)
+    next_values[where] = policy.state_values({"observations": next_inputs["observations"][where]})
+    return next_values.masked_fill(terminated, 0.0)
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> Tensor:

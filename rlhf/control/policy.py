@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from rlhf.control.normalize import Normalizer
 from rlhf.core.losses import categorical_entropy, gaussian_entropy
 from rlhf.core.random import derive_seed, gaussians
 from rlhf.errors import InputError
-from rlhf.rollout import PolicyOutput
+from rlhf.rollout import Categorical, Gaussian, PolicyOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,8 @@ class PolicyConfig:
     """Of vector actions, in every dimension; it is learned and does not depend on the state."""
     normalise_observations: bool = False
     """Standardise observations by the mean and variance of all that were acted on."""
+    critic: Literal["state", "action"] = "state"
+    """What the critic values: V(s), or Q(s, a) of each discrete action; `values` are then those of the taken ones."""
 
     def __post_init__(self) -> None:
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
@@ -85,7 +87,10 @@ class ControlPolicy(nn.Module):
         generator = torch.Generator().manual_seed(derive_seed(seed, "control policy weights"))
         num_outputs = spaces.num_actions or spaces.action_size
         self.actor = _mlp(spaces.observation_size, config.hidden_sizes, num_outputs, 0.01, generator)
-        self.critic = _mlp(spaces.observation_size, config.hidden_sizes, 1, 1.0, generator)
+        if config.critic == "action" and not spaces.num_actions:
+            raise InputError("critic is 'action', which needs discrete actions; choose 'state' for vectors.")
+        num_values = spaces.num_actions if config.critic == "action" else 1
+        self.critic = _mlp(spaces.observation_size, config.hidden_sizes, num_values, 1.0, generator)
         if not spaces.num_actions:
             self.log_std = nn.Parameter(torch.full((spaces.action_size,), config.initial_log_std))
         if config.normalise_observations:
@@ -96,10 +101,36 @@ class ControlPolicy(nn.Module):
         """A tensor whose type and device are the policy's."""
         return self.actor[0].weight  # type: ignore[return-value]
 
-    def forward(self, inputs: dict[str, Tensor]) -> PolicyOutput:
-        observations = inputs["observations"]
-        logprobs, entropy = self.score(self.actor(observations), inputs["actions"])
-        return PolicyOutput(logprobs, self.critic(observations).squeeze(-1), entropy)
+    def forward(self, inputs: dict[str, Tensor], *, distribution: bool = False) -> Any:
+        """PolicyOutput of the taken actions; with `distribution` also what else could have been done."""
+        outputs = self.actor(inputs["observations"])
+        logprobs, entropy = self.score(outputs, inputs["actions"])
+        output = PolicyOutput(logprobs, self.values(inputs["observations"], inputs["actions"]), entropy)
+        return (output, self.distribution(outputs)) if distribution else output
+
+    def values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """V of normalised observations, or Q of them and the actions if that is what the critic values."""
+        values = self.critic(observations)
+        if self.config.critic == "state":
+            return values.squeeze(-1)
+        return values.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def state_values(self, inputs: dict[str, Tensor]) -> Tensor:
+        """V of the states of `inputs`, with a critic of actions sum_a pi(a | s) Q(s, a)."""
+        values = self.critic(inputs["observations"])
+        if self.config.critic == "state":
+            return values.squeeze(-1)
+        return (self.actor(inputs["observations"]).softmax(-1) * values).sum(-1)
+
+    def distribution(self, outputs: Tensor) -> Categorical | Gaussian:
+        """Of the actions, from the actor's outputs."""
+        if self.spaces.num_actions:
+            return Categorical(outputs)
+        return Gaussian(outputs, self.log_std.expand_as(outputs))
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Those that only the values depend on; all others are the actor's."""
+        return list(self.critic.parameters())
 
     def score(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of each action, and entropy, under the actor's outputs (logits or means); nats."""
@@ -138,7 +169,7 @@ class ControlPolicy(nn.Module):
         observations = self.normalise(observations.to(self.weight.device))
         outputs = self.actor(observations)
         actions = self.sample(outputs, None if uniforms is None else uniforms.to(outputs.device))
-        return actions, self.score(outputs, actions)[0], self.critic(observations).squeeze(-1)
+        return actions, self.score(outputs, actions)[0], self.values(observations, actions)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,22 @@ def k3(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"])
     return torch.expm1(log_ratios) - log_ratios
 
 
+def movement(
+    logprobs: Float[Tensor, "*shape"], old_logprobs: Float[Tensor, "*shape"]
+) -> dict[str, Float[Tensor, "*shape"]]:
+    """How far the policy has moved from the one that acted, per action, under the names they are logged by.
+
+    Samples come from the old policy, so k1 and k3 estimate KL(old || new), nats; `ratio_error_max` is |ratio - 1|.
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    return {
+        "approx_kl_k1": k1(old_logprobs, logprobs),
+        "approx_kl_k3": k3(old_logprobs, logprobs),
+        "ratio_max": ratio,
+        "ratio_error_max": (ratio - 1.0).abs(),
+    }
+
+
 def categorical_kl(logits: Float[Tensor, "... V"], ref_logits: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
     """KL(softmax(logits) || softmax(ref_logits)) = sum_a p_a (log p_a - log ref_a) (Cover and Thomas, 2006, eq. 2.26).
 

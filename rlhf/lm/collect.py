@@ -37,11 +37,15 @@ class Config:
     """Each reward is then kept within +- this; None is off."""
     missing_eos_penalty: float | None = None
     """Taken off the last token's reward where the response was cut instead of ending itself; None is off."""
+    lag: int = 0
+    """Updates by which the weights that respond lag behind those that learn."""
 
     def __post_init__(self) -> None:
         for name in ("prompts_per_rollout", "responses_per_prompt"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.lag < 0:
+            raise InputError(f"lag is {self.lag}; it must not be negative.")
         if self.score_clip is not None and not self.score_clip > 0:
             raise InputError(f"score_clip is {self.score_clip}; it must be positive, or None to be off.")
         if self.missing_eos_penalty is not None and not self.missing_eos_penalty >= 0:

@@ -10,8 +10,10 @@ from accelerate import Accelerator
 
 from rlhf import optimize, train
 from rlhf.algorithms import bc, ppo
+from rlhf.algorithms.catalogue import Method, algorithm_of
 from rlhf.demonstrations import DemonstrationCollector
 from rlhf.errors import InputError
+from rlhf.lag import LaggedCollector
 from rlhf.lm import collect
 from rlhf.lm.data import Prompt
 from rlhf.lm.evaluate import ResponseEvaluator
@@ -44,10 +46,10 @@ class CloneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImproveConfig:
-    """PPO on the scores of reward functions."""
+    """A policy-gradient method on the scores of reward functions."""
 
     collect: collect.Config = collect.Config()
-    ppo: ppo.Config = ppo.Config()
+    method: Method = ppo.Config()
     train: train.Config = train.Config(updates=100)
     optimize: optimize.Config = optimize.Config()
 
@@ -109,25 +111,34 @@ def improve(
     accelerator: Accelerator,
     seed: int,
 ) -> None:
-    """PPO from where the policy is; with a KL coefficient, the policy as it is now is the reference."""
-    if config.ppo.kl_coef > 0:
+    """The method from where the policy is; with a KL coefficient, the policy as it is now is the reference."""
+    use_reference = config.method.kl_coef > 0
+    if use_reference:
         policy.make_reference()
-    train.train(
-        policy=policy,
-        algorithm=ppo,
-        algorithm_config=config.ppo,
-        optimize_config=config.optimize,
-        collector=collect.PromptCollector(
-            prompts,
-            tokenizer,
-            rewards,
-            sampling=sampling,
-            config=config.collect,
-            seed=seed,
+    collector: Any = collect.PromptCollector(
+        prompts,
+        tokenizer,
+        rewards,
+        sampling=sampling,
+        config=config.collect,
+        seed=seed,
+        accelerator=accelerator,
+        micro_batch_cost=config.optimize.micro_batch_cost,
+        use_reference=use_reference,
+    )
+    if config.collect.lag:
+        collector = LaggedCollector(
+            collector,
+            lag=config.collect.lag,
             accelerator=accelerator,
             micro_batch_cost=config.optimize.micro_batch_cost,
-            use_reference=config.ppo.kl_coef > 0,
-        ),
+        )
+    train.train(
+        policy=policy,
+        algorithm=algorithm_of(config.method),
+        algorithm_config=config.method,
+        optimize_config=config.optimize,
+        collector=collector,
         evaluate=evaluate,
         phase=phase,
         accelerator=accelerator,

@@ -19,8 +19,8 @@ from transformers.utils import logging
 from rlhf.errors import InputError
 from rlhf.lm.model import Abilities, Model, base_of, head_of, prepare, probe, probe_trunk, trunk_of
 from rlhf.lm.reference import freeze_adapter, freeze_copy, reference_adapter
-from rlhf.lm.scoring import action_states, hidden_and_logits, lay_out, run, score, spread
-from rlhf.rollout import PolicyOutput
+from rlhf.lm.scoring import action_states, hidden_and_logits, lay_out, run, score, score_all, spread
+from rlhf.rollout import Categorical, PolicyOutput
 
 _VALUE_HEAD = "value_head.safetensors"
 
@@ -106,12 +106,30 @@ class CausalLM(nn.Module):
         prepare(critic.requires_grad_(True))
         return critic, *probe_trunk(critic)
 
-    def forward(self, inputs: dict[str, Tensor]) -> PolicyOutput:
-        """Scores the actions of `inputs` (see `scoring.score`); zeros in cells without an action."""
+    def forward(self, inputs: dict[str, Tensor], *, distribution: bool = False) -> Any:
+        """Scores the actions of `inputs` (see `scoring.score`); zeros in cells without an action.
+
+        With `distribution` also a Categorical of the whole vocabulary, which can be differentiated twice.
+        """
+        if distribution:
+            return self._forward_with_distribution(inputs)
         scores = score(self.model, self.abilities, inputs, temperature=self.temperature)
         values = self.critic_values(inputs) if self.critic_trunk is not None else self._value(scores.hidden)
         actions = inputs["actions"]
         return PolicyOutput(*(spread(each, actions) for each in (scores.logprobs, values, scores.entropy)))
+
+    def _forward_with_distribution(self, inputs: dict[str, Tensor]) -> tuple[PolicyOutput, Categorical]:
+        scores, logits = score_all(self.model, self.abilities, inputs, temperature=self.temperature)
+        values = self.critic_values(inputs) if self.critic_trunk is not None else self._value(scores.hidden)
+        actions = inputs["actions"]
+        output = PolicyOutput(*(spread(each, actions) for each in (scores.logprobs, values, scores.entropy)))
+        rows = logits.new_zeros((*actions.shape, logits.shape[-1]))
+        return output, Categorical(rows.masked_scatter((actions > 0).unsqueeze(-1), logits))
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Those that only the values depend on; all others are the actor's."""
+        parts = [part for part in (self.critic_trunk, self.value_head) if part is not None]
+        return [parameter for part in parts for parameter in part.parameters()]
 
     def critic_values(self, inputs: dict[str, Tensor]) -> Tensor:
         """`(N,)` values of the actions' states by the separate critic."""

@@ -43,6 +43,20 @@ def score(model: Model, abilities: Abilities, inputs: dict[str, Tensor], *, temp
     return Scores(*logits_logprobs(logits, targets, temperature=temperature), hidden)
 
 
+def score_all(
+    model: Model, abilities: Abilities, inputs: dict[str, Tensor], *, temperature: float
+) -> tuple[Scores, Tensor]:
+    """As `score`, and the `(N, V)` logits over the temperature; all of it in plain operations, so differentiable twice
+    where the model's attention is ("eager", or the math kernel of sdpa)."""
+    layout = lay_out(inputs, abilities.packs)
+    index, targets = action_states(inputs, layout)
+    hidden, logits = hidden_and_logits(
+        model, index, input_ids=layout.tokens, position_ids=layout.position_ids, use_cache=False
+    )
+    scores = Scores(*logits_logprobs(logits, targets, temperature=temperature), hidden)
+    return scores, logits.to(scores.logprobs.dtype) / temperature
+
+
 def lay_out(inputs: dict[str, Tensor], packs: bool) -> Layout:
     """Each row's tokens before its last action (one token, if it has none): no action depends on the rest."""
     return (packed if packs else padded)(inputs["tokens"], inputs["actions"].amax(dim=1).clamp(min=1))

@@ -18,19 +18,23 @@ from rlhf.runs.stop import Stopped
 C = TypeVar("C")
 
 
-def launch(main: Callable[[C], object], config: type[C], *, default: C | None = None) -> NoReturn:
+def launch(main: Callable[[C], object], config: type[C], *, default: Callable[[], C] | None = None) -> NoReturn:
     """Parses the command line into `config` and runs `main` with it; the docstring of main's file is the help.
 
     The exit status is 0; 1 with a traceback if user code raised; 2 for bad input; 3 if a number was not finite;
     143 or 130 if SIGTERM or Ctrl-C stopped it.
 
     Args:
-        default: Values for what the command line leaves out, if not the defaults of `config`.
+        default: Gives the values for what the command line leaves out, if not the defaults of `config`.
     """
     first = os.environ.get("RANK", "0") == "0"
     description = inspect.getdoc(inspect.getmodule(main))
-    parsed = tyro.cli(config, default=default, description=description, console_outputs=first)
-    status = _run(main, cast(C, parsed))
+
+    def parse_and_run() -> None:
+        given = None if default is None else default()
+        main(cast(C, tyro.cli(config, default=given, description=description, console_outputs=first)))
+
+    status = _run(parse_and_run)
     # Ranks that failed alone must not wait for the others here.
     if status == 0 and torch.distributed.is_initialized():
         # Tensors of a last collective that are freed while the interpreter exits can deadlock gloo; a barrier has none.
@@ -39,9 +43,9 @@ def launch(main: Callable[[C], object], config: type[C], *, default: C | None = 
     sys.exit(status)
 
 
-def _run(main: Callable[[C], object], config: C) -> int:
+def _run(main: Callable[[], object]) -> int:
     try:
-        main(config)
+        main()
     except InputError as error:
         return _say(f"error: {error}", 2)
     except NonFiniteError as error:

@@ -103,7 +103,7 @@ def test_critic_warmup_trains_the_critic_only():
         terms, _ = ppo.loss(policy(batch.inputs), batch, state(config, update=update), config)
         (batch.weights * terms).sum().backward()
         assert bool(policy.logits.grad.abs().sum() > 0) is trained
-        assert float(policy.state_values.grad.abs().sum()) > 0
+        assert float(policy.critic.grad.abs().sum()) > 0
 
 
 def rollout_with_reference() -> Rollout:

@@ -39,7 +39,7 @@ def save_model(folder: Path, architecture: str = "gpt2") -> Path:
 def improve_config(*, updates: int = 2) -> ImproveConfig:
     return ImproveConfig(
         collect=collect.Config(prompts_per_rollout=4, responses_per_prompt=2),
-        ppo=ppo.Config(kl_coef=0.05),
+        method=ppo.Config(kl_coef=0.05),
         train=train.Config(updates=updates, eval_every=1, checkpoint_every=1),
         optimize=optimize.Config(learning_rate=1e-3, epochs=2, minibatches=2),
     )

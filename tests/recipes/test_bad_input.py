@@ -65,7 +65,7 @@ def arguments(model: Path) -> list[str]:
 BEFORE_LOADING = {
     "unknown option": (["--improve.optimize.lerning-rate", "1"], "--improve.optimize.learning-rate"),
     "no number": (["--temperature", "warm"], "warm"),
-    "out of range": (["--improve.ppo.clip", "0"], "clip is 0.0; it must be positive"),
+    "out of range": (["--improve.method.clip", "0"], "clip is 0.0; it must be positive"),
     "temperature": (["--temperature", "0"], "temperature is 0.0; it must be above 0."),
     "length": (["--max-new-tokens", "0"], "max_new_tokens is 0; it must be at least 1."),
     "minibatches": (["--improve.optimize.minibatches", "9"], "minibatches is 9, but a rollout has 8 responses"),
@@ -169,7 +169,7 @@ def old_run(inputs, model):
 
 
 def test_nothing_of_a_run_is_lost_to_bad_input(old_run, inputs, model, monkeypatch, capsys):
-    counting = [*arguments(model), "--improve.ppo.kl-coef", "0.05", "--improve.optimize.minibatches", "2"]
+    counting = [*arguments(model), "--improve.method.kl-coef", "0.05", "--improve.optimize.minibatches", "2"]
     counting += ["--improve.optimize.epochs", "2", "--reward", f"{REWARDS}:count_a"]
     cases = [
         ([], "run already holds another run; --resume continues it, another --output-dir starts anew."),

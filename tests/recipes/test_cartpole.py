@@ -8,6 +8,7 @@ from recipes import cartpole
 from rlhf import optimize
 from rlhf.control import collect, evaluate
 from rlhf.control.policy import ControlPolicy, PolicyConfig
+from rlhf.control.presets import preset
 from rlhf.runs.log import read_lines
 from tests.recipes.small import files, run
 
@@ -80,8 +81,8 @@ def test_a_finished_run_can_be_extended(tmp_path, no_report):
 
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "Acrobot-v1"])
 def test_settings_of_other_environments_train(env_id, tmp_path, no_report):
-    settings = cartpole.SETTINGS[env_id]
-    config = small_config(tmp_path / "run", updates=1, env_id=env_id, policy=settings.policy, ppo=settings.ppo)
+    settings = preset("ppo", env_id)
+    config = small_config(tmp_path / "run", updates=1, env_id=env_id, policy=settings.policy, method=settings.method)
     result = run(cartpole.main, config)
     assert result["eval_return_mean"] < 0
     assert result["first_hit_step"] is None

@@ -45,7 +45,7 @@ def tiny(tmp_path: Path, data: str, *, resume: bool = False) -> movie_reviews.Co
         ),
         improve=ImproveConfig(
             collect=collect.Config(prompts_per_rollout=10),
-            ppo=ppo.Config(kl_coef=0.1),
+            method=ppo.Config(kl_coef=0.1),
             train=train.Config(updates=2),
             optimize=optimize.Config(epochs=1),
         ),

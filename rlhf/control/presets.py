@@ -1,0 +1,56 @@
+"""Settings with which each algorithm is known to learn; what they reach is measured in docs/algorithms.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from rlhf import optimize
+from rlhf.algorithms import ppo
+from rlhf.algorithms.catalogue import ALGORITHMS, Method
+from rlhf.control import collect
+from rlhf.control.policy import PolicyConfig
+from rlhf.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What a run on control is made of, but for its seed."""
+
+    steps: int = 100_000
+    eval_every_steps: int = 2_560
+    collect: collect.Config
+    policy: PolicyConfig = PolicyConfig()
+    method: Method
+    optimize: optimize.Config
+
+
+_PPO = optimize.Config(learning_rate=1e-3, max_gradient_norm=0.5, whiten="minibatch", adam_eps=1e-5)
+
+PRESETS: dict[tuple[str, str], Preset] = {
+    ("ppo", "CartPole-v1"): Preset(
+        collect=collect.Config(num_envs=16, steps_per_rollout=32),
+        method=ppo.Config(gamma=0.99, gae_lambda=0.9, clip=0.2, clip_schedule="linear", value_coef=1.0),
+        optimize=replace(_PPO, schedule="linear", epochs=20, minibatches=2),
+    ),
+    ("ppo", "Pendulum-v1"): Preset(
+        eval_every_steps=10_240,
+        collect=collect.Config(num_envs=4, steps_per_rollout=512, normalise_rewards=True),
+        method=ppo.Config(gamma=0.95, gae_lambda=0.95, value_coef=1.0),
+        optimize=replace(_PPO, epochs=10, minibatches=8),
+    ),
+    ("ppo", "Acrobot-v1"): Preset(
+        steps=200_000,
+        eval_every_steps=20_480,
+        collect=collect.Config(num_envs=16, steps_per_rollout=256),
+        policy=PolicyConfig(normalise_observations=True),
+        method=ppo.Config(gamma=0.99, gae_lambda=0.94, value_coef=1.0),
+        optimize=replace(_PPO, schedule="linear", epochs=4, minibatches=32),
+    ),
+}
+
+
+def preset(algorithm: str, env_id: str) -> Preset:
+    """The settings for this pair; an environment without its own takes the algorithm's for CartPole-v1."""
+    if algorithm not in ALGORITHMS:
+        raise InputError(f"there is no algorithm {algorithm}; choose one of {', '.join(ALGORITHMS)}.")
+    return PRESETS.get((algorithm, env_id), PRESETS[algorithm, "CartPole-v1"])
