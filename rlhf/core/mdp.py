@@ -101,7 +101,7 @@ def optimal_values(mdp: Mdp, *, gamma: float | Float[Tensor, ""], num_iterations
 
 
 def random_mdps(num_mdps: int, *, num_states: int, num_actions: int, seed: int) -> Mdp:
-    """A stack of MDPs that never end: rows of P and start uniform on the simplex, rewards uniform in [-1, 1]; float64."""
+    """A stack of MDPs that never end, float64: P and start uniform on the simplex, rewards uniform in [-1, 1]."""
     ids = torch.arange(num_mdps)
     pairs = num_states * num_actions
     moves = uniforms(seed, "mdp transitions", 0, ids, pairs * num_states).view(-1, num_states, num_actions, num_states)

@@ -145,3 +145,9 @@ def test_random_mdps_are_distributions_and_follow_from_the_seed() -> None:
     again = mdp.random_mdps(50, num_states=4, num_actions=3, seed=0)
     assert torch.equal(worlds.transitions, again.transitions)
     assert not torch.equal(worlds.rewards, mdp.random_mdps(50, num_states=4, num_actions=3, seed=1).rewards)
+
+
+def test_random_transitions_are_uniform_on_the_simplex() -> None:
+    """There E[p^2] = 2 / (n (n + 1)), 1/10 for four states."""
+    worlds = mdp.random_mdps(2000, num_states=4, num_actions=3, seed=0)
+    assert float(worlds.transitions.square().mean()) == pytest.approx(0.1, abs=0.002)
