@@ -28,7 +28,7 @@ def gae(
         gae_lambda: In [0, 1]; 0 is the one-step TD error, 1 the Monte Carlo return minus the value.
     """
     deltas = rewards + gamma * next_values - values
-    return _discounted_sums(deltas, dones, gamma * gae_lambda)
+    return discounted_sums(deltas, dones, gamma * gae_lambda)
 
 
 def lambda_returns(
@@ -49,7 +49,7 @@ def lambda_returns(
     last = torch.ones_like(dones[:, -1:])
     ends = torch.cat([dones[:, :-1], last], dim=1)
     bootstraps = torch.where(ends, next_values, (1.0 - lambda_) * next_values)
-    return _discounted_sums(rewards + gamma * bootstraps, ends, gamma * lambda_)
+    return discounted_sums(rewards + gamma * bootstraps, ends, gamma * lambda_)
 
 
 def td0_returns(
@@ -96,7 +96,7 @@ def n_step_returns(
     return returns
 
 
-def _discounted_sums(
+def discounted_sums(
     terms: Float[Tensor, "B T"], ends: Bool[Tensor, "B T"], discounts: float | Float[Tensor, "B T"]
 ) -> Float[Tensor, "B T"]:
     """S_t = terms_t + discount_t * S_{t+1}, and terms_t alone at ends."""
