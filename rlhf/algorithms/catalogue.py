@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from tyro.conf import AvoidSubcommands
+from tyro.conf import AvoidSubcommands, subcommand
 
-from rlhf.algorithms import ppo
+from rlhf.algorithms import a2c, impala, ppo, q_actor_critic, td_actor_critic
 
 # Behaviour cloning learns from demonstrations, not from rewards, so it is no choice of method.
-ALGORITHMS: dict[str, Any] = {"ppo": ppo}
+ALGORITHMS: dict[str, Any] = {
+    "a2c": a2c,
+    "impala": impala,
+    "ppo": ppo,
+    "q_actor_critic": q_actor_critic,
+    "td_actor_critic": td_actor_critic,
+}
 
 # Of a config's field that may hold any of them: the command line then takes the options of the one that it holds.
-Method = AvoidSubcommands[ppo.Config]
+if TYPE_CHECKING:
+    Method = Any
+else:
+    # Every Config has the same name, so each is told apart by its algorithm's.
+    Method = AvoidSubcommands[
+        Union[tuple(Annotated[module.Config, subcommand(name)] for name, module in ALGORITHMS.items())]  # noqa: UP007
+    ]
 
 
 def algorithm_of(config: Any) -> Any:

@@ -101,6 +101,11 @@ class ControlPolicy(nn.Module):
         """A tensor whose type and device are the policy's."""
         return self.actor[0].weight  # type: ignore[return-value]
 
+    @property
+    def values_actions(self) -> bool:
+        """Whether `values` are Q of the taken actions, and not V of the states."""
+        return self.config.critic == "action"
+
     def forward(self, inputs: dict[str, Tensor], *, distribution: bool = False) -> Any:
         """PolicyOutput of the taken actions; with `distribution` also what else could have been done."""
         outputs = self.actor(inputs["observations"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from rlhf import optimize
-from rlhf.algorithms import ppo
+from rlhf.algorithms import a2c, impala, ppo, q_actor_critic, td_actor_critic
+from rlhf.algorithms.actor_critic import Critic
 from rlhf.algorithms.catalogue import ALGORITHMS, Method
 from rlhf.control import collect
 from rlhf.control.policy import PolicyConfig
@@ -26,7 +27,38 @@ class Preset:
 
 _PPO = optimize.Config(learning_rate=1e-3, max_gradient_norm=0.5, whiten="minibatch", adam_eps=1e-5)
 
+_ACTOR_CRITIC = replace(_PPO, schedule="linear", epochs=1)
+
 PRESETS: dict[tuple[str, str], Preset] = {
+    ("a2c", "CartPole-v1"): Preset(
+        steps=500_000,
+        eval_every_steps=10_240,
+        collect=collect.Config(num_envs=16, steps_per_rollout=16),
+        method=a2c.Config(gamma=0.99, gae_lambda=0.95, critic=Critic(td_lambda=0.95)),
+        optimize=_ACTOR_CRITIC,
+    ),
+    ("td_actor_critic", "CartPole-v1"): Preset(
+        steps=500_000,
+        eval_every_steps=10_240,
+        collect=collect.Config(num_envs=16, steps_per_rollout=16),
+        method=td_actor_critic.Config(gamma=0.99),
+        optimize=_ACTOR_CRITIC,
+    ),
+    ("q_actor_critic", "CartPole-v1"): Preset(
+        steps=500_000,
+        eval_every_steps=10_240,
+        collect=collect.Config(num_envs=16, steps_per_rollout=16),
+        policy=PolicyConfig(critic="action"),
+        method=q_actor_critic.Config(gamma=0.99),
+        optimize=_ACTOR_CRITIC,
+    ),
+    ("impala", "CartPole-v1"): Preset(
+        steps=500_000,
+        eval_every_steps=10_240,
+        collect=collect.Config(num_envs=16, steps_per_rollout=16, lag=4),
+        method=impala.Config(gamma=0.99, td_lambda=0.95),
+        optimize=_ACTOR_CRITIC,
+    ),
     ("ppo", "CartPole-v1"): Preset(
         collect=collect.Config(num_envs=16, steps_per_rollout=32),
         method=ppo.Config(gamma=0.99, gae_lambda=0.9, clip=0.2, clip_schedule="linear", value_coef=1.0),

@@ -1,0 +1,164 @@
+"""What the actor-critic methods share: what the critic learns and when, and the loss per action."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from rlhf import optimize
+from rlhf.core import advantages, kl, losses
+from rlhf.core.random import derive_seed
+from rlhf.errors import InputError
+from rlhf.rescore import rescored
+from rlhf.rollout import Batch, PolicyOutput, Rollout, single_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critic:
+    """What the critic is fitted to, and whether before the advantages are evaluated or together with the policy."""
+
+    target: Literal["monte_carlo", "td0", "n_step", "td_lambda"] = "td_lambda"
+    """What values are fitted to; with the td_lambda of the advantages' gae_lambda it is advantage plus value."""
+    num_steps: int = 5
+    """Rewards in an n_step target before the critic's value takes over."""
+    td_lambda: float = 1.0
+    """Of a td_lambda target, in [0, 1]; 0 is td0, 1 monte_carlo."""
+    coef: float = 0.5
+    """Weight of the value loss, half a squared error, beside the policy's; not used if epochs is positive."""
+    epochs: int = 0
+    """Passes that fit the critic alone, before the advantages are evaluated with it. 0: it learns together with the
+    policy, and the advantages are those of the values captured while acting."""
+    renew_labels: bool = False
+    """Before each of these passes the targets are computed again from the critic as it has become."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.td_lambda <= 1.0:
+            raise InputError(f"critic.td_lambda is {self.td_lambda}; it must lie in [0, 1].")
+        if self.num_steps < 1:
+            raise InputError(f"critic.num_steps is {self.num_steps}; it must be at least 1, which is td0.")
+        if not self.coef >= 0 or self.epochs < 0:
+            raise InputError(f"critic.coef is {self.coef} and critic.epochs {self.epochs}; neither may be negative.")
+
+    @property
+    def loss_coef(self) -> float:
+        """Weight of the value loss in the policy's step."""
+        return 0.0 if self.epochs else self.coef
+
+
+def check(config: Any, *, shares: Iterable[str], sizes: Iterable[str]) -> None:
+    """Refuses a config whose `shares` are not all in [0, 1], or whose `sizes` are negative."""
+    for name in shares:
+        if not 0.0 <= getattr(config, name) <= 1.0:
+            raise InputError(f"{name} is {getattr(config, name)}; it must lie in [0, 1].")
+    for name in sizes:
+        if not getattr(config, name) >= 0:
+            raise InputError(f"{name} is {getattr(config, name)}; it must not be negative.")
+
+
+def critic_targets(rewards: Tensor, rollout: Rollout, critic: Critic, *, gamma: float) -> Tensor:
+    """`(B, T)` what the critic's values are fitted to, from rewards that may have been charged."""
+    next_values, dones = rollout.next_values, rollout.dones
+    match critic.target:
+        case "monte_carlo":
+            return advantages.monte_carlo_returns(rewards, next_values, dones, gamma=gamma)
+        case "td0":
+            return advantages.td0_returns(rewards, next_values, gamma=gamma)
+        case "n_step":
+            return advantages.n_step_returns(rewards, next_values, dones, gamma=gamma, num_steps=critic.num_steps)
+        case "td_lambda":
+            return advantages.lambda_returns(rewards, next_values, dones, gamma=gamma, lambda_=critic.td_lambda)
+
+
+def critic_metrics(rewards: Tensor, rollout: Rollout, *, gamma: float) -> dict[str, Tensor]:
+    td_errors = rewards + gamma * rollout.next_values - rollout.values
+    return {"td_error": td_errors.abs(), "value_max": rollout.values}
+
+
+def policy_and_value_loss(
+    output: PolicyOutput, batch: Batch, *, entropy_coef: float, value_coef: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """-log pi A - entropy_coef H + value_coef (V - R)^2 / 2 per action (Mnih et al., 2016, section 4;
+    https://arxiv.org/abs/1602.01783), and what to log of it.
+    """
+    policy_loss = losses.policy_gradient_loss(output.logprobs, batch.advantages)
+    value_loss = losses.value_loss(output.values, batch.returns)
+    terms = policy_loss - entropy_coef * output.entropy + value_coef * value_loss
+    with torch.no_grad():
+        metrics = kl.movement(output.logprobs, batch.logprobs) | {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": output.entropy,
+        }
+    return terms, metrics
+
+
+def update(
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    batch: Batch,
+    critic: Critic,
+    evaluate: Callable[[Rollout], Batch],
+    loss: optimize.Loss,
+    config: optimize.Config,
+    *,
+    accelerator: Accelerator,
+    seed: int,
+    update_index: int,
+    progress: float,
+) -> dict[str, float]:
+    """One step of policy and critic together, or the critic first and then the policy by what the critic now says.
+
+    Args:
+        batch: By the values captured while acting, as the policy scores it.
+        evaluate: Advantages and critic targets, `(B, T)`, from a rollout whose values are the critic's.
+    """
+    step: dict[str, Any] = {"accelerator": accelerator, "update_index": update_index, "progress": progress}
+    if not critic.epochs:
+        return optimize.update(policy, optimizer, batch, loss, config, seed=seed, **step)
+    model: Any = accelerator.unwrap_model(policy)
+    own = model.critic_parameters()
+    num_fits, epochs = (critic.epochs, 1) if critic.renew_labels else (1, critic.epochs)
+    fitting = replace(config, epochs=epochs, whiten="none", target_kl=0.0)
+    errors = []
+    for fit in range(num_fits):
+        order = derive_seed(seed, "critic fit", fit)
+        with stepping_only(optimizer, own):
+            errors.append(optimize.update(policy, optimizer, batch, _critic_loss, fitting, seed=order, **step))
+        rollout = rescored(model, rollout, accelerator=accelerator, micro_batch_cost=config.micro_batch_cost)
+        batch = evaluate(rollout)
+        batch = single_steps(batch) if model.memoryless else batch
+    fitted = {id(parameter) for parameter in own}
+    with stepping_only(optimizer, [parameter for parameter in model.parameters() if id(parameter) not in fitted]):
+        metrics = optimize.update(policy, optimizer, batch, loss, config, seed=seed, **step)
+    return metrics | {"value_loss_fitting": sum(row["value_loss"] for row in errors) / len(errors)}
+
+
+@contextmanager
+def stepping_only(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """The optimizer leaves all others as they are, which a gradient of 0 would still move by Adam's momentum."""
+    chosen = {id(parameter) for parameter in parameters}
+
+    def drop(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for group in stepped.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) not in chosen:
+                    parameter.grad = None
+
+    handle = optimizer.register_step_pre_hook(drop)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _critic_loss(output: PolicyOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    value_loss = losses.value_loss(output.values, batch.returns)
+    # The policy does not learn here, but data parallelism needs every parameter in the graph.
+    return value_loss + 0.0 * (output.logprobs + output.entropy), {"value_loss": value_loss.detach()}

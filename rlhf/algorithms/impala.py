@@ -1,0 +1,87 @@
+"""Importance-weighted actor-learner: an actor-critic whose actors may lag behind (Espeholt et al., 2018;
+https://arxiv.org/abs/1802.01561).
+
+`rollout.behaviour_logprobs` are the actors'; `logprobs`, `values` and `next_values` the learner's, as LaggedCollector
+has them scored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf.algorithms import actor_critic
+from rlhf.core import kl
+from rlhf.core.vtrace import vtrace
+from rlhf.errors import InputError
+from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """V-trace actor-critic; one epoch of one minibatch, since the ratios are those at the start of the update."""
+
+    gamma: float = 1.0
+    """Discount per action, in [0, 1]."""
+    td_lambda: float = 1.0
+    """Shortens the traces by this factor per action, in [0, 1]; 1 is the paper's."""
+    rho_clip: float = 1.0
+    """Ratios learner / actor above this count as this in the TD errors and the policy gradient."""
+    c_clip: float = 1.0
+    """The same in the traces, so it sets how far later errors reach back; at most rho_clip."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus, nats per action."""
+    value_coef: float = 0.5
+    """Weight of the value loss, which is half a squared error."""
+    kl_coef: float = 0.0
+    """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
+
+    def __post_init__(self) -> None:
+        sizes = ("rho_clip", "c_clip", "entropy_coef", "value_coef", "kl_coef")
+        actor_critic.check(self, shares=("gamma", "td_lambda"), sizes=sizes)
+        if not self.rho_clip >= self.c_clip:
+            raise InputError(f"rho_clip is {self.rho_clip} and c_clip {self.c_clip}; the first must be the larger.")
+
+
+def initial_state(config: Config) -> dict[str, Tensor]:
+    return {}
+
+
+def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
+    """V-trace targets (eq. 1) and advantages rho_t (r_t + gamma v_{t+1} - V(s_t)) (section 4.2)."""
+    rewards, metrics = charge_kl(rollout, config.kl_coef)
+    ratios = torch.exp(rollout.logprobs - rollout.behaviour_logprobs)
+    targets, advantages = vtrace(
+        rewards,
+        rollout.values,
+        rollout.next_values,
+        rollout.dones,
+        ratios,
+        gamma=config.gamma,
+        lambda_=config.td_lambda,
+        rho_clip=config.rho_clip,
+        c_clip=config.c_clip,
+    )
+    units = rollout.mask.to(rewards)
+    metrics |= actor_critic.critic_metrics(rewards, rollout, gamma=config.gamma)
+    metrics |= {
+        "lag_ratio_max": ratios,
+        "lag_kl_k3": kl.k3(rollout.behaviour_logprobs, rollout.logprobs),
+        "lag_clip_fraction": (ratios > config.rho_clip).to(rewards),
+    }
+    return batch_of(rollout, advantages=advantages, returns=targets, weights=units, units=units), metrics
+
+
+def loss(
+    output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Config
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Policy gradient, value loss and entropy bonus per action (section 4.2)."""
+    return actor_critic.policy_and_value_loss(
+        output, batch, entropy_coef=config.entropy_coef, value_coef=config.value_coef
+    )
+
+
+def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
+    return state
