@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from rlhf.core.random import hashed_order
+from rlhf.core.random import hashed_orders
 from rlhf.errors import InputError
 from rlhf.reduce import MetricSums, gather_rows, global_max, global_sum, global_whiten
 from rlhf.rollout import Batch, NonFiniteError, PolicyOutput, require_finite
@@ -105,9 +107,10 @@ def gradient(
         with contextlib.nullcontext() if last else accelerator.no_sync(policy):
             output = policy(micro.inputs)
             terms, metrics = loss(output, micro)
-            objective = (micro.weights * terms).masked_fill(~micro.mask, 0.0).sum()
+            weighted = micro.weights * terms
+            objective = weighted.masked_fill(~micro.mask, 0.0).sum()
             accelerator.backward(objective * scale.to(objective.dtype))
-        sums.add({"loss": micro.weights * terms, **metrics}, micro.mask)
+        sums.add({"loss": weighted, **metrics}, micro.mask)
         finite = finite & torch.isfinite(objective.detach())
         seen.append((micro, PolicyOutput(*(tensor.detach() for tensor in output)), terms.detach()))
     _stop_if_not_finite(accelerator, finite, seen)
@@ -141,41 +144,63 @@ def update(
         rate *= (update_index + 1) / config.warmup_updates
     for group in optimizer.param_groups:
         group["lr"] = rate
-    if config.whiten == "batch":
+    # One minibatch is the batch.
+    if config.whiten == "batch" or (config.whiten == "minibatch" and config.minibatches == 1):
         batch = batch._replace(advantages=global_whiten(accelerator, batch.advantages, batch.mask))
-    ids, offset = gather_rows(accelerator, batch.sample_ids)
+    parameters = list(policy.parameters())
+    filler = batch.rows(torch.zeros(1, dtype=torch.int64, device=batch.mask.device))
+    history: list[dict[str, float]] = []
+    for rows in _minibatches(batch, config, accelerator, seed=seed, update_index=update_index):
+        if config.whiten == "minibatch" and config.minibatches > 1:
+            rows = rows._replace(advantages=global_whiten(accelerator, rows.advantages, rows.mask))
+        optimizer.zero_grad()
+        metrics = gradient(
+            policy, rows, filler, loss, accelerator=accelerator, micro_batch_cost=config.micro_batch_cost
+        )
+        if not history:
+            _check_identity(metrics, accelerator)
+        elif 0.0 < config.target_kl < metrics["approx_kl_k3"]:
+            break
+        metrics["gradient_norm"] = _clip(policy, parameters, config.max_gradient_norm, accelerator)
+        if not math.isfinite(metrics["gradient_norm"]):
+            raise NonFiniteError(
+                f"the gradient is not finite; the minibatch held samples {rows.sample_ids[:8].tolist()}."
+            )
+        optimizer.step()
+        history.append(metrics)
+    optimizer.zero_grad()
+    return _mean(history) | {"learning_rate": rate, "gradient_steps": len(history)}
+
+
+def _minibatches(
+    batch: Batch, config: Config, accelerator: Accelerator, *, seed: int, update_index: int
+) -> Iterator[Batch]:
+    """This rank's rows of each minibatch of each epoch; the minibatches are cut from one global order."""
     acted, _ = gather_rows(accelerator, batch.mask.any(dim=1).long())
+    ids, offset = gather_rows(accelerator, batch.sample_ids)
     if config.minibatches > ids.shape[0]:
         raise InputError(f"minibatches is {config.minibatches}, but a rollout has {ids.shape[0]} rows; lower it.")
-    filler = batch.rows(torch.zeros(1, dtype=torch.int64, device=ids.device))
-    history: list[dict[str, float]] = []
-    for epoch in range(config.epochs):
-        order = hashed_order(seed, f"minibatches of epoch {epoch}", update_index, ids)
+    epochs = [f"minibatches of epoch {epoch}" for epoch in range(config.epochs)]
+    orders = hashed_orders(seed, epochs, update_index, ids)
+    for order in orders:
         for chosen in order.tensor_split(config.minibatches):
             # Where no row has an action, as when all lack a score, there is nothing to step on, nor to average.
             if not bool(acted[chosen].any()):
                 continue
-            rows = _local_rows(batch, chosen, offset)
-            if config.whiten == "minibatch":
-                rows = rows._replace(advantages=global_whiten(accelerator, rows.advantages, rows.mask))
-            optimizer.zero_grad()
-            metrics = gradient(
-                policy, rows, filler, loss, accelerator=accelerator, micro_batch_cost=config.micro_batch_cost
-            )
-            if not history:
-                _check_identity(metrics, accelerator)
-            elif 0.0 < config.target_kl < metrics["approx_kl_k3"]:
-                return _mean(history) | {"learning_rate": rate, "gradient_steps": len(history)}
-            norm = accelerator.clip_grad_norm_(policy.parameters(), config.max_gradient_norm or float("inf"))
-            metrics["gradient_norm"] = float(norm)
-            if not torch.isfinite(torch.tensor(metrics["gradient_norm"])):
-                raise NonFiniteError(
-                    f"the gradient is not finite; the minibatch held samples {rows.sample_ids[:8].tolist()}."
-                )
-            optimizer.step()
-            history.append(metrics)
-    optimizer.zero_grad()
-    return _mean(history) | {"learning_rate": rate, "gradient_steps": len(history)}
+            # The order within a minibatch plays no part, so a whole batch need not be copied.
+            yield batch if config.minibatches == 1 else _local_rows(batch, chosen, offset)
+
+
+def _clip(policy: nn.Module, parameters: list[nn.Parameter], most: float, accelerator: Accelerator) -> float:
+    """Scales the gradient down to the norm `most` (0 is off); returns its norm before that."""
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return float(accelerator.clip_grad_norm_(parameters, most or float("inf")))
+    # Accelerate's own looks for sharded tensors at every step, which on control costs as much as the clipping.
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
+    if most:
+        nn.utils.clip_grads_with_norm_(parameters, most, norm, foreach=True)
+    return float(norm)
 
 
 def micro_batches(costs: Tensor, budget: int) -> list[Tensor]:

@@ -66,13 +66,17 @@ class MetricSums:
         self._episodes: Tensor | int = 0
 
     def add(self, metrics: dict[str, Tensor], mask: Tensor, dones: Tensor | None = None) -> None:
-        for name, cells in metrics.items():
+        if not metrics:
+            return
+        cells = torch.stack([cell.detach().to(torch.float64) for cell in metrics.values()]).flatten(1)
+        outside = ~mask.flatten()
+        sums = cells.masked_fill(outside, 0.0).sum(dim=1)
+        peaks = cells.masked_fill(outside, -torch.inf).amax(dim=1)
+        for i, name in enumerate(metrics):
             if name.endswith("_max"):
-                value = cells.detach().masked_fill(~mask, -torch.inf).amax().double()
-                self._sums[name] = torch.maximum(self._sums[name], value) if name in self._sums else value
+                self._sums[name] = torch.maximum(self._sums[name], peaks[i]) if name in self._sums else peaks[i]
             else:
-                value = cells.detach().masked_fill(~mask, 0.0).sum(dtype=torch.float64)
-                self._sums[name] = self._sums[name] + value if name in self._sums else value
+                self._sums[name] = self._sums[name] + sums[i] if name in self._sums else sums[i]
         self._count = self._count + mask.sum()
         if dones is not None:
             self._episodes = self._episodes + (dones & mask).sum()

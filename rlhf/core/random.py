@@ -41,7 +41,13 @@ def hashed_order(seed: int, purpose: str, update: int, ids: Int64[Tensor, " N"])
 
     Distinct ids never tie (for one key the hash is a bijection); equal ids stay in their order.
     """
-    return torch.argsort(_splitmix64(_key(seed, purpose, update), ids.cpu()), stable=True).to(ids.device)
+    return hashed_orders(seed, [purpose], update, ids)[0]
+
+
+def hashed_orders(seed: int, purposes: list[str], update: int, ids: Int64[Tensor, " N"]) -> Int64[Tensor, "P N"]:
+    """The `hashed_order` for each purpose; all at once takes little longer than one."""
+    keys = torch.tensor([_key(seed, purpose, update) for purpose in purposes]).unsqueeze(1)
+    return torch.argsort(_splitmix64(keys, ids.cpu()), dim=1, stable=True).to(ids.device)
 
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf.core import random
-from rlhf.core.random import derive_seed, gaussians, hashed_order, uniforms
+from rlhf.core.random import derive_seed, gaussians, hashed_order, hashed_orders, uniforms
 
 PUBLISHED = [
     6457827717110365317,
@@ -184,6 +184,16 @@ def test_hashed_order_differs_between_updates_and_purposes():
         for update in range(50)
     }
     assert len(orders) == 100
+
+
+def test_hashed_orders_are_those_of_each_purpose():
+    ids = torch.tensor([5, -3, 2**40, 7, 0, 5])
+    orders = hashed_orders(9, ["a", "b", "c"], 4, ids)
+    for order, purpose in zip(orders, "abc", strict=True):
+        # From the words' definition: stable order of the ids' outputs in the chain of seed, purpose and update.
+        words = [random._splitmix64(random._key(9, purpose, 4), i) for i in ids.tolist()]
+        signed = [word - 2**64 if word >= 2**63 else word for word in (word % 2**64 for word in words)]
+        assert order.tolist() == sorted(range(6), key=signed.__getitem__)
 
 
 def test_hashed_order_puts_every_id_first_equally_often():
