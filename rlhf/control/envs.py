@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from typing import Any
 
 import gymnasium
@@ -11,20 +12,38 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlhf.control.policy import Spaces
+from rlhf.control.resets import StartFrom
 from rlhf.errors import InputError
 
+gymnasium.register("rlhf/Chain-v0", entry_point="rlhf.control.chain:Chain")
+gymnasium.register("rlhf/AliasedGrid-v0", entry_point="rlhf.control.aliased_grid:AliasedGrid", max_episode_steps=50)
+gymnasium.register("rlhf/RockPaperScissors-v0", entry_point="rlhf.control.rock_paper_scissors:RockPaperScissors")
+gymnasium.register("rlhf/Road-v0", entry_point="rlhf.control.road:Road", max_episode_steps=100)
 
-def make_env(env_id: str) -> gymnasium.Env:
-    """One environment; observations that are not a plain vector are flattened (discrete ones to one-hot)."""
+
+def make_env(env_id: str, *, starts: np.ndarray | None = None) -> gymnasium.Env:
+    """One environment; observations that are not a plain vector are flattened (discrete ones to one-hot).
+
+    Args:
+        env_id: A registered name, with arguments after commas if there are any: "rlhf/Chain-v0,horizon=20".
+        starts: States in which episodes begin, each equally likely; None: where the environment begins.
+    """
+    env_id, arguments = _parse(env_id)
     try:
         # The checker warns about what a user cannot mend here, and costs as much as a CartPole step.
-        env = gymnasium.make(env_id, disable_env_checker=True)
+        env = gymnasium.make(env_id, disable_env_checker=True, **arguments)
+    except TypeError as error:
+        if not arguments:
+            raise
+        raise InputError(f"environment {env_id} cannot be made with {arguments}: {error}") from error
     except gymnasium.error.UnregisteredEnv:
         near = difflib.get_close_matches(env_id, list(gymnasium.registry), n=1, cutoff=0.0)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise InputError(f"there is no environment {env_id}.{hint}") from None
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
         raise InputError(f"environment {env_id} cannot be made: {error}") from None
+    if starts is not None:
+        env = StartFrom(env, starts)
     if not _is_vector(env.observation_space):
         if not env.observation_space.is_np_flattenable:
             raise InputError(f"{env_id} observes {env.observation_space}, which has no fixed size; wrap it in a Box.")
@@ -33,11 +52,11 @@ def make_env(env_id: str) -> gymnasium.Env:
     return env
 
 
-def make_envs(env_id: str, num_envs: int, *, num_processes: int = 1) -> SyncVectorEnv:
+def make_envs(env_id: str, num_envs: int, *, num_processes: int = 1, starts: np.ndarray | None = None) -> SyncVectorEnv:
     """This process's share of `num_envs` environments. The collector resets them: each episode has its own seed."""
     if num_envs < 1 or num_envs % num_processes:
         raise InputError(f"num_envs is {num_envs}; it must be a positive multiple of the {num_processes} processes.")
-    makers = [lambda: make_env(env_id)] * (num_envs // num_processes)
+    makers = [lambda: make_env(env_id, starts=starts)] * (num_envs // num_processes)
     return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
 
 
@@ -54,6 +73,21 @@ def spaces_of(env: gymnasium.Env | VectorEnv) -> Spaces:
         low, high = _bounds(actions.low), _bounds(actions.high)
         return Spaces(observation_size=size, action_low=low, action_high=high)
     raise InputError(f"{env} takes actions in {actions}; supported are Discrete and float Box of one dimension.")
+
+
+def _parse(env_id: str) -> tuple[str, dict[str, Any]]:
+    """The registered name and the arguments; what is not JSON is taken for a string."""
+    name, *given = env_id.split(",")
+    arguments = {}
+    for argument in given:
+        key, separator, value = argument.partition("=")
+        if not separator:
+            raise InputError(f"{env_id} has the argument {argument!r}; write it as name=value.")
+        try:
+            arguments[key] = json.loads(value)
+        except json.JSONDecodeError:
+            arguments[key] = value
+    return name, arguments
 
 
 def _is_vector(space: gymnasium.Space) -> bool:

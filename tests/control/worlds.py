@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
 from rlhf.control.collect import Config, EnvCollector
-from rlhf.control.envs import spaces_of
+from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 
 CPU = Accelerator(cpu=True)
@@ -100,3 +100,8 @@ def collector_of(envs: SyncVectorEnv, steps: int, *, seed: int = 0, gamma: float
     reference = options.pop("reference", None)
     config = Config(num_envs=envs.num_envs, steps_per_rollout=steps, **options)
     return EnvCollector(envs, config=config, gamma=gamma, seed=seed, accelerator=CPU, reference=reference)
+
+
+def bare(env_id: str) -> Any:
+    """An environment by name, without wrappers."""
+    return make_env(env_id).unwrapped
