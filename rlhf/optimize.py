@@ -92,18 +92,14 @@ def gradient(
     Raises:
         NonFiniteError: On every rank, if any rank's policy output or loss is NaN or infinite.
     """
-    parts = micro_batches(rows.costs, micro_batch_cost)
+    parts = even_micro_batches(rows, filler, accelerator=accelerator, micro_batch_cost=micro_batch_cost)
     units = rows.units.sum(dtype=torch.float64)
     total = global_sum(accelerator, units)
-    num_parts = int(global_max(accelerator, torch.tensor(len(parts), device=rows.costs.device)))
     # Data parallelism averages over ranks; the objective is a sum over them.
     scale = accelerator.num_processes / torch.where(total > 0, total, 1.0)
     sums, finite, seen = MetricSums(), torch.ones((), dtype=torch.bool, device=units.device), []
-    for i in range(num_parts):
-        micro = rows.rows(parts[i]) if i < len(parts) else _weightless(filler)
-        if len(parts) == 1 and i == 0:
-            micro = rows
-        last = i == num_parts - 1
+    for i, micro in enumerate(parts):
+        last = i == len(parts) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(policy):
             output = policy(micro.inputs)
             terms, metrics = loss(output, micro)
@@ -130,6 +126,8 @@ def update(
     progress: float,
 ) -> dict[str, float]:
     """Epochs of minibatch steps on one batch; returns metrics averaged over the steps, `_max` ones by maximum.
+
+    `approx_kl_k3_last` is averaged over the last epoch alone, so it shows how far the update came.
 
     Args:
         loss: Per-action terms and metrics, the algorithm's state and config already bound.
@@ -158,7 +156,7 @@ def update(
             policy, rows, filler, loss, accelerator=accelerator, micro_batch_cost=config.micro_batch_cost
         )
         if not history:
-            _check_identity(metrics, accelerator)
+            check_identity(metrics, accelerator)
         elif 0.0 < config.target_kl < metrics["approx_kl_k3"]:
             break
         metrics["gradient_norm"] = _clip(policy, parameters, config.max_gradient_norm, accelerator)
@@ -169,7 +167,11 @@ def update(
         optimizer.step()
         history.append(metrics)
     optimizer.zero_grad()
-    return _mean(history) | {"learning_rate": rate, "gradient_steps": len(history)}
+    metrics = _mean(history)
+    if "approx_kl_k3" in metrics:
+        last_pass = history[-config.minibatches :]
+        metrics["approx_kl_k3_last"] = sum(row["approx_kl_k3"] for row in last_pass) / len(last_pass)
+    return metrics | {"learning_rate": rate, "gradient_steps": len(history)}
 
 
 def _minibatches(
@@ -201,6 +203,14 @@ def _clip(policy: nn.Module, parameters: list[nn.Parameter], most: float, accele
     if most:
         nn.utils.clip_grads_with_norm_(parameters, most, norm, foreach=True)
     return float(norm)
+
+
+def even_micro_batches(rows: Batch, filler: Batch, *, accelerator: Accelerator, micro_batch_cost: int) -> list[Batch]:
+    """This rank's rows in micro-batches, as many on every rank: what is missing is `filler` without weight or mask."""
+    parts = micro_batches(rows.costs, micro_batch_cost)
+    most = int(global_max(accelerator, torch.tensor(len(parts), device=rows.costs.device)))
+    batches = [rows] if len(parts) == 1 else [rows.rows(part) for part in parts]
+    return batches + [_weightless(filler)] * (most - len(parts))
 
 
 def micro_batches(costs: Tensor, budget: int) -> list[Tensor]:
@@ -241,7 +251,8 @@ def _stop_if_not_finite(
     raise NonFiniteError("the loss is not finite on another process; its message names the samples.")
 
 
-def _check_identity(metrics: dict[str, float], accelerator: Accelerator) -> None:
+def check_identity(metrics: dict[str, float], accelerator: Accelerator) -> None:
+    """Raises RuntimeError if the training forward does not repeat the probabilities of acting (law 2)."""
     error = metrics.get("ratio_error_max", 0.0)
     if accelerator.mixed_precision == "no" and error > MAX_RATIO_ERROR:
         raise RuntimeError(

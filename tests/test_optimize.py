@@ -253,3 +253,16 @@ def test_learning_rate_rises_over_the_warmup() -> None:
         )
         rates.append(metrics["learning_rate"])
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+
+
+def test_last_kl_is_that_of_the_last_epoch() -> None:
+    """The epochs before it change the average over all steps, not this one; the same steps one epoch longer say so."""
+    metrics = []
+    for epochs in (1, 2, 3):
+        policy = TabularPolicy(4, 3)
+        config = optimize.Config(epochs=epochs, minibatches=3, learning_rate=0.05)
+        metrics.append(run_update(policy, make_batch(policy, rows=9, steps=5), config))
+    sums = [n * row["approx_kl_k3"] for n, row in enumerate(metrics, start=1)]
+    lasts = [row["approx_kl_k3_last"] for row in metrics]
+    assert lasts == pytest.approx([sums[0], sums[1] - sums[0], sums[2] - sums[1]], abs=1e-12)
+    assert 0.0 < lasts[0] < lasts[1] < lasts[2]
