@@ -200,7 +200,7 @@ def charge_kl(rollout: Rollout, coef: float | Tensor) -> tuple[Tensor, dict[str,
         "kl_ref_k3": kl.k3(rollout.logprobs, rollout.ref_logprobs),
         "kl_ref_per_episode": charge,
     }
-    return rollout.rewards - torch.as_tensor(coef).to(charge) * charge, metrics
+    return rollout.rewards - torch.as_tensor(coef, dtype=charge.dtype, device=charge.device) * charge, metrics
 
 
 def single_steps(batch: Batch) -> Batch:

@@ -1,0 +1,380 @@
+"""A2C, TD and Q actor-critic: expected gradients by enumeration, biases as predicted, and the order of fitting."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rlhf import optimize
+from rlhf.algorithms import a2c, impala, ppo, q_actor_critic, td_actor_critic
+from rlhf.algorithms.actor_critic import Critic, critic_targets, stepping_only
+from rlhf.core import mdp
+from rlhf.errors import InputError
+from rlhf.rollout import PolicyOutput, Rollout, single_steps
+from tests.algorithms.test_enumeration import PROBLEMS, TinyLm, TinyMdp, our_gradient, rollout_of
+from tests.batches import make_batch, make_rollout
+from tests.episodes import (
+    CPU,
+    NUM_ACTIONS,
+    NUM_STATES,
+    STATE,
+    Enumerated,
+    QPolicy,
+    enumerated,
+    expected_gradient,
+    gradient_by_weights,
+    three_steps,
+)
+from tests.tabular import TabularPolicy
+
+METHODS = pytest.mark.parametrize("algorithm", [a2c, td_actor_critic, q_actor_critic], ids=["a2c", "td", "q"])
+TARGETS = ("monte_carlo", "td0", "n_step", "td_lambda")
+PLAIN = optimize.Config(learning_rate=1.0, epochs=1, max_gradient_norm=0.0, whiten="none")
+FROZEN = Critic(coef=0.0)
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    assert float(expected.abs().max()) > 1e-3
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
+
+
+def with_critic(policy: nn.Module, table: Tensor) -> Any:
+    with torch.no_grad():
+        policy.critic.copy_(table)
+    return policy
+
+
+def policy_of(algorithm: ModuleType, gamma: float) -> Any:
+    """A random softmax with the exact critic that the method asks for."""
+    if algorithm is q_actor_critic:
+        policy = QPolicy(NUM_STATES, NUM_ACTIONS)
+        return with_critic(policy, mdp.action_values(three_steps(), policy.logits.detach().softmax(-1), gamma=gamma))
+    policy = TabularPolicy(NUM_STATES, NUM_ACTIONS)
+    return with_critic(policy, mdp.state_values(three_steps(), policy.logits.detach().softmax(-1), gamma=gamma))
+
+
+EXACT = [
+    (a2c, {"gae_lambda": 0.0}),
+    (a2c, {"gae_lambda": 0.6}),
+    (a2c, {"gae_lambda": 1.0}),
+    (a2c, {"advantage": "n_step", "num_steps": 1}),
+    (a2c, {"advantage": "n_step", "num_steps": 2}),
+    (td_actor_critic, {}),
+    (q_actor_critic, {"baseline": "none"}),
+    (q_actor_critic, {"baseline": "expected"}),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "settings"), EXACT)
+@pytest.mark.parametrize("gamma", [1.0, 0.8])
+def test_with_an_exact_critic_the_expected_gradient_is_exact(algorithm: ModuleType, settings: dict, gamma: float):
+    """sum_s visits(s) sum_a grad pi(a | s) Q(s, a); with gamma 1 the gradient of the return itself."""
+    world, policy = three_steps(), policy_of(algorithm, gamma)
+    config = algorithm.Config(gamma=gamma, critic=FROZEN, **settings)
+    ours = expected_gradient(policy, enumerated(world, policy), algorithm, config)
+    values = mdp.action_values(world, policy.logits.detach().softmax(-1), gamma=gamma)
+    close(ours["logits"], gradient_by_weights(world, policy, values))
+    if gamma == 1.0:
+        close(ours["logits"], -mdp.policy_gradient(world, policy.logits.detach(), gamma=1.0))
+
+
+@PROBLEMS
+@pytest.mark.parametrize("algorithm", [a2c, impala], ids=["a2c", "impala"])
+def test_the_gradient_right_after_acting_is_ppos(problem: TinyMdp | TinyLm, algorithm: ModuleType) -> None:
+    """grad L_PG = grad L_IS at theta_old, on the language model too; PPO's own is proven by enumeration."""
+    policy = problem.policy()
+    rollout, probabilities = rollout_of(problem, policy, problem.trajectories()[2])
+    settings = {"kl_coef": 0.3, "entropy_coef": 0.05}
+    known = ppo.Config(gae_lambda=1.0, value_coef=0.5, **settings)
+    expected = our_gradient(policy, rollout, probabilities, ppo, known, 4)
+    ours = our_gradient(policy, rollout, probabilities, algorithm, algorithm.Config(**settings), 4)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.4, 1.0])
+def test_the_bias_of_an_imperfect_critic_is_the_predicted_one(lambda_: float) -> None:
+    """With errors e = V' - V the advantage is off by -e(s), which no action sees, and by what it bootstraps:
+    gamma (1 - lambda) sum_s' P(s' | s, a) sum_k (gamma lambda P_pi)^k e (s'). At lambda 0: gamma P e."""
+    gamma, world = 0.8, three_steps()
+    policy = policy_of(a2c, gamma)
+    errors = torch.tensor([0.5, -0.3, 1.0, 0.2, -0.7, 0.4], dtype=torch.float64)
+    table = policy.logits.detach().softmax(-1)
+    follow = torch.einsum("sa,sat->st", table, world.transitions)
+    spread = torch.linalg.solve(torch.eye(NUM_STATES).double() - gamma * lambda_ * follow, errors)
+    bias = gradient_by_weights(world, policy, gamma * (1.0 - lambda_) * world.transitions @ spread)
+    exact = gradient_by_weights(world, policy, mdp.action_values(world, table, gamma=gamma))
+    with_critic(policy, policy.critic + errors)
+    config = a2c.Config(gamma=gamma, gae_lambda=lambda_, critic=FROZEN)
+    ours = expected_gradient(policy, enumerated(world, policy), a2c, config)["logits"]
+    close(ours, exact + bias)
+    assert (float(bias.abs().max()) > 1e-2) is (lambda_ < 1.0)
+    if lambda_ == 0.0:
+        td = expected_gradient(
+            policy, enumerated(world, policy), td_actor_critic, td_actor_critic.Config(gamma=gamma, critic=FROZEN)
+        )
+        close(td["logits"], exact + bias)
+
+
+def test_the_bias_of_an_imperfect_q_is_its_error() -> None:
+    world, policy = three_steps(), policy_of(q_actor_critic, 0.8)
+    exact = policy.critic.detach().clone()
+    errors = torch.linspace(-1.0, 1.0, NUM_STATES * NUM_ACTIONS).double().sin().view(NUM_STATES, NUM_ACTIONS)
+    with_critic(policy, exact + errors)
+    for baseline in ("none", "expected"):
+        config = q_actor_critic.Config(gamma=0.8, critic=FROZEN, baseline=baseline)
+        ours = expected_gradient(policy, enumerated(world, policy), q_actor_critic, config)
+        close(ours["logits"], gradient_by_weights(world, policy, exact + errors))
+
+
+@METHODS
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_exact_critic_stays_where_it_is(algorithm: ModuleType, target: str) -> None:
+    world, policy = three_steps(), policy_of(algorithm, 0.8)
+    critic = Critic(target=target, num_steps=2, td_lambda=0.6, coef=1.0)
+    ours = expected_gradient(policy, enumerated(world, policy), algorithm, algorithm.Config(gamma=0.8, critic=critic))
+    torch.testing.assert_close(ours["critic"], torch.zeros_like(policy.critic), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("target", ["monte_carlo", "td0"])
+def test_the_critic_moves_by_its_error_or_by_its_bellman_error(target: str) -> None:
+    """Expected gradient of (V - target)^2 / 2: visits (V' - V) for Monte Carlo, visits (V' - r - gamma P V') for TD."""
+    gamma, world, policy = 0.8, three_steps(), policy_of(a2c, 0.8)
+    table, exact = policy.logits.detach().softmax(-1), policy.critic.detach().clone()
+    wrong = torch.randn(NUM_STATES, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    with_critic(policy, wrong)
+    critic = Critic(target=target, coef=0.7)
+    ours = expected_gradient(policy, enumerated(world, policy), a2c, a2c.Config(gamma=gamma, critic=critic))
+    right = exact if target == "monte_carlo" else (table * mdp.backup(world, wrong, gamma=gamma)).sum(-1)
+    close(ours["critic"], 0.7 * mdp.visits(world, table, gamma=1.0) * (wrong - right))
+
+
+def bandit(policy: TabularPolicy, actions: tuple[int, ...]) -> Rollout:
+    """One state; each row is one action, which ends its episode and pays 1, 0 or -2."""
+    taken = torch.tensor(actions).unsqueeze(1)
+    inputs = {"states": torch.zeros_like(taken), "actions": taken}
+    with torch.no_grad():
+        output = policy(inputs)
+    return Rollout(
+        inputs=inputs,
+        behaviour_logprobs=output.logprobs,
+        logprobs=output.logprobs,
+        values=output.values,
+        next_values=torch.zeros_like(output.values),
+        rewards=torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64)[taken],
+        dones=torch.ones_like(taken, dtype=torch.bool),
+        mask=torch.ones_like(taken, dtype=torch.bool),
+        sample_ids=torch.arange(len(actions)),
+        costs=torch.ones(len(actions), dtype=torch.int64),
+    )
+
+
+def updated(policy: Any, rollout: Rollout, algorithm: ModuleType, config: Any, *, optimizer: Any = None, **changes):
+    """The policy after one update by plain gradient steps of size 1, and the update's metrics."""
+    optimizer = optimizer or torch.optim.SGD(policy.parameters(), lr=1.0)
+    batch, _ = algorithm.estimate(rollout, STATE, config)
+    batch = single_steps(batch) if policy.memoryless else batch
+    settings = replace(PLAIN, **changes)
+    step = {"accelerator": CPU, "seed": 0, "update_index": 0, "progress": 0.0}
+    metrics, _ = algorithm.update(policy, optimizer, rollout, batch, STATE, config, settings, **step)
+    return policy, metrics
+
+
+@pytest.mark.parametrize(("epochs", "share"), [(0, 1.0), (1, 2 / 3)])
+def test_fitting_on_the_same_batch_first_shrinks_the_gradient_as_predicted(epochs: int, share: float) -> None:
+    """Over all batches of 3 actions: the fitted V is the batch's mean, which holds each action itself, so the
+    expected step is (N - 1) / N of the gradient. Values captured before leave it whole."""
+    start = TabularPolicy(1, 3)
+    before = start.logits.detach().clone()
+    pi = before[0].softmax(-1)
+    total = torch.zeros_like(before)
+    for actions in itertools.product(range(3), repeat=3):
+        policy = copy.deepcopy(start)
+        updated(policy, bandit(policy, actions), a2c, a2c.Config(critic=Critic(epochs=epochs, coef=0.0)))
+        total += pi[list(actions)].prod() * (policy.logits.detach() - before)
+    rewards = torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64)
+    close(total, share * (pi * (rewards - pi @ rewards)).unsqueeze(0))
+
+
+def a_and_b(policy: TabularPolicy) -> Rollout:
+    """Sutton and Barto, 2018, example 6.4: A, 0, B, 0 once; B, 1 six times; B, 0 once. A is state 0."""
+    states = torch.tensor([[0, 1], *[[1, 0]] * 7])
+    mask = torch.tensor([[True, True], *[[True, False]] * 7])
+    rollout = make_rollout(policy, rows=8, steps=2)
+    inputs = {"states": states, "actions": torch.zeros_like(states)}
+    with torch.no_grad():
+        output = policy(inputs)
+    rewards = torch.zeros(8, 2, dtype=torch.float64)
+    rewards[1:7, 0] = 1.0
+    following = torch.zeros(8, 2, dtype=torch.float64)
+    following[0, 0] = policy.critic[1].item()
+    dones = torch.tensor([[False, True], *[[True, False]] * 7])
+    # Where no episode is cut, the next state of each step is the row's next.
+    return replace(
+        rollout,
+        inputs=inputs,
+        mask=mask,
+        dones=dones,
+        rewards=rewards,
+        next_values=following,
+        **dict.fromkeys(("behaviour_logprobs", "logprobs"), output.logprobs),
+        values=output.values,
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "renew", "value_of_a"), [("monte_carlo", False, 0.0), ("td0", True, 0.75), ("td0", False, -0.6)]
+)
+def test_batch_monte_carlo_and_batch_td_find_different_values(target: str, renew: bool, value_of_a: float) -> None:
+    """V(A) is 0 by Monte Carlo and 3/4 by TD with renewed labels; with kept ones it is the old V(B)."""
+    policy = with_critic(TabularPolicy(2, 1), torch.tensor([0.3, -0.6], dtype=torch.float64))
+    critic = Critic(target=target, epochs=160, renew_labels=renew)
+    updated(policy, a_and_b(policy), a2c, a2c.Config(critic=critic), learning_rate=1.1)
+    expected = torch.tensor([value_of_a, 0.75], dtype=torch.float64)
+    torch.testing.assert_close(policy.critic.detach(), expected, rtol=0, atol=1e-8)
+
+
+def test_each_part_steps_alone_even_with_momentum() -> None:
+    """In a fit the actor stays bit for bit, though Adam's momentum would move it; afterwards the critic does."""
+    policy = TabularPolicy(4, 3)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1, weight_decay=0.1)
+    for parameter in policy.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for chosen, other in ((policy.critic, policy.logits), (policy.logits, policy.critic)):
+        before = other.detach().clone(), chosen.detach().clone()
+        for parameter in policy.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        with stepping_only(optimizer, [chosen]):
+            optimizer.step()
+        assert torch.equal(other, before[0])
+        assert not torch.equal(chosen, before[1])
+    # Without it the same gradients of 0 move what they had left alone.
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert not torch.equal(policy.critic, before[0])
+
+
+def test_the_policy_steps_by_the_fitted_critic() -> None:
+    """The step is that of a policy whose critic had been fitted before acting."""
+    config = a2c.Config(gae_lambda=0.5, critic=Critic(target="td0", epochs=3))
+    fitted, metrics = updated(TabularPolicy(4, 3), make_rollout(TabularPolicy(4, 3), rows=6, steps=4), a2c, config)
+    known = with_critic(TabularPolicy(4, 3), fitted.critic)
+    rollout = make_rollout(known, rows=6, steps=4)
+    plain, _ = updated(known, rollout, a2c, replace(config, critic=FROZEN))
+    assert not torch.equal(fitted.critic, TabularPolicy(4, 3).critic)
+    torch.testing.assert_close(fitted.logits, plain.logits, rtol=0, atol=1e-12)
+    assert metrics["value_loss_fitting"] > 0
+
+
+def test_a_language_model_fits_its_critic_first() -> None:
+    problem = TinyLm()
+    policy = problem.policy()
+    rollout, _ = rollout_of(problem, policy, None)
+    head = policy.value_head.weight.detach().clone()
+    trunk = {name: x.detach().clone() for name, x in policy.model.named_parameters()}
+    config = a2c.Config(critic=Critic(epochs=2))
+    _, metrics = updated(policy, rollout, a2c, config, learning_rate=0.1)
+    assert metrics["ratio_error_max"] < 1e-9
+    assert not torch.equal(policy.value_head.weight, head)
+    assert any(not torch.equal(x, trunk[name]) for name, x in policy.model.named_parameters())
+
+
+@METHODS
+def test_leaving_the_reference_is_charged_to_the_rewards(algorithm: ModuleType) -> None:
+    rollout = make_rollout(TabularPolicy(4, 3), rows=5, steps=4)
+    watched = replace(rollout, ref_logprobs=rollout.logprobs - 0.3)
+    charged = replace(rollout, rewards=rollout.rewards - 0.1 * 0.3)
+    config = algorithm.Config(kl_coef=0.1)
+    ours, cells = algorithm.estimate(watched, STATE, config)
+    expected, _ = algorithm.estimate(charged, STATE, config)
+    for name in ("advantages", "returns"):
+        torch.testing.assert_close(getattr(ours, name), getattr(expected, name), rtol=0, atol=1e-12)
+    assert {"kl_ref_k1", "kl_ref_k3", "kl_ref_per_episode", "td_error", "value_max"} <= set(cells)
+
+
+def test_critic_targets_are_the_returns_that_their_names_say() -> None:
+    """Rewards 1, 2, 3 and values 10, 20 after the first two, gamma 1/2."""
+    rollout = replace(
+        make_rollout(TabularPolicy(1, 1), rows=1, steps=1),
+        **dict.fromkeys(("behaviour_logprobs", "logprobs", "values"), torch.zeros(1, 3, dtype=torch.float64)),
+        rewards=torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64),
+        next_values=torch.tensor([[10.0, 20.0, 0.0]], dtype=torch.float64),
+        dones=torch.tensor([[False, False, True]]),
+        mask=torch.ones(1, 3, dtype=torch.bool),
+    )
+    expected = {
+        "td0": [6.0, 12.0, 3.0],
+        "monte_carlo": [2.75, 3.5, 3.0],
+        "n_step": [7.0, 3.5, 3.0],
+        "td_lambda": [1 + 0.5 * (5 + 0.5 * 7.75), 7.75, 3.0],
+    }
+    for target, numbers in expected.items():
+        critic = Critic(target=target, num_steps=2, td_lambda=0.5)
+        targets = critic_targets(rollout.rewards, rollout, critic, gamma=0.5)
+        torch.testing.assert_close(targets, torch.tensor([numbers], dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@METHODS
+def test_the_loss_is_policy_less_entropy_plus_value(algorithm: ModuleType) -> None:
+    """-log p A - 0.1 H + 0.5 (V - R)^2 / 2 with log p = -1, A = 2, H = 0.7, V = 1, R = 4."""
+    cell = torch.zeros(1, 1, dtype=torch.float64)
+    batch = make_batch(TabularPolicy(1, 1), rows=1, steps=1)
+    batch = batch._replace(logprobs=cell - 1.0, advantages=cell + 2.0, returns=cell + 4.0)
+    output = PolicyOutput(cell - 1.0, cell + 1.0, cell + 0.7)
+    for critic, value_part in ((Critic(), 2.25), (Critic(epochs=1), 0.0)):
+        config = algorithm.Config(entropy_coef=0.1, critic=critic)
+        terms, metrics = algorithm.loss(output, batch, STATE, config)
+        assert float(terms) == pytest.approx(2.0 - 0.07 + value_part, abs=1e-12)
+        assert float(metrics["value_loss"]) == pytest.approx(4.5, abs=1e-12)
+        assert float(metrics["policy_loss"]) == pytest.approx(2.0, abs=1e-12)
+        assert float(metrics["ratio_error_max"]) == 0.0
+
+
+def test_a_critic_of_states_cannot_weigh_actions() -> None:
+    policy = TabularPolicy(4, 3)
+    with pytest.raises(InputError, match="needs one of actions"):
+        updated(policy, make_rollout(policy, rows=2, steps=2), q_actor_critic, q_actor_critic.Config())
+
+
+def test_q_actor_critic_fits_first_too() -> None:
+    """The advantages that the policy steps by are those of the fitted Q, less its own expectation."""
+    world, policy = three_steps(), QPolicy(NUM_STATES, NUM_ACTIONS)
+    all_: Enumerated = enumerated(world, policy)
+    config = q_actor_critic.Config(critic=Critic(target="td0", epochs=2))
+    before = policy.logits.detach().clone()
+    updated(policy, all_.rollout, q_actor_critic, config)
+    states, actions = all_.rollout.inputs["states"], all_.rollout.inputs["actions"]
+    table, fitted = before.softmax(-1), policy.critic.detach()
+    advantages = (fitted - (table * fitted).sum(-1, keepdim=True))[states, actions]
+    scores = torch.eye(NUM_ACTIONS, dtype=torch.float64)[actions] - table[states]
+    expected = torch.zeros_like(before).index_put(
+        (states,), scores * advantages.unsqueeze(-1) / states.numel(), accumulate=True
+    )
+    close(policy.logits.detach() - before, expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: a2c.Config(gamma=1.1), "gamma is 1.1; it must lie in"),
+        (lambda: a2c.Config(gae_lambda=-0.1), "gae_lambda is -0.1"),
+        (lambda: a2c.Config(num_steps=0), "num_steps is 0; it must be at least 1"),
+        (lambda: td_actor_critic.Config(entropy_coef=-1.0), "entropy_coef is -1.0; it must not be negative"),
+        (lambda: q_actor_critic.Config(kl_coef=float("nan")), "kl_coef is nan"),
+        (lambda: Critic(td_lambda=2.0), "critic.td_lambda is 2.0"),
+        (lambda: Critic(num_steps=0), "critic.num_steps is 0"),
+        (lambda: Critic(epochs=-1), "critic.epochs -1"),
+    ],
+)
+def test_values_out_of_range_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
