@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,11 +22,11 @@ from accelerate import Accelerator
 from rlhf import optimize, train
 from rlhf.algorithms.catalogue import ALGORITHMS, Method, algorithm_of
 from rlhf.control import collect, evaluate
-from rlhf.control.envs import make_envs, spaces_of
+from rlhf.control.collectors import make_collector
+from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.control.presets import preset
 from rlhf.errors import InputError
-from rlhf.lag import LaggedCollector
 from rlhf.runs.evaluate import first_hit, stays_from
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines, trackers
@@ -86,20 +85,17 @@ def main(config: Config) -> dict[str, float | None]:
     # Networks this small run faster without threads, which also do not disturb neighbours.
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True, **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir))
-    envs = make_envs(config.env_id, config.collect.num_envs, num_processes=accelerator.num_processes)
+    collector = make_collector(
+        config.env_id,
+        config=config.collect,
+        gamma=config.method.gamma,
+        seed=config.seed,
+        accelerator=accelerator,
+        micro_batch_cost=config.optimize.micro_batch_cost,
+    )
     run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"steps"})
     phase = run.phase(config.algorithm)
-    policy = ControlPolicy(spaces_of(envs), config.policy, seed=config.seed)
-    collector: Any = collect.EnvCollector(
-        envs, config=config.collect, gamma=config.method.gamma, seed=config.seed, accelerator=accelerator
-    )
-    if config.collect.lag:
-        collector = LaggedCollector(
-            collector,
-            lag=config.collect.lag,
-            accelerator=accelerator,
-            micro_batch_cost=config.optimize.micro_batch_cost,
-        )
+    policy = ControlPolicy(spaces_of(make_env(config.env_id)), config.policy, seed=config.seed)
     evaluator = evaluate.Evaluator(
         config.env_id,
         config=config.evaluate,
@@ -107,7 +103,6 @@ def main(config: Config) -> dict[str, float | None]:
         accelerator=accelerator,
         cache=phase.folder / "episodes.safetensors",
     )
-    steps_per_update = config.collect.num_envs * config.collect.steps_per_rollout
     train.train(
         policy=policy,
         algorithm=algorithm_of(config.method),
@@ -117,11 +112,7 @@ def main(config: Config) -> dict[str, float | None]:
         evaluate=evaluator,
         phase=phase,
         accelerator=accelerator,
-        config=train.Config(
-            updates=-(-config.steps // steps_per_update),
-            eval_every=max(config.eval_every_steps // steps_per_update, 1),
-            checkpoint_every=max(config.checkpoint_every_steps // steps_per_update, 1),
-        ),
+        config=length(config),
         seed=config.seed,
     )
     result = summarise(phase.folder / "metrics.jsonl", config)
@@ -130,6 +121,20 @@ def main(config: Config) -> dict[str, float | None]:
         write_report(config.output_dir)
         print_summary(config.output_dir)
     return result
+
+
+def length(config: Config) -> train.Config:
+    """Fragments make updates of one size, which can be counted; whole episodes do not, so their steps are counted."""
+    if config.collect.episodes_per_rollout:
+        return train.Config(
+            steps=config.steps, eval_every=config.eval_every_steps, checkpoint_every=config.checkpoint_every_steps
+        )
+    steps_per_update = config.collect.num_envs * config.collect.steps_per_rollout
+    return train.Config(
+        updates=-(-config.steps // steps_per_update),
+        eval_every=max(config.eval_every_steps // steps_per_update, 1),
+        checkpoint_every=max(config.checkpoint_every_steps // steps_per_update, 1),
+    )
 
 
 def summarise(metrics: Path, config: Config) -> dict[str, float | None]:

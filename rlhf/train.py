@@ -70,8 +70,10 @@ class Collector(Protocol):
 class Config:
     """How long to train, and what to leave behind."""
 
-    updates: int
-    """Updates in all; a finished run with a larger number is extended."""
+    updates: int = 0
+    """Updates in all; a finished run with a larger number is extended. 0: `steps` says when to end."""
+    steps: int = 0
+    """Actions in all, for updates of uneven size: schedules and intervals then count actions. 0: they count updates."""
     eval_every: int = 10
     """Updates between evaluations; there is one before the first and one after the last. 0: only these two."""
     checkpoint_every: int = 10
@@ -80,11 +82,18 @@ class Config:
     """Training samples written to samples.jsonl at each update."""
 
     def __post_init__(self) -> None:
-        if self.updates < 1:
+        if max(self.updates, self.steps) < 1:
             raise InputError(f"updates is {self.updates}; it must be at least 1.")
-        for name in ("eval_every", "checkpoint_every", "record_samples"):
+        if self.updates and self.steps:
+            raise InputError(f"updates is {self.updates} and steps {self.steps}; give one and leave the other 0.")
+        for name in ("updates", "steps", "eval_every", "checkpoint_every", "record_samples"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
+
+    @property
+    def target(self) -> int:
+        """Where the run ends, in the unit that it counts in."""
+        return self.steps or self.updates
 
 
 def train(
@@ -100,7 +109,7 @@ def train(
     config: Config,
     seed: int,
 ) -> None:
-    """Trains `policy` in place until `config.updates`, or goes on from the phase's newest good checkpoint.
+    """Trains `policy` in place until `config.target`, or goes on from the phase's newest good checkpoint.
 
     A phase that is finished only loads its final policy.
 
@@ -108,14 +117,15 @@ def train(
         Stopped: SIGTERM or Ctrl-C came; the update in hand is done and saved.
         NonFiniteError: A number turned NaN or infinite; the last good checkpoint is left as it is.
     """
-    if phase.finished(config.updates):
+    unit = "steps" if config.steps else "updates"
+    if phase.finished(config.target, unit):
         policy.load(phase.final_policy)  # type: ignore[operator]
         return
     optimizer = optimize.make_optimizer(policy, optimize_config)
     restored = phase.restore()
-    state, done, steps = algorithm.initial_state(algorithm_config), 0, 0
+    state, update, steps = algorithm.initial_state(algorithm_config), 0, 0
     if restored is not None:
-        state, done, steps = _take_up(restored, policy, optimizer, collector, accelerator)
+        state, update, steps = _take_up(restored, policy, optimizer, collector, accelerator)
     # Accelerate's wrapper looks for optional packages at every step (7 % of an update on control), and only serves
     # fp16 scaling, which is not offered; the optimizer inside is this very one.
     wrapped, _ = accelerator.prepare(policy, optimizer)
@@ -129,7 +139,8 @@ def train(
         if restored is None:
             _log_evaluation(phase, evaluate(policy), update=0, steps=0, row={})
             save(0)
-        for index in range(done, config.updates):
+        done = steps if config.steps else update
+        while done < config.target:
             state, row, samples = _collect_and_learn(
                 wrapped,
                 policy,
@@ -140,29 +151,35 @@ def train(
                 collector,
                 accelerator,
                 state=state,
-                index=index,
-                progress=index / config.updates,
+                index=update,
+                progress=done / config.target,
                 seed=seed,
             )
             steps += row["steps"]
-            update, stopped = index + 1, signals.requested()
-            last = update == config.updates
             row["steps"] = steps
+            update, before, stopped = update + 1, done, signals.requested()
+            done = steps if config.steps else update
+            last = done >= config.target
             phase.record([{"update": update, "kind": "training", **s} for s in samples[: config.record_samples]])
-            if last or (config.eval_every and update % config.eval_every == 0):
+            if last or _passed(config.eval_every, before, done):
                 with _timed(row, "seconds/evaluate"):
                     evaluation = evaluate(policy)
                 _log_evaluation(phase, evaluation, update=update, steps=steps, row=row)
             else:
                 phase.log({"update": update, **row})
-            if last or stopped or (config.checkpoint_every and update % config.checkpoint_every == 0):
+            if last or stopped or _passed(config.checkpoint_every, before, done):
                 save(update)
             if stopped and not last:
                 signals.stop()
-        phase.finish(config.updates, {"policy": policy.save})  # type: ignore[dict-item]
+        phase.finish(config.target, {"policy": policy.save})  # type: ignore[dict-item]
         # A signal during the last update is meant for what would come after this phase.
         if signals.requested():
             signals.stop()
+
+
+def _passed(interval: int, before: int, now: int) -> bool:
+    """Whether a multiple of `interval` was reached on the way; never if it is 0."""
+    return interval > 0 and now // interval > before // interval
 
 
 def _per_rank(state: dict[str, Any], accelerator: Accelerator) -> list[dict[str, Any]]:
@@ -211,7 +228,8 @@ def _collect_and_learn(
         rollout, metrics, samples = collector.collect(policy, index)
     with _timed(seconds, "update"):
         batch, cells = algorithm.estimate(rollout, state, algorithm_config)
-        metrics |= _describe(rollout, batch, cells, accelerator)
+        # A collector that hands over other steps than it took says itself how many it took.
+        metrics = _describe(rollout, batch, cells, accelerator) | metrics
         if policy.memoryless:
             batch = single_steps(batch)
         step = {"accelerator": accelerator, "seed": seed, "update_index": index, "progress": progress}

@@ -23,9 +23,10 @@ BELOW = {
     "optimize": {"core", "errors", "reduce", "rollout"},
     "rescore": {"optimize", "rollout"},
     "lag": {"errors", "rescore", "rollout"},
-    "algorithms": {"core", "errors", "optimize", "reduce", "rescore", "rollout"},
+    "replay": {"core", "errors", "rollout"},
+    "algorithms": {"core", "errors", "optimize", "reduce", "replay", "rescore", "rollout"},
     "train": {"errors", "optimize", "reduce", "rollout", "runs"},
-    "control": {"algorithms", "core", "errors", "optimize", "reduce", "rollout", "runs"},
+    "control": {"algorithms", "core", "errors", "lag", "optimize", "reduce", "rollout", "runs"},
     "lm": {
         "algorithms",
         "core",
@@ -40,7 +41,7 @@ BELOW = {
     },
 }
 # The half that does not know what acting is: no file of it mentions either side, docstrings included.
-SHARED = ["core", "algorithms", "runs", "reduce", "demonstrations", "optimize", "rescore", "lag", "train"]
+SHARED = ["core", "algorithms", "runs", "reduce", "demonstrations", "optimize", "rescore", "lag", "replay", "train"]
 FORBIDDEN = re.compile(r"token|environment|\benvs?\b|prompt|observation", re.IGNORECASE)
 
 

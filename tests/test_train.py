@@ -42,17 +42,24 @@ CLOCK = ("seconds", "steps_per_second", "memory")
 
 
 class Bandit:
-    """Episodes of two pulls of three arms, each of which always pays the same."""
+    """Episodes of two pulls of three arms, each of which always pays the same; `rows` of them at each update."""
 
-    def __init__(self, *, reference: TabularPolicy | None = None, event: Callable[[int], None] = lambda update: None):
-        self.reference, self.event, self.pulls = reference, event, 0
+    def __init__(
+        self,
+        *,
+        reference: TabularPolicy | None = None,
+        event: Callable[[int], None] = lambda update: None,
+        rows: Callable[[int], int] = lambda update: ROWS,
+    ):
+        self.reference, self.event, self.rows, self.pulls = reference, event, rows, 0
 
     @torch.no_grad()
     def collect(self, policy: Any, update: int) -> Collected:
         self.event(update)
-        states = torch.zeros(ROWS, STEPS, dtype=torch.int64)
+        rows = self.rows(update)
+        states = torch.zeros(rows, STEPS, dtype=torch.int64)
         odds = torch.softmax(policy.logits[0], dim=-1).cumsum(0)
-        draws = uniforms(0, "pulls", update, torch.arange(ROWS), STEPS)
+        draws = uniforms(0, "pulls", update, torch.arange(rows), STEPS)
         inputs = {"states": states, "actions": torch.searchsorted(odds, draws, right=True).clamp(max=2)}
         output = policy(inputs)
         values = output.values
@@ -63,12 +70,12 @@ class Bandit:
             behaviour_logprobs=output.logprobs,
             logprobs=output.logprobs,
             values=values,
-            next_values=torch.cat([values[:, 1:], torch.zeros(ROWS, 1, dtype=torch.float64)], dim=1),
+            next_values=torch.cat([values[:, 1:], torch.zeros(rows, 1, dtype=torch.float64)], dim=1),
             rewards=rewards,
-            dones=torch.tensor([False, True]).expand(ROWS, STEPS),
-            mask=torch.ones(ROWS, STEPS, dtype=torch.bool),
-            sample_ids=torch.arange(ROWS),
-            costs=torch.full((ROWS,), STEPS),
+            dones=torch.tensor([False, True]).expand(rows, STEPS),
+            mask=torch.ones(rows, STEPS, dtype=torch.bool),
+            sample_ids=torch.arange(rows),
+            costs=torch.full((rows,), STEPS),
             ref_logprobs=None if self.reference is None else self.reference(inputs).logprobs,
         )
         samples = [{"arm": arm} for arm in inputs["actions"][:, 0].tolist()]
@@ -120,7 +127,9 @@ def attempt(
 
 
 def new_phase(folder: Path, settings: Any, *, resume: bool = False) -> Phase:
-    return Run(folder, settings, resume=resume, accelerator=CPU, extendable={"train.updates"}).phase("ppo")
+    return Run(folder, settings, resume=resume, accelerator=CPU, extendable={"train.updates", "train.steps"}).phase(
+        "ppo"
+    )
 
 
 def updates(number: int, **changes: Any) -> Settings:
@@ -253,6 +262,53 @@ def test_a_finished_phase_goes_on_when_it_is_given_more_updates(tmp_path):
     assert logged(tmp_path / "run") == logged(tmp_path / "whole")
 
 
+def uneven(**options: Any) -> Bandit:
+    """Updates of 10, 20, 30, 10, 20, 30, ... pulls."""
+    return Bandit(rows=lambda update: 5 * (update % 3 + 1), **options)
+
+
+def counted(steps: int, **changes: Any) -> Settings:
+    return Settings(train=train.Config(steps=steps, eval_every=25, checkpoint_every=25), **changes)
+
+
+def test_a_run_counted_in_steps_ends_with_the_update_that_reaches_them(tmp_path):
+    attempt(tmp_path / "run", counted(85), bandit=uneven())
+    rows = logged(tmp_path / "run")
+    assert [row["steps"] for row in rows] == [0, 10, 30, 60, 70, 90]
+    # Evaluations and checkpoints follow the updates that pass 25, 50, 75, and the last.
+    assert [row["steps"] for row in rows if "eval_return_mean" in row] == [0, 30, 60, 90]
+    assert checkpoints(tmp_path / "run") == [3, 5]
+    # Schedules follow the share of the steps that were taken before the update.
+    rates = [0.1 * (1 - steps / 85) for steps in (0, 10, 30, 60, 70)]
+    assert [row["learning_rate"] for row in rows[1:]] == pytest.approx(rates, rel=1e-12)
+
+
+def test_a_run_counted_in_steps_goes_on_as_if_nothing_had_been(tmp_path):
+    whole = attempt(tmp_path / "whole", counted(150), bandit=uneven())
+    killer = uneven(event=at(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(Stopped):
+        attempt(tmp_path / "run", counted(150), bandit=killer)
+    assert logged(tmp_path / "run")[-1]["steps"] == 70
+    resumed = attempt(tmp_path / "run", counted(150), bandit=uneven(), resume=True)
+    assert torch.equal(resumed.logits, whole.logits)
+    # The stop brought a checkpoint, and no other difference.
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("more", [88, 150])
+def test_a_finished_run_counted_in_steps_can_be_given_more(more, tmp_path):
+    """85 were reached with 90, which is enough for 88 too."""
+    constant = optimize.Config(learning_rate=0.1, minibatches=2)
+    whole = attempt(tmp_path / "whole", counted(more, optimize=constant), bandit=uneven())
+    attempt(tmp_path / "run", counted(85, optimize=constant), bandit=uneven())
+    extended = attempt(tmp_path / "run", counted(more, optimize=constant), bandit=uneven(), resume=True)
+    assert torch.equal(extended.logits, whole.logits)
+    training = [logged(tmp_path / name) for name in ("run", "whole")]
+    assert [row["steps"] for row in training[0]] == [row["steps"] for row in training[1]]
+    untouched = uneven(event=lambda update: pytest.fail("a finished phase acted again"))
+    attempt(tmp_path / "run", counted(more, optimize=constant), bandit=untouched, resume=True)
+
+
 def test_a_number_that_is_not_finite_leaves_the_last_good_checkpoint(tmp_path):
     broken = Bandit()
 
@@ -296,6 +352,8 @@ def test_the_kl_coefficient_is_part_of_the_checkpoint(tmp_path):
 def test_updates_below_one_are_refused():
     with pytest.raises(ValueError, match="updates is 0; it must be at least 1"):
         train.Config(updates=0)
+    with pytest.raises(ValueError, match="updates is 3 and steps 50; give one"):
+        train.Config(updates=3, steps=50)
     with pytest.raises(ValueError, match="eval_every is -1"):
         train.Config(updates=1, eval_every=-1)
 

@@ -101,16 +101,28 @@ class Evaluator:
         act = _sampled(policy, self.seed, numbers) if sampled else _greedy(policy)
         played = run_episodes(act, self.envs[: len(numbers)], seeds)
         return [
-            Episode(number, seed, sampled, *played_one)
-            for number, seed, played_one in zip(numbers, seeds, played, strict=True)
+            Episode(number, seed, sampled, one.actions, one.rewards)
+            for number, seed, one in zip(numbers, seeds, played, strict=True)
         ]
 
 
-def run_episodes(act: Act, envs: Sequence[gymnasium.Env], seeds: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Actions and rewards of one episode in each environment; environments drop out as their episodes end."""
+class Played(NamedTuple):
+    """One whole episode: T actions and rewards, T + 1 raw observations, and whether its last state is terminal."""
+
+    actions: np.ndarray
+    rewards: np.ndarray
+    observations: np.ndarray
+    terminated: bool
+
+
+def run_episodes(act: Act, envs: Sequence[gymnasium.Env], seeds: Sequence[int]) -> list[Played]:
+    """One episode in each environment; environments drop out as their episodes end."""
     actions: list[list[Any]] = [[] for _ in envs]
     rewards: list[list[float]] = [[] for _ in envs]
     rows = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
+    # Copies, since an environment may show one array again and again.
+    observations = [[np.array(row)] for row in rows]
+    ended_by_itself = [False] * len(envs)
     active = list(range(len(envs)))
     step = 0
     while active:
@@ -122,12 +134,15 @@ def run_episodes(act: Act, envs: Sequence[gymnasium.Env], seeds: Sequence[int]) 
             observation, reward, terminated, truncated, _ = envs[i].step(action)
             actions[i].append(action)
             rewards[i].append(float(reward))
+            observations[i].append(np.array(observation))
+            ended_by_itself[i] = bool(terminated)
             if not (terminated or truncated):
                 rows.append(observation)
                 still.append(i)
         active = still
         step += 1
-    return [(np.array(a), np.array(r)) for a, r in zip(actions, rewards, strict=True)]
+    columns = zip(actions, rewards, observations, ended_by_itself, strict=True)
+    return [Played(np.array(a), np.array(r), np.array(o), end) for a, r, o, end in columns]
 
 
 def save_episodes(path: Path, env_id: str, episodes: Sequence[Episode]) -> None:
@@ -166,7 +181,7 @@ def replay(path: Path) -> list[Episode]:
     env_id, episodes = load_episodes(path)
     for episode in episodes:
         env = make_env(env_id)
-        ((_, rewards),) = run_episodes(_recorded(episode.actions), [env], [episode.seed])
+        rewards = run_episodes(_recorded(episode.actions), [env], [episode.seed])[0].rewards
         env.close()
         if not np.array_equal(rewards, episode.rewards):
             raise InputError(

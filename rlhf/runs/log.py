@@ -111,23 +111,26 @@ class Display:
         self._last = -math.inf
         self._live: Live | None = None
 
-    def show(self, row: Mapping[str, float], target: int) -> None:
-        """Shows a row of metrics; `target` is the update at which the phase ends."""
-        now, update = time.monotonic(), int(row["update"])
+    def show(self, row: Mapping[str, float], target: int, unit: str = "updates") -> None:
+        """Shows a row of metrics; `target` is the number of updates or steps at which the phase ends."""
+        now, update, steps = time.monotonic(), int(row["update"]), int(row.get("steps", 0))
+        done = steps if unit == "steps" else update
         if self._start is None:
-            self._start = (now, update)
-        first_time, first_update = self._start
-        cells = {"update": f"{update}/{target}", "steps": f"{int(row.get('steps', 0)):,}"}
+            self._start = (now, done)
+        first_time, first_done = self._start
+        cells = {"update": f"{update}/{target}", "steps": f"{steps:,}"}
+        if unit == "steps":
+            cells = {"update": f"{update}", "steps": f"{steps:,}/{target:,}"}
         for heading, names in COLUMNS.items():
             name = next((name for name in names if name in row), None)
             if name is not None:
                 cells[heading] = f"{row[name]:,.0f}" if heading == "steps/s" else f"{row[name]:.4g}"
-        if first_update < update < target:
-            cells["left"] = _duration((now - first_time) / (update - first_update) * (target - update))
+        if first_done < done < target:
+            cells["left"] = _duration((now - first_time) / (done - first_done) * (target - done))
         self._rows.append(cells)
-        important = update == target or any(name.startswith("eval_") for name in row)
+        important = done >= target or any(name.startswith("eval_") for name in row)
         if self._console.is_terminal:
-            self._refresh(update / max(target, 1))
+            self._refresh(min(done / max(target, 1), 1.0))
         elif important or now - self._last >= SECONDS_BETWEEN_LINES:
             line = "  ".join(f"{heading} {cell}" for heading, cell in cells.items())
             self._console.print(f"{self._title}  {line}", soft_wrap=True, highlight=False, markup=False)

@@ -102,16 +102,16 @@ class Phase:
         self._lines = (self._metrics, self._samples)
         self._display = Display(name)
         self._last_update = -1
-        self._target = 0
+        self._target, self._unit = 0, "updates"
         on_main(self._accelerator, lambda: _mark_phase(self.folder, order))
 
     @property
     def final_policy(self) -> Path:
         return self.final / "policy"
 
-    def finished(self, target: int) -> bool:
-        """Whether the phase reached `target` updates; False if it reached fewer, so that it can be extended."""
-        self._target = target
+    def finished(self, target: int, unit: str = "updates") -> bool:
+        """Whether the phase reached `target` updates or steps; False if it reached fewer: it can be extended."""
+        self._target, self._unit = target, unit
         return on_main(self._accelerator, lambda: self._finished(target))
 
     def restore(self) -> Restored | None:
@@ -147,7 +147,7 @@ class Phase:
         self._last_update = update
         if self._accelerator.is_main_process:
             self._metrics.append([row])
-            self._display.show(row, self._target)
+            self._display.show(row, self._target, self._unit)
         if self._accelerator.log_with:
             self._accelerator.log({f"{self.folder.name}/{name}": value for name, value in row.items()}, step=update)
 
@@ -177,10 +177,10 @@ class Phase:
         return folder
 
     def finish(self, target: int, writers: Mapping[str, Writer]) -> None:
-        """Commits the final folder, one subfolder a writer, and with it that `target` updates were reached."""
+        """Commits the final folder, one subfolder a writer, and with it that `target` was reached."""
 
         def write(folder: Path) -> None:
-            write_json(folder / "finished.json", {"updates": target})
+            write_json(folder / "finished.json", {self._unit: target})
             write_each(folder, writers)
 
         on_main(self._accelerator, lambda: commit_folder(self.final, write))
@@ -194,9 +194,9 @@ class Phase:
         except Damaged as damage:
             warnings.warn(f"{damage} Writing it again from the last checkpoint.", stacklevel=2)
             return False
-        reached = json.loads((self.final / "finished.json").read_text(encoding="utf-8"))["updates"]
+        reached = json.loads((self.final / "finished.json").read_text(encoding="utf-8"))[self._unit]
         if reached > target:
-            raise InputError(f"{self.folder} was trained for {reached} updates; it cannot end at {target}.")
+            raise InputError(f"{self.folder} was trained for {reached} {self._unit}; it cannot end at {target}.")
         return reached == target
 
     def _rewind(self) -> tuple[int, Path | None]:

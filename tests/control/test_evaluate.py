@@ -102,7 +102,9 @@ def test_run_episodes_drops_environments_that_are_done() -> None:
 
     played = run_episodes(act, [Walk(terminal=1), Walk(limit=3), Walk(terminal=2)], [0, 0, 0])
     assert seen == [([0, 0, 0], [0, 1, 2], 0), ([1, 1], [1, 2], 1), ([2], [1], 2)]
-    assert [rewards.tolist() for _, rewards in played] == [[1], [1, 2, 3], [1, 2]]
+    assert [episode.rewards.tolist() for episode in played] == [[1], [1, 2, 3], [1, 2]]
+    assert [episode.observations.flatten().tolist() for episode in played] == [[0, 1], [0, 1, 2, 3], [0, 1, 2]]
+    assert [episode.terminated for episode in played] == [True, False, True]
 
 
 def test_run_episodes_stops_where_there_is_no_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_a_run_leaves_everything_behind(finished):
 
 def test_the_final_policy_loads(finished):
     folder, _ = finished
-    spaces = cartpole.spaces_of(cartpole.make_envs("CartPole-v1", 1, num_processes=1))
+    spaces = cartpole.spaces_of(cartpole.make_env("CartPole-v1"))
     policy, untrained = (ControlPolicy(spaces, PolicyConfig(), seed=0) for _ in range(2))
     policy.load(folder / "ppo" / "final" / "policy")
     moved = [not a.equal(b) for a, b in zip(policy.parameters(), untrained.parameters(), strict=True)]
@@ -77,6 +78,18 @@ def test_a_finished_run_can_be_extended(tmp_path, no_report):
     run(cartpole.main, small_config(tmp_path / "run", updates=3, resume=True))
     rows = read_lines(tmp_path / "run" / "ppo" / "metrics.jsonl")
     assert [row["steps"] for row in rows] == [0, 64, 128, 192]
+
+
+def test_a_run_on_whole_episodes_ends_with_the_rollout_that_reaches_its_steps(tmp_path, no_report):
+    episodes = collect.Config(episodes_per_rollout=4, episodes_per_start=2)
+    config = replace(small_config(tmp_path / "run", updates=3), collect=episodes)
+    run(cartpole.main, config)
+    rows = read_lines(tmp_path / "run" / "ppo" / "metrics.jsonl")
+    assert rows[-2]["steps"] < 192 <= rows[-1]["steps"] == rows[-1]["env_steps"]
+    assert all(row["episodes"] == 4 for row in rows[1:])
+    run(cartpole.main, replace(config, steps=400, resume=True))
+    rows = read_lines(tmp_path / "run" / "ppo" / "metrics.jsonl")
+    assert rows[-2]["steps"] < 400 <= rows[-1]["steps"]
 
 
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "Acrobot-v1"])

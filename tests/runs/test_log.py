@@ -70,11 +70,11 @@ def test_metrics_may_be_numpy_doubles():
     check_row({"update": 1, "entropy": np.float64(0.5)})
 
 
-def shown(terminal: bool, rows: list[dict], target: int = 10) -> str:
+def shown(terminal: bool, rows: list[dict], target: int = 10, unit: str = "updates") -> str:
     output = io.StringIO()
     display = Display("ppo", Console(file=output, force_terminal=terminal, width=120))
     for row in rows:
-        display.show(row, target)
+        display.show(row, target, unit)
     display.close()
     return output.getvalue()
 
@@ -84,6 +84,11 @@ ROW = {"update": 2, "steps": 2048, "return_mean": 21.25, "entropy": 0.6931, "ste
 
 def test_display_prints_plain_lines_where_there_is_no_terminal():
     assert shown(False, [ROW]) == "ppo  update 2/10  steps 2,048  score 21.25  entropy 0.6931  steps/s 7,123\n"
+
+
+def test_display_counts_steps_where_the_phase_ends_by_them():
+    printed = shown(False, [{"update": 2, "steps": 2048}, {"update": 3, "steps": 3100}], target=3000, unit="steps")
+    assert printed == "ppo  update 2  steps 2,048/3,000\nppo  update 3  steps 3,100/3,000\n"
 
 
 def test_display_limits_plain_lines_but_shows_every_evaluation_and_the_last():

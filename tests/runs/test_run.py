@@ -192,6 +192,16 @@ def test_a_finished_phase_is_known_and_can_be_extended(tmp_path):
     assert (phase.final_policy / "weights").read_text() == "twenty"
 
 
+def test_a_phase_may_be_counted_in_steps(tmp_path):
+    phase = enter(tmp_path).phase("ppo")
+    assert not phase.finished(500, "steps")
+    phase.finish(500, write_policy("five hundred"))
+    assert phase.finished(500, "steps")
+    assert not phase.finished(501, "steps")
+    with pytest.raises(InputError, match="was trained for 500 steps; it cannot end at 499"):
+        phase.finished(499, "steps")
+
+
 def test_a_damaged_final_model_is_not_finished(tmp_path):
     phase = enter(tmp_path).phase("ppo")
     phase.finish(10, write_policy("ten"))
