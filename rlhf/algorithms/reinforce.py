@@ -1,0 +1,197 @@
+"""REINFORCE: log-probabilities weighed by returns of whole episodes (Williams, 1992; https://doi.org/10.1007/BF00992696)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from rlhf import optimize
+from rlhf.algorithms import actor_critic
+from rlhf.core import advantages
+from rlhf.core.baselines import mean_return, mean_return_of_others, squared_gradient_norms
+from rlhf.errors import InputError
+from rlhf.reduce import global_max, global_moments, global_sum
+from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+
+# Gradients of single actions that are held at once for the baseline of least variance.
+CHUNK = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """REINFORCE on whole episodes; it takes one step on each batch: optimize.epochs and optimize.minibatches are 1."""
+
+    gamma: float = 1.0
+    """Discount per action, in [0, 1]."""
+    returns: Literal["to_go", "total"] = "to_go"
+    """What an action is credited with: the rewards from it on, or those of its whole episode."""
+    discounted_states: bool = False
+    """Weigh the returns to go at step t by gamma^t, as the gradient of the discounted return does. Without it the
+    gradient is the usual one, which is biased for gamma < 1; total returns need no such weight."""
+    baseline: Literal["none", "mean", "leave_one_out", "step_mean", "step_leave_one_out", "value", "least_variance"] = (
+        "leave_one_out"
+    )
+    """Taken off the returns. mean: of the episodes' returns, which shrinks the gradient of N episodes to (N - 1) / N;
+    leave_one_out: of the other episodes, unbiased; step_*: the same of the returns at step t of the episodes that reach
+    it; value: of the state, by a critic that is fitted to this batch first; least_variance: the constant that minimises
+    the variance of single actions, by the other episodes, unbiased."""
+    critic_epochs: int = 10
+    """Passes over the batch that fit the critic before a value baseline is evaluated."""
+    units: Literal["episode", "action"] = "episode"
+    """What the gradient is averaged over: episodes, which is unbiased, or actions."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus, nats per action."""
+    kl_coef: float = 0.0
+    """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
+
+    def __post_init__(self) -> None:
+        actor_critic.check(self, shares=("gamma",), sizes=("entropy_coef", "kl_coef"))
+        if self.critic_epochs < 1:
+            raise InputError(f"critic_epochs is {self.critic_epochs}; it must be at least 1.")
+        if self.returns == "total" and self.discounted_states:
+            raise InputError("returns is total, whose gradient needs no weight on states; set discounted_states off.")
+
+
+def initial_state(config: Config) -> dict[str, Tensor]:
+    return {}
+
+
+def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
+    """Credits of each action less a value baseline; those that need the whole batch are taken off in `update`."""
+    rewards, metrics = charge_kl(rollout, config.kl_coef)
+    critic = config.baseline == "value"
+    # Without a critic nothing is known of what a cut episode would still have earned.
+    next_values = rollout.next_values if critic else torch.zeros_like(rollout.next_values)
+    returns = advantages.monte_carlo_returns(rewards, next_values, rollout.dones, gamma=config.gamma)
+    weighed = config.discounted_states or config.returns == "total"
+    discounts = config.gamma ** torch.arange(returns.shape[1], device=returns.device).to(returns) if weighed else 1.0
+    credits = returns[:, :1].expand_as(returns) if config.returns == "total" else discounts * returns
+    if critic:
+        credits = credits - discounts * rollout.values
+        metrics |= actor_critic.critic_metrics(rewards, rollout, gamma=config.gamma)
+    weights = rollout.mask.to(rewards)
+    units = (rollout.mask & rollout.dones).to(rewards) if config.units == "episode" else weights
+    return batch_of(rollout, advantages=credits, returns=returns, weights=weights, units=units), metrics
+
+
+def loss(
+    output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Config
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """-log pi(a_t | s_t) (G_t - b) (Sutton and Barto, 2018, eq. 13.11) less the entropy bonus, per action."""
+    # The critic is fitted apart from the policy, but data parallelism needs every parameter in the graph.
+    terms, metrics = actor_critic.policy_and_value_loss(output, batch, entropy_coef=config.entropy_coef, value_coef=0.0)
+    if config.baseline != "value":
+        del metrics["value_loss"]
+    return terms, metrics
+
+
+def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
+    return state
+
+
+def update(
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    batch: Batch,
+    state: dict[str, Tensor],
+    config: Config,
+    optimize_config: optimize.Config,
+    *,
+    accelerator: Accelerator,
+    **step: Any,
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Takes the baseline off, then one step of the policy; a value baseline is first fitted to this very batch."""
+    _require_whole_episodes(rollout, accelerator)
+    bound = partial(loss, state=state, config=config)
+    if config.baseline == "value":
+        critic = actor_critic.Critic(target="monte_carlo", epochs=config.critic_epochs)
+        metrics = actor_critic.update(
+            policy,
+            optimizer,
+            rollout,
+            batch,
+            critic,
+            lambda scored: estimate(scored, state, config)[0],
+            bound,
+            optimize_config,
+            accelerator=accelerator,
+            **step,
+        )
+        return metrics, state
+    if config.baseline != "none":
+        baseline = batch_baseline(policy, batch, rollout.mask, config, accelerator).reshape(batch.mask.shape)
+        batch = batch._replace(advantages=(batch.advantages - baseline).masked_fill(~batch.mask, 0.0))
+    mean, variance = global_moments(accelerator, batch.advantages, batch.mask)
+    metrics = optimize.update(policy, optimizer, batch, bound, optimize_config, accelerator=accelerator, **step)
+    return metrics | {"advantage_mean": float(mean), "advantage_std": float(variance.sqrt())}, state
+
+
+def batch_baseline(policy: nn.Module, batch: Batch, mask: Tensor, config: Config, accelerator: Accelerator) -> Tensor:
+    """`(B, T)` weighted means of the credits, over the batches of all ranks.
+
+    Args:
+        batch: As the policy scores it: step by step if it is memoryless.
+        mask: `(B, T)`, one whole episode a row.
+    """
+    credits, weights = batch.advantages.reshape(mask.shape).double(), mask.double()
+    if config.baseline == "least_variance":
+        weights = _squared_gradient_norms(policy, batch, accelerator).reshape(mask.shape)
+        sums, weights = (weights * credits).sum(1, keepdim=True), weights.sum(1, keepdim=True)
+    else:
+        # An episode's return is the credit of its first action.
+        steps = mask.shape[1] if config.baseline.startswith("step") else 1
+        sums, weights = credits[:, :steps], weights[:, :steps]
+    total, weight = _over_all_rows(torch.stack([sums, weights]), accelerator)
+    if config.baseline.endswith("mean"):
+        means = mean_return(total, weight).expand_as(sums)
+    else:
+        means = mean_return_of_others(sums, weights, total, weight)
+    return means.to(batch.advantages).expand(mask.shape)
+
+
+def _over_all_rows(x: Tensor, accelerator: Accelerator) -> Tensor:
+    """`(2, K)` sums over the rows, `(2, B, K)`, of all ranks, whose rows may differ in length."""
+    width = x.shape[2]
+    longest = int(global_max(accelerator, torch.tensor(width, device=x.device)))
+    return global_sum(accelerator, nn.functional.pad(x.sum(1), (0, longest - width)))[:, :width]
+
+
+def _squared_gradient_norms(policy: nn.Module, batch: Batch, accelerator: Accelerator) -> Tensor:
+    """`(N, 1)`, 0 outside the mask."""
+    model: Any = accelerator.unwrap_model(policy)
+    if not model.memoryless:
+        raise InputError(
+            "baseline is least_variance, which needs the gradient of every single action; this policy remembers what "
+            "it did, so each would take a pass of its own. Choose another baseline, such as leave_one_out."
+        )
+
+    def logprob(parameters: dict[str, Tensor], row: dict[str, Tensor]) -> Tensor:
+        inputs = {name: tensor.unsqueeze(0) for name, tensor in row.items()}
+        return torch.func.functional_call(model, parameters, (inputs,)).logprobs.sum()
+
+    acted = batch.mask.squeeze(1)
+    parameters = {name: tensor.detach() for name, tensor in model.named_parameters() if tensor.requires_grad}
+    norms = torch.zeros(batch.mask.shape, dtype=torch.float64, device=batch.mask.device)
+    if bool(acted.any()):
+        inputs = {name: tensor[acted] for name, tensor in batch.inputs.items()}
+        norms[acted, 0] = squared_gradient_norms(logprob, parameters, inputs, chunk_size=CHUNK)
+    return norms
+
+
+def _require_whole_episodes(rollout: Rollout, accelerator: Accelerator) -> None:
+    """Of each row the steps that were acted, from the first column on, are one episode."""
+    lengths = rollout.mask.sum(1, keepdim=True)
+    steps = torch.arange(rollout.mask.shape[1], device=lengths.device)
+    whole = (rollout.mask == (steps < lengths)) & ((rollout.dones & rollout.mask) == (steps == lengths - 1))
+    broken = int(global_sum(accelerator, (~whole.all(1)).sum()))
+    if broken:
+        raise InputError(
+            f"{broken} rows of a rollout are not one whole episode, whose return REINFORCE needs; on control set "
+            "collect.episodes_per_rollout."
+        )
