@@ -8,8 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf.control.envs import make_env
 from rlhf.control.evaluate import run_episodes
@@ -30,9 +29,8 @@ def demonstrations(
     *,
     episodes: int,
     seed: int,
-    accelerator: Accelerator,
 ) -> Rollout:
-    """This process's share of the steps of whole episodes; a row is one step. A policy demonstrates greedily.
+    """The steps of whole episodes, the same on every process; a row is one step. A policy demonstrates greedily.
 
     Args:
         learner: The policy that will clone them. If it normalises observations, its moments take in all of these
@@ -51,9 +49,7 @@ def demonstrations(
         # Every process has played all of them: nothing is left to add up.
         learner.normalizer.update(raw, lambda sums: sums)
     actions = learner.spaces.from_env(np.concatenate(done)).to(raw.device)
-    sample_ids = torch.arange(len(raw), device=raw.device)
-    sample_ids = sample_ids.tensor_split(accelerator.num_processes)[accelerator.process_index]
-    return step_rows(learner, raw[sample_ids], actions[sample_ids], sample_ids)
+    return step_rows(learner, raw, actions, torch.arange(len(raw), device=raw.device))
 
 
 def demonstrated_states(controller: ControlPolicy | Controller, env_id: str, *, episodes: int, seed: int) -> np.ndarray:
@@ -69,8 +65,9 @@ def demonstrated_states(controller: ControlPolicy | Controller, env_id: str, *, 
 
 def actions_of(controller: ControlPolicy | Controller, observations: np.ndarray) -> np.ndarray:
     """What it does on each raw observation, as the environment takes it; a policy acts greedily."""
-    if isinstance(controller, ControlPolicy):
-        return controller.spaces.for_env(controller.act(torch.as_tensor(observations), None)[0])
+    if isinstance(controller, nn.Module):
+        policy: Any = controller
+        return policy.spaces.for_env(policy.act(torch.as_tensor(observations), None)[0])
     return np.array([controller(observation) for observation in observations])
 
 

@@ -201,7 +201,7 @@ def test_cloning_loses_as_the_horizon_squared_and_dagger_as_the_horizon(tmp_path
     """Both train by our own loop; what the trained policies lose is enumerated, from a horizon of 5 to one of 20."""
     env_id = "rlhf/Road-v0"
     learner = policy_of(env_id)
-    rollout = demonstrations(expert, learner, env_id, episodes=1, seed=0, accelerator=CPU)
+    rollout = demonstrations(expert, learner, env_id, episodes=1, seed=0)
     assert set(rollout.inputs["observations"].argmax(-1).flatten().tolist()) == {ROAD}
     dealt = DemonstrationCollector(rollout, rows_per_update=100, seed=0, accelerator=CPU)
     cloned = trained(dealt, learner, updates=8, folder=tmp_path / "clone")

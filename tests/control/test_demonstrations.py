@@ -8,7 +8,7 @@ from rlhf.control.demonstrations import demonstrations
 from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.errors import InputError
-from tests.control.worlds import CPU
+from tests.control import worlds  # noqa: F401 (registers environments)
 
 
 def policy_of(env_id: str, **config: bool) -> ControlPolicy:
@@ -16,9 +16,7 @@ def policy_of(env_id: str, **config: bool) -> ControlPolicy:
 
 
 def test_demonstrations_are_what_the_controller_saw_and_did() -> None:
-    rollout = demonstrations(
-        lambda x: int(x[0] >= 2), policy_of("Walk-v0"), "Walk-v0", episodes=2, seed=0, accelerator=CPU
-    )
+    rollout = demonstrations(lambda x: int(x[0] >= 2), policy_of("Walk-v0"), "Walk-v0", episodes=2, seed=0)
     # Walk-v0 ends at 4; both episodes are stepped together, one row a step.
     assert rollout.inputs["observations"].flatten().tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert rollout.inputs["actions"].flatten().tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
@@ -28,13 +26,13 @@ def test_demonstrations_are_what_the_controller_saw_and_did() -> None:
 
 
 def test_demonstrations_use_the_policy_s_names_of_actions() -> None:
-    rollout = demonstrations(lambda _: 6, policy_of("Named-v0"), "Named-v0", episodes=1, seed=0, accelerator=CPU)
+    rollout = demonstrations(lambda _: 6, policy_of("Named-v0"), "Named-v0", episodes=1, seed=0)
     assert rollout.inputs["actions"].flatten().tolist() == [1, 1]
 
 
 def test_demonstrations_prepare_the_learner_s_moments() -> None:
     learner = policy_of("Walk-v0", normalise_observations=True)
-    rollout = demonstrations(lambda _: 0, learner, "Walk-v0", episodes=1, seed=0, accelerator=CPU)
+    rollout = demonstrations(lambda _: 0, learner, "Walk-v0", episodes=1, seed=0)
     raw = np.arange(4.0)
     expected = (raw - raw.mean()) / raw.std()
     np.testing.assert_allclose(rollout.inputs["observations"].flatten(), expected, rtol=1e-6)
@@ -43,7 +41,7 @@ def test_demonstrations_prepare_the_learner_s_moments() -> None:
 
 def test_demonstrations_of_a_policy_are_its_likeliest_actions() -> None:
     expert, learner = policy_of("Pendulum-v1"), policy_of("Pendulum-v1").double()
-    rollout = demonstrations(expert, learner, "Pendulum-v1", episodes=1, seed=0, accelerator=CPU)
+    rollout = demonstrations(expert, learner, "Pendulum-v1", episodes=1, seed=0)
     means = expert.actor(rollout.inputs["observations"].float()).detach()
     assert torch.allclose(rollout.inputs["actions"].float(), means, rtol=0, atol=1e-6)
     assert rollout.inputs["actions"].dtype == torch.float64
@@ -52,4 +50,4 @@ def test_demonstrations_of_a_policy_are_its_likeliest_actions() -> None:
 
 def test_demonstrations_refuse_no_episodes() -> None:
     with pytest.raises(InputError, match="at least 1"):
-        demonstrations(lambda _: 0, policy_of("Walk-v0"), "Walk-v0", episodes=0, seed=0, accelerator=CPU)
+        demonstrations(lambda _: 0, policy_of("Walk-v0"), "Walk-v0", episodes=0, seed=0)

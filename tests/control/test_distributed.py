@@ -23,6 +23,10 @@ def test_two_processes_act_as_one(tmp_path: Path) -> None:
     assert two["evaluation"] == one["evaluation"]
     assert two["replayed"] == [sample["return"] for sample in one["evaluation"]["samples"]]
     assert two["demonstrated"] == one["demonstrated"]
+    assert len(one["demonstrated"]) == 30
+    assert two["labelled"] == one["labelled"]
+    assert len(one["labelled"]) == 80
+    np.testing.assert_allclose(_numbers(two["labelling"]), _numbers(one["labelling"]), rtol=1e-9)
 
 
 def _facts(folder: Path) -> dict[str, Any]:

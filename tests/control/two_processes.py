@@ -11,11 +11,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from rlhf.control.collect import Config, EnvCollector
+from rlhf.control.dagger import Config as DaggerConfig
+from rlhf.control.dagger import DaggerCollector
 from rlhf.control.demonstrations import demonstrations
 from rlhf.control.envs import make_envs, spaces_of
 from rlhf.control.evaluate import Config as EvaluationConfig
 from rlhf.control.evaluate import Evaluator, replay
 from rlhf.control.policy import ControlPolicy, PolicyConfig
+from rlhf.demonstrations import DemonstrationCollector
+from rlhf.rollout import Rollout
 
 
 def main() -> None:
@@ -35,10 +39,12 @@ def main() -> None:
     cache = output / "episodes.safetensors"
     evaluator = Evaluator("CartPole-v1", config=evaluation_config, seed=0, accelerator=accelerator, cache=cache)
     evaluation = evaluator(policy)
-    shown = demonstrations(policy, policy, "CartPole-v1", episodes=3, seed=0, accelerator=accelerator)
-    actions = zip(shown.sample_ids.tolist(), shown.inputs["actions"].flatten().tolist(), strict=True)
+    deal, taught = dealer(policy, accelerator), teacher(accelerator)
+    dealt = [deal.collect(policy, update).rollout for update in range(3)]
+    labelled = [taught.collect(policy, update) for update in range(2)]
+    demonstrated, labels = named(*dealt), named(labelled[-1].rollout)
     if accelerator.num_processes > 1:
-        rows, actions = gather_object(rows), gather_object(list(actions))
+        rows, demonstrated, labels = gather_object(rows), gather_object(demonstrated), gather_object(labels)
     if accelerator.is_main_process:
         facts = {
             "num_processes": accelerator.num_processes,
@@ -47,10 +53,32 @@ def main() -> None:
             "moments": [tensor.flatten().tolist() for tensor in policy.normalizer.buffers()],
             "evaluation": evaluation._asdict(),
             "replayed": [episode.total() for episode in replay(cache)],
-            "demonstrated": sorted(actions),
+            "demonstrated": sorted(demonstrated),
+            "labelled": sorted(labels),
+            "labelling": [collected.metrics for collected in labelled],
         }
         (output / "facts.json").write_text(json.dumps(facts))
     accelerator.end_training()
+
+
+def dealer(policy: ControlPolicy, accelerator: Accelerator) -> DemonstrationCollector:
+    shown = demonstrations(policy, policy, "CartPole-v1", episodes=3, seed=0)
+    return DemonstrationCollector(shown, rows_per_update=10, seed=0, accelerator=accelerator)
+
+
+def teacher(accelerator: Accelerator) -> DaggerCollector:
+    envs = make_envs("CartPole-v1", 4, num_processes=accelerator.num_processes)
+    config = DaggerConfig(num_envs=4, steps_per_rollout=10, expert_share=0.5)
+    return DaggerCollector(envs, lambda x: int(x[2] > 0), config=config, seed=0, accelerator=accelerator)
+
+
+def named(*rollouts: Rollout) -> list[tuple[int, int]]:
+    """Actions with the ids of their rows."""
+    return [
+        pair
+        for rollout in rollouts
+        for pair in zip(rollout.sample_ids.tolist(), rollout.inputs["actions"].flatten().tolist(), strict=True)
+    ]
 
 
 if __name__ == "__main__":
