@@ -125,12 +125,10 @@ def update(
     model: Any = accelerator.unwrap_model(policy)
     own = model.critic_parameters()
     num_fits, epochs = (critic.epochs, 1) if critic.renew_labels else (1, critic.epochs)
-    fitting = replace(config, epochs=epochs, whiten="none", target_kl=0.0)
     errors = []
     for fit in range(num_fits):
         order = derive_seed(seed, "critic fit", fit)
-        with stepping_only(optimizer, own):
-            errors.append(optimize.update(policy, optimizer, batch, _critic_loss, fitting, seed=order, **step))
+        errors.append(fit_critic(policy, optimizer, batch, replace(config, epochs=epochs), seed=order, **step))
         rollout = rescored(model, rollout, accelerator=accelerator, micro_batch_cost=config.micro_batch_cost)
         batch = evaluate(rollout)
         batch = single_steps(batch) if model.memoryless else batch
@@ -138,6 +136,22 @@ def update(
     with stepping_only(optimizer, [parameter for parameter in model.parameters() if id(parameter) not in fitted]):
         metrics = optimize.update(policy, optimizer, batch, loss, config, seed=seed, **step)
     return metrics | {"value_loss_fitting": sum(row["value_loss"] for row in errors) / len(errors)}
+
+
+def fit_critic(
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    config: optimize.Config,
+    *,
+    accelerator: Accelerator,
+    **step: Any,
+) -> dict[str, float]:
+    """Epochs of regression of the values on `batch.returns`, in which nothing but the critic's own parameters moves."""
+    own = accelerator.unwrap_model(policy).critic_parameters()
+    fitting = replace(config, whiten="none", target_kl=0.0)
+    with stepping_only(optimizer, own):
+        return optimize.update(policy, optimizer, batch, _critic_loss, fitting, accelerator=accelerator, **step)
 
 
 @contextmanager

@@ -1,0 +1,98 @@
+"""Proximal policy optimisation with a penalty on the KL to the old policy (Schulman et al., 2017, section 4;
+https://arxiv.org/abs/1707.06347).
+
+The penalty does not bound a step: at the old policy its gradient is 0, so the first one is that of the plain policy
+gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf.algorithms import actor_critic
+from rlhf.core import advantages, importance, kl, losses
+from rlhf.errors import InputError
+from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+
+# Where the KL stays on one side of its target for long, as that of a policy that has nothing more to learn, the
+# coefficient must not get so far away that it cannot come back.
+_LEAST, _MOST = 1e-4, 1e4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """PPO with an adaptive KL penalty; take several steps an update, since before the first the KL is 0."""
+
+    gamma: float = 1.0
+    """Discount per action, in [0, 1]."""
+    gae_lambda: float = 0.95
+    """Bias-variance trade-off of the advantages, in [0, 1]; 1 is Monte Carlo minus the value."""
+    penalty: float = 1.0
+    """Coefficient beta of KL(old || new) at the start, per nat and action."""
+    penalty_target: float = 0.01
+    """Nats per action, KL(old || new) of the last epoch, that the coefficient is steered to; 0 keeps it fixed."""
+    value_coef: float = 0.5
+    """Weight of the value loss, which is half a squared error."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus, nats per action."""
+    kl_coef: float = 0.0
+    """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
+
+    def __post_init__(self) -> None:
+        sizes = ("penalty_target", "value_coef", "entropy_coef", "kl_coef")
+        actor_critic.check(self, shares=("gamma", "gae_lambda"), sizes=sizes)
+        if not self.penalty > 0:
+            raise InputError(f"penalty is {self.penalty}; it must be positive, since it adapts by factors.")
+
+
+def initial_state(config: Config) -> dict[str, Tensor]:
+    return {"penalty": torch.tensor(config.penalty, dtype=torch.float64)}
+
+
+def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
+    """Charges the KL to a reference, if there is one, to the rewards, then GAE."""
+    rewards, metrics = charge_kl(rollout, config.kl_coef)
+    estimates = advantages.gae(
+        rewards,
+        rollout.values,
+        rollout.next_values,
+        rollout.dones,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+    )
+    metrics |= actor_critic.critic_metrics(rewards, rollout, gamma=config.gamma)
+    returns, units = estimates + rollout.values, rollout.mask.to(rewards)
+    return batch_of(rollout, advantages=estimates, returns=returns, weights=units, units=units), metrics
+
+
+def loss(
+    output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Config
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """-ratio A + beta KL(old || new) (eq. 8, negated), value loss and entropy bonus per action.
+
+    The KL is k3 of the taken action, whose gradient is in expectation exactly that of KL(old || new).
+    """
+    policy_loss = importance.surrogate_loss(output.logprobs, batch.logprobs, batch.advantages)
+    value_loss = losses.value_loss(output.values, batch.returns)
+    divergence = kl.k3(batch.logprobs, output.logprobs)
+    terms = policy_loss + state["penalty"].to(divergence) * divergence
+    terms = terms - config.entropy_coef * output.entropy + config.value_coef * value_loss
+    with torch.no_grad():
+        metrics = kl.movement(output.logprobs, batch.logprobs) | {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": output.entropy,
+        }
+    return terms, metrics
+
+
+def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
+    """Halves beta below target / 1.5 and doubles it above 1.5 target, by the KL that is logged for the last epoch."""
+    if config.penalty_target == 0:
+        return state
+    reached = metrics["approx_kl_k3_last"]
+    factor = 0.5 if reached < config.penalty_target / 1.5 else 2.0 if reached > 1.5 * config.penalty_target else 1.0
+    return {**state, "penalty": (factor * state["penalty"]).clamp(_LEAST, _MOST)}

@@ -1,0 +1,152 @@
+"""Trust region policy optimisation (Schulman et al., 2015; https://arxiv.org/abs/1502.05477).
+
+The step is the natural gradient's, as long as the quadratic model of KL(old || new) allows, then shortened until the
+KL itself keeps to its limit and the surrogate has improved: of all methods here the only one whose steps are bounded.
+The critic is fitted afterwards, by the optimizer and its config; the policy itself uses neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from rlhf import optimize
+from rlhf.algorithms import actor_critic, natural
+from rlhf.core import advantages, importance, kl
+from rlhf.errors import InputError
+from rlhf.reduce import global_whiten
+from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """TRPO with generalized advantage estimates."""
+
+    gamma: float = 1.0
+    """Discount per action, in [0, 1]."""
+    gae_lambda: float = 0.95
+    """Bias-variance trade-off of the advantages, in [0, 1]; 1 is Monte Carlo minus the value."""
+    max_kl: float = 0.01
+    """Most nats per action of KL(old || new) in one update: the delta of the paper."""
+    damping: float = 0.1
+    """Added to the Fisher matrix as a multiple of the identity; the surer the policy, the more it takes."""
+    cg_iterations: int = 10
+    """Of conjugate gradient, each of which differentiates the KL of the whole batch twice."""
+    backtracks: int = 10
+    """Steps tried before the policy is left as it is."""
+    shrinkage: float = 0.8
+    """Each is this share of the one before."""
+    kl_coef: float = 0.0
+    """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
+
+    def __post_init__(self) -> None:
+        actor_critic.check(self, shares=("gamma", "gae_lambda"), sizes=("damping", "kl_coef"))
+        if not self.max_kl > 0:
+            raise InputError(f"max_kl is {self.max_kl}; it must be positive, 0.01 is usual.")
+        if not 0.0 < self.shrinkage < 1.0:
+            raise InputError(f"shrinkage is {self.shrinkage}; it must lie between 0 and 1.")
+        if self.cg_iterations < 1 or self.backtracks < 1:
+            raise InputError(
+                f"cg_iterations is {self.cg_iterations} and backtracks {self.backtracks}; both must be at least 1."
+            )
+
+
+def initial_state(config: Config) -> dict[str, Tensor]:
+    return {}
+
+
+def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
+    """Charges the KL to a reference, if there is one, to the rewards, then GAE."""
+    rewards, metrics = charge_kl(rollout, config.kl_coef)
+    estimates = advantages.gae(
+        rewards,
+        rollout.values,
+        rollout.next_values,
+        rollout.dones,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+    )
+    metrics |= actor_critic.critic_metrics(rewards, rollout, gamma=config.gamma)
+    returns, units = estimates + rollout.values, rollout.mask.to(rewards)
+    return batch_of(rollout, advantages=estimates, returns=returns, weights=units, units=units), metrics
+
+
+def loss(
+    output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Config
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The surrogate -ratio A per action (eq. 14, negated); the critic is none of its business."""
+    policy_loss = importance.surrogate_loss(output.logprobs, batch.logprobs, batch.advantages)
+    with torch.no_grad():
+        metrics = kl.movement(output.logprobs, batch.logprobs) | {
+            "policy_loss": policy_loss,
+            "entropy": output.entropy,
+        }
+    # Data parallelism needs every parameter in the graph.
+    return policy_loss + 0.0 * (output.values + output.entropy), metrics
+
+
+def update(
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    batch: Batch,
+    state: dict[str, Tensor],
+    config: Config,
+    optimize_config: optimize.Config,
+    *,
+    accelerator: Accelerator,
+    **step: Any,
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """One step of the actor inside the trust region (appendix C), then the critic's fit to the returns.
+
+    Raises:
+        NonFiniteError: A number is NaN or infinite; the actor has not moved.
+    """
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise InputError("TRPO differentiates twice, which sharded parameters cannot; use plain data parallelism.")
+    model: Any = accelerator.unwrap_model(policy)
+    critic = {id(parameter) for parameter in model.critic_parameters()}
+    actor = [p for p in model.parameters() if p.requires_grad and id(p) not in critic]
+    acting = batch
+    if optimize_config.whiten != "none":
+        acting = batch._replace(advantages=global_whiten(accelerator, batch.advantages, batch.mask))
+    filler = acting.rows(torch.zeros(1, dtype=torch.int64, device=acting.mask.device))
+    budget: dict[str, Any] = {"accelerator": accelerator, "micro_batch_cost": optimize_config.micro_batch_cost}
+    surrogate = partial(loss, state=state, config=config)
+
+    optimizer.zero_grad()
+    first = optimize.gradient(policy, acting, filler, surrogate, **budget)
+    optimize.check_identity(first, accelerator)
+    ascent = -natural.flat([torch.zeros_like(p) if p.grad is None else p.grad for p in actor])
+    optimizer.zero_grad()
+
+    parts = optimize.even_micro_batches(acting, filler, **budget)
+    search = natural.step(
+        partial(natural.fisher_product, policy, actor, parts, damping=config.damping, accelerator=accelerator),
+        ascent,
+        num_iterations=config.cg_iterations,
+        max_kl=config.max_kl,
+    )
+    metrics = natural.line_search(
+        actor,
+        search,
+        natural.Measure(policy, parts, surrogate, accelerator),
+        max_kl=config.max_kl,
+        shrinkage=config.shrinkage,
+        num_tries=config.backtracks,
+    )
+    metrics |= {"ratio_error_max": first["ratio_error_max"], "gradient_norm": float(ascent.norm())}
+    if critic:
+        fitted = actor_critic.fit_critic(policy, optimizer, batch, optimize_config, accelerator=accelerator, **step)
+        metrics = fitted | metrics
+    return metrics, state
+
+
+def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
+    return state
