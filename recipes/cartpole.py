@@ -18,14 +18,16 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from rlhf import optimize, train
-from rlhf.algorithms.catalogue import ALGORITHMS, Method, algorithm_of
-from rlhf.control import collect, evaluate
+from rlhf.algorithms.catalogue import ALGORITHMS, REPLAYED, Method, algorithm_of
+from rlhf.control import collect, evaluate, replay
 from rlhf.control.collectors import make_collector
-from rlhf.control.envs import make_env, spaces_of
+from rlhf.control.envs import make_env, make_envs, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.control.presets import preset
+from rlhf.control.twin_policy import TwinPolicy
 from rlhf.errors import InputError
 from rlhf.runs.evaluate import first_hit, stays_from
 from rlhf.runs.launch import launch
@@ -64,6 +66,7 @@ class Config:
     checkpoint_every_steps: int = 10_240
     """Environment steps between checkpoints."""
     collect: collect.Config = DEFAULT.collect
+    replay: replay.Config = DEFAULT.replay
     policy: PolicyConfig = DEFAULT.policy
     method: Method = DEFAULT.method
     optimize: optimize.Config = DEFAULT.optimize
@@ -85,17 +88,9 @@ def main(config: Config) -> dict[str, float | None]:
     # Networks this small run faster without threads, which also do not disturb neighbours.
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True, **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir))
-    collector = make_collector(
-        config.env_id,
-        config=config.collect,
-        gamma=config.method.gamma,
-        seed=config.seed,
-        accelerator=accelerator,
-        micro_batch_cost=config.optimize.micro_batch_cost,
-    )
+    policy, collector = actor_of(config, accelerator)
     run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"steps"})
     phase = run.phase(config.algorithm)
-    policy = ControlPolicy(spaces_of(make_env(config.env_id)), config.policy, seed=config.seed)
     evaluator = evaluate.Evaluator(
         config.env_id,
         config=config.evaluate,
@@ -123,9 +118,36 @@ def main(config: Config) -> dict[str, float | None]:
     return result
 
 
+def actor_of(config: Config, accelerator: Accelerator) -> tuple[nn.Module, train.Collector]:
+    """The policy, and what acts with it and remembers, if the method learns from replayed transitions."""
+    spaces = spaces_of(make_env(config.env_id))
+    if config.algorithm not in REPLAYED:
+        collector = make_collector(
+            config.env_id,
+            config=config.collect,
+            gamma=config.method.gamma,
+            seed=config.seed,
+            accelerator=accelerator,
+            micro_batch_cost=config.optimize.micro_batch_cost,
+        )
+        return ControlPolicy(spaces, config.policy, seed=config.seed), collector
+    if (config.algorithm == "sac") == bool(spaces.num_actions):
+        kind = "vectors as actions: choose discrete_sac" if spaces.num_actions else "discrete actions: choose sac"
+        raise InputError(f"{config.algorithm} needs {kind} for {config.env_id}.")
+    collector = replay.ReplayCollector(
+        make_envs(config.env_id, config.collect.num_envs, num_processes=accelerator.num_processes),
+        config=config.collect,
+        replay=config.replay,
+        num_rows=config.method.batch_size * config.optimize.minibatches,
+        seed=config.seed,
+        accelerator=accelerator,
+    )
+    return TwinPolicy(spaces, config.policy, seed=config.seed), collector
+
+
 def length(config: Config) -> train.Config:
-    """Fragments make updates of one size, which can be counted; whole episodes do not, so their steps are counted."""
-    if config.collect.episodes_per_rollout:
+    """Fragments make updates of one size, which can be counted; where that is not so, steps are counted."""
+    if config.collect.episodes_per_rollout or config.algorithm in REPLAYED:
         return train.Config(
             steps=config.steps, eval_every=config.eval_every_steps, checkpoint_every=config.checkpoint_every_steps
         )

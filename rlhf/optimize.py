@@ -65,6 +65,20 @@ class Config:
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
 
+    @property
+    def passes(self) -> list[str]:
+        """What the order of each epoch's rows is drawn for."""
+        return [f"minibatches of epoch {epoch}" for epoch in range(self.epochs)]
+
+    @property
+    def whitens_batch(self) -> bool:
+        """One minibatch is the batch."""
+        return self.whiten == "batch" or (self.whiten == "minibatch" and self.minibatches == 1)
+
+    @property
+    def whitens_minibatches(self) -> bool:
+        return self.whiten == "minibatch" and self.minibatches > 1
+
 
 def make_optimizer(policy: nn.Module, config: Config) -> torch.optim.Optimizer:
     """AdamW over what is trainable, fused where the device has it."""
@@ -108,7 +122,7 @@ def gradient(
             accelerator.backward(objective * scale.to(objective.dtype))
         sums.add({"loss": weighted, **metrics}, micro.mask)
         finite = finite & torch.isfinite(objective.detach())
-        seen.append((micro, PolicyOutput(*(tensor.detach() for tensor in output)), terms.detach()))
+        seen.append((micro, type(output)(*(tensor.detach() for tensor in output)), terms.detach()))
     _stop_if_not_finite(accelerator, finite, seen)
     return sums.reduce(accelerator)
 
@@ -124,6 +138,7 @@ def update(
     seed: int,
     update_index: int,
     progress: float,
+    after_step: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Epochs of minibatch steps on one batch; returns metrics averaged over the steps, `_max` ones by maximum.
 
@@ -132,24 +147,20 @@ def update(
     Args:
         loss: Per-action terms and metrics, the algorithm's state and config already bound.
         progress: Share of the run that is done, in [0, 1): what linear schedules follow.
+        after_step: Called after each optimizer step, as target networks need it.
 
     Raises:
         NonFiniteError: Before the optimizer step that a NaN or infinity would have entered.
         RuntimeError: The first minibatch shows that acting and scoring disagree (float32 or float64 only).
     """
-    rate = config.learning_rate * (1.0 - progress if config.schedule == "linear" else 1.0)
-    if update_index < config.warmup_updates:
-        rate *= (update_index + 1) / config.warmup_updates
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    # One minibatch is the batch.
-    if config.whiten == "batch" or (config.whiten == "minibatch" and config.minibatches == 1):
+    rate = set_learning_rate(optimizer, config, update_index=update_index, progress=progress)
+    if config.whitens_batch:
         batch = batch._replace(advantages=global_whiten(accelerator, batch.advantages, batch.mask))
     parameters = list(policy.parameters())
     filler = batch.rows(torch.zeros(1, dtype=torch.int64, device=batch.mask.device))
     history: list[dict[str, float]] = []
     for rows in _minibatches(batch, config, accelerator, seed=seed, update_index=update_index):
-        if config.whiten == "minibatch" and config.minibatches > 1:
+        if config.whitens_minibatches:
             rows = rows._replace(advantages=global_whiten(accelerator, rows.advantages, rows.mask))
         optimizer.zero_grad()
         metrics = gradient(
@@ -165,13 +176,36 @@ def update(
                 f"the gradient is not finite; the minibatch held samples {rows.sample_ids[:8].tolist()}."
             )
         optimizer.step()
+        if after_step is not None:
+            after_step()
         history.append(metrics)
     optimizer.zero_grad()
-    metrics = _mean(history)
+    return averaged(history, config) | {"learning_rate": rate, "gradient_steps": len(history)}
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, *, update_index: int, progress: float) -> float:
+    """Sets and returns the step size that schedule and warm-up give at this point of the run."""
+    rate = config.learning_rate * (1.0 - progress if config.schedule == "linear" else 1.0)
+    if update_index < config.warmup_updates:
+        rate *= (update_index + 1) / config.warmup_updates
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def averaged(history: list[dict[str, float]], config: Config) -> dict[str, float]:
+    """Metrics of an update from those of its steps: means, `_max` ones by maximum."""
+    metrics = {}
+    for name in history[0]:
+        values = [row[name] for row in history]
+        metrics[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
+    # Only before the first step do acting and scoring have to agree.
+    if "ratio_error_max" in metrics:
+        metrics["ratio_error_max"] = history[0]["ratio_error_max"]
     if "approx_kl_k3" in metrics:
         last_pass = history[-config.minibatches :]
         metrics["approx_kl_k3_last"] = sum(row["approx_kl_k3"] for row in last_pass) / len(last_pass)
-    return metrics | {"learning_rate": rate, "gradient_steps": len(history)}
+    return metrics
 
 
 def _minibatches(
@@ -182,15 +216,12 @@ def _minibatches(
     ids, offset = gather_rows(accelerator, batch.sample_ids)
     if config.minibatches > ids.shape[0]:
         raise InputError(f"minibatches is {config.minibatches}, but a rollout has {ids.shape[0]} rows; lower it.")
-    epochs = [f"minibatches of epoch {epoch}" for epoch in range(config.epochs)]
-    orders = hashed_orders(seed, epochs, update_index, ids)
-    for order in orders:
-        for chosen in order.tensor_split(config.minibatches):
-            # Where no row has an action, as when all lack a score, there is nothing to step on, nor to average.
-            if not bool(acted[chosen].any()):
-                continue
-            # The order within a minibatch plays no part, so a whole batch need not be copied.
-            yield batch if config.minibatches == 1 else _local_rows(batch, chosen, offset)
+    for order in hashed_orders(seed, config.passes, update_index, ids):
+        # Rows without an action, such as padding or samples that lack a score, have nothing to step on.
+        for chosen in order[acted[order] > 0].tensor_split(config.minibatches):
+            if chosen.shape[0]:
+                # The order within a minibatch plays no part, so a whole batch need not be copied.
+                yield batch if chosen.shape[0] == ids.shape[0] else _local_rows(batch, chosen, offset)
 
 
 def _clip(policy: nn.Module, parameters: list[nn.Parameter], most: float, accelerator: Accelerator) -> float:
@@ -247,7 +278,9 @@ def _stop_if_not_finite(
         return
     for micro, output, terms in seen:
         for name, tensor in (*output._asdict().items(), ("loss", terms)):
-            require_finite(name, tensor.masked_fill(~micro.mask, 0.0), micro.sample_ids)
+            # What the output says of each cell may be more than one number.
+            outside = ~micro.mask.view(*micro.mask.shape, *[1] * (tensor.dim() - 2))
+            require_finite(name, tensor.masked_fill(outside, 0.0), micro.sample_ids)
     raise NonFiniteError("the loss is not finite on another process; its message names the samples.")
 
 
@@ -261,14 +294,3 @@ def check_identity(metrics: dict[str, float], accelerator: Accelerator) -> None:
             "noise in the model, weights in half precision without --mixed-precision, a cache or position_ids that "
             "the model reads differently when decoding, or an attention kernel that ignores the mask."
         )
-
-
-def _mean(history: list[dict[str, float]]) -> dict[str, float]:
-    metrics = {}
-    for name in history[0]:
-        values = [row[name] for row in history]
-        metrics[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
-    # Only before the first step do acting and scoring have to agree.
-    if "ratio_error_max" in metrics:
-        metrics["ratio_error_max"] = history[0]["ratio_error_max"]
-    return metrics

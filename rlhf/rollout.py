@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -122,6 +122,15 @@ class Rollout:
                     raise ValueError(f"{part}[{name!r}] is {_describe(tensor)}; its leading axis must be {rows}.")
 
     @classmethod
+    def unchecked(cls, tensors: dict[str, Any]) -> Rollout:
+        """For tensors that were checked once and cannot be looked into now, as under `torch.func.vmap`."""
+        rollout = object.__new__(cls)
+        for field in fields(cls):
+            default = None if field.default is MISSING else field.default
+            object.__setattr__(rollout, field.name, tensors.get(field.name, default))
+        return rollout
+
+    @classmethod
     def demonstrations(cls, inputs: dict[str, Tensor], mask: Tensor, sample_ids: Tensor, costs: Tensor) -> Rollout:
         """Actions of a demonstrator: nothing is known of them but the actions, so every number is 0."""
         zeros = torch.zeros(mask.shape, device=mask.device)
@@ -165,6 +174,9 @@ class Batch(NamedTuple):
     units: Tensor
     sample_ids: Tensor
     costs: Tensor
+    # Only where the loss forms targets of its own.
+    rewards: Tensor | None = None
+    terminals: Tensor | None = None
 
     def rows(self, index: Tensor) -> Batch:
         """The rows `index` (int64 or bool), in that order."""

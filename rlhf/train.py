@@ -42,7 +42,8 @@ class Algorithm(Protocol):
 
     One whose step is of another kind than `optimize.update` also has an `update(policy, optimizer, rollout, batch,
     state, config, optimize_config, *, accelerator, seed, update_index, progress)`, which gets the batch as the policy
-    scores it (step by step if it is memoryless), and returns metrics and the next state.
+    scores it (step by step if it is memoryless), and returns metrics and the next state. One that is defined by how it
+    scales advantages has `WHITEN`, the only `whiten` of `optimize.Config` that it goes with.
     """
 
     def initial_state(self, config: Any) -> dict[str, Tensor]: ...
@@ -117,6 +118,11 @@ def train(
         Stopped: SIGTERM or Ctrl-C came; the update in hand is done and saved.
         NonFiniteError: A number turned NaN or infinite; the last good checkpoint is left as it is.
     """
+    if optimize_config.whiten != getattr(algorithm, "WHITEN", optimize_config.whiten):
+        raise InputError(
+            f"optimize.whiten is {optimize_config.whiten}, but {type(algorithm_config).__module__} needs "
+            f"{algorithm.WHITEN}; set it so."  # type: ignore[attr-defined]
+        )
     unit = "steps" if config.steps else "updates"
     if phase.finished(config.target, unit):
         policy.load(phase.final_policy)  # type: ignore[operator]

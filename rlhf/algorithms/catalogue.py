@@ -6,16 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from tyro.conf import AvoidSubcommands, subcommand
 
-from rlhf.algorithms import a2c, impala, ppo, q_actor_critic, td_actor_critic
+from rlhf.algorithms import a2c, discrete_sac, impala, ppo, q_actor_critic, replay_actor_critic, sac, td_actor_critic
 
 # Behaviour cloning learns from demonstrations, not from rewards, so it is no choice of method.
 ALGORITHMS: dict[str, Any] = {
     "a2c": a2c,
+    "discrete_sac": discrete_sac,
     "impala": impala,
     "ppo": ppo,
     "q_actor_critic": q_actor_critic,
+    "replay_actor_critic": replay_actor_critic,
+    "sac": sac,
     "td_actor_critic": td_actor_critic,
 }
+
+# Those that learn from replayed transitions, which only control has.
+REPLAYED = ("discrete_sac", "replay_actor_critic", "sac")
 
 # Of a config's field that may hold any of them: the command line then takes the options of the one that it holds.
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhf.control.normalize import CLIP, Normalizer
 from rlhf.control.policy import ControlPolicy
+from rlhf.control.twin_policy import TwinPolicy
 from rlhf.reduce import global_sum
 from rlhf.rollout import Rollout
 
@@ -58,8 +59,10 @@ def rollout_of(
     inputs = {"observations": policy.normalise(raw), "actions": actions}
     next_inputs = {"observations": policy.normalise(torch.as_tensor(seen.next_observations).to(device))}
     logprobs, _ = policy.score(outputs, actions)
-    values = torch.zeros_like(logprobs)
+    values, next_values = torch.zeros_like(logprobs), torch.zeros_like(logprobs)
     values[mask] = policy.values(inputs["observations"][mask], actions[mask])
+    next_values[mask] = policy.state_values({"observations": next_inputs["observations"][mask]})
+    terminals = torch.as_tensor(seen.terminated).to(device)
     ref_logprobs = None
     if reference is not None:
         ref_logprobs = torch.zeros_like(logprobs)
@@ -70,7 +73,7 @@ def rollout_of(
         behaviour_logprobs=logprobs,
         logprobs=logprobs,
         values=values,
-        next_values=_next_values(policy, seen, values, next_inputs),
+        next_values=next_values.masked_fill(terminals, 0.0),
         rewards=torch.as_tensor(rewards).to(logprobs),
         dones=torch.as_tensor(seen.terminated | seen.truncated).to(device),
         mask=mask,
@@ -78,22 +81,9 @@ def rollout_of(
         costs=torch.full_like(sample_ids, mask.shape[1], device=device),
         ref_logprobs=ref_logprobs,
         groups=None if groups is None else groups.to(device),
-        terminals=torch.as_tensor(seen.terminated).to(device),
+        terminals=terminals,
         next_inputs=next_inputs,
     )
-
-
-def _next_values(policy: ControlPolicy, seen: Experience, values: Tensor, next_inputs: dict[str, Tensor]) -> Tensor:
-    """V(s') is the next column's value, but where an episode or the row is cut off, or the critic values actions."""
-    terminated = torch.as_tensor(seen.terminated).to(values.device)
-    where = seen.truncated.copy()
-    where[:, -1] = True
-    if policy.config.critic == "action":
-        where[:] = True
-    asked = torch.as_tensor(where & seen.mask).to(values.device)
-    next_values = torch.cat([values[:, 1:], values[:, -1:]], dim=1)
-    next_values[asked] = policy.state_values({"observations": next_inputs["observations"][asked]})
-    return next_values.masked_fill(terminated, 0.0)
 
 
 def scaled_rewards(
@@ -118,7 +108,7 @@ def scaled_rewards(
     return np.clip(seen.rewards / float(moments.std()), -CLIP, CLIP)
 
 
-def observe(policy: ControlPolicy, seen: Experience, accelerator: Accelerator) -> None:
+def observe(policy: ControlPolicy | TwinPolicy, seen: Experience, accelerator: Accelerator) -> None:
     """Moves the policy's moments of observations, if it has any, by what it acted on."""
     if policy.config.normalise_observations:
         acted_on = torch.as_tensor(seen.observations[seen.mask])

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rlhf.control import saved
 from rlhf.control.normalize import Normalizer
 from rlhf.core.losses import categorical_entropy, gaussian_entropy
-from rlhf.core.random import derive_seed, gaussians
+from rlhf.core.random import categorical, derive_seed, gaussians
 from rlhf.errors import InputError
 from rlhf.rollout import Categorical, Gaussian, PolicyOutput
 
@@ -155,10 +154,7 @@ class ControlPolicy(nn.Module):
             return (outputs + self.log_std.exp() * gaussians(uniforms)).to(outputs.dtype)
         if uniforms is None:
             return outputs.argmax(-1)
-        cdf = outputs.double().softmax(-1).cumsum(-1)
-        # Scaling by the last value and clamping: rounding leaves it a hair off 1.
-        drawn = torch.searchsorted(cdf, uniforms * cdf[:, -1:], right=True).squeeze(-1)
-        return drawn.clamp(max=self.spaces.num_actions - 1)
+        return categorical(outputs, uniforms).squeeze(-1)
 
     def normalise(self, observations: Tensor) -> Tensor:
         """Raw observations as the networks take them."""
@@ -177,32 +173,11 @@ class ControlPolicy(nn.Module):
         return actions, self.score(outputs, actions)[0], self.values(observations, actions)
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        description = {"spaces": asdict(self.spaces), "config": asdict(self.config)}
-        (folder / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
-        save_file({name: x.contiguous() for name, x in self.state_dict().items()}, folder / "policy.safetensors")
+        saved.write(folder, self, spaces=self.spaces, config=self.config)
 
     def load(self, folder: Path) -> None:
         """Takes over, in place and exactly, what `save` wrote."""
-        tensors = _read_tensors(folder)
-        if _layout(tensors) != _layout(self.state_dict()):
-            raise InputError(f"{folder} holds a policy of other sizes or precision; open it with load_policy.")
-        self.load_state_dict(tensors)
-
-
-def load_policy(folder: Path) -> ControlPolicy:
-    """The policy that was saved in `folder`, ready to act on raw observations."""
-    try:
-        description = json.loads((folder / "policy.json").read_text())
-    except FileNotFoundError:
-        raise InputError(f"{folder} has no policy.json; give a folder that ControlPolicy.save wrote.") from None
-    policy = ControlPolicy(
-        Spaces(**_with_tuples(description["spaces"])), PolicyConfig(**_with_tuples(description["config"])), seed=0
-    )
-    if _read_tensors(folder)["actor.0.weight"].dtype == torch.float64:
-        policy.double()
-    policy.load(folder)
-    return policy
+        saved.fill(self, folder)
 
 
 def _mlp(
@@ -218,18 +193,3 @@ def _mlp(
         nn.init.zeros_(linear.bias)
         layers += [linear] if last else [linear, nn.Tanh()]
     return nn.Sequential(*layers)
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(folder / "policy.safetensors")
-    except FileNotFoundError:
-        raise InputError(f"{folder} has no policy.safetensors; give a folder that ControlPolicy.save wrote.") from None
-
-
-def _layout(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-
-
-def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from rlhf import optimize
-from rlhf.algorithms import a2c, impala, ppo, q_actor_critic, td_actor_critic
+from rlhf.algorithms import a2c, discrete_sac, impala, ppo, q_actor_critic, replay_actor_critic, sac, td_actor_critic
 from rlhf.algorithms.actor_critic import Critic
 from rlhf.algorithms.catalogue import ALGORITHMS, Method
-from rlhf.control import collect
+from rlhf.control import collect, replay
 from rlhf.control.policy import PolicyConfig
 from rlhf.errors import InputError
 
@@ -20,6 +20,7 @@ class Preset:
     steps: int = 100_000
     eval_every_steps: int = 2_560
     collect: collect.Config
+    replay: replay.Config = replay.Config()
     policy: PolicyConfig = PolicyConfig()
     method: Method
     optimize: optimize.Config
@@ -28,6 +29,10 @@ class Preset:
 _PPO = optimize.Config(learning_rate=1e-3, max_gradient_norm=0.5, whiten="minibatch", adam_eps=1e-5)
 
 _ACTOR_CRITIC = replace(_PPO, schedule="linear", epochs=1)
+
+# As many gradient steps as environment steps.
+_REPLAY = optimize.Config(learning_rate=1e-3, epochs=1, minibatches=32, max_gradient_norm=0.0, whiten="none")
+_TWINS = PolicyConfig(critic="action")
 
 PRESETS: dict[tuple[str, str], Preset] = {
     ("a2c", "CartPole-v1"): Preset(
@@ -78,11 +83,34 @@ PRESETS: dict[tuple[str, str], Preset] = {
         method=ppo.Config(gamma=0.99, gae_lambda=0.94, value_coef=1.0),
         optimize=replace(_PPO, schedule="linear", epochs=4, minibatches=32),
     ),
+    ("sac", "Pendulum-v1"): Preset(
+        steps=20_000,
+        eval_every_steps=2_000,
+        collect=collect.Config(num_envs=1, steps_per_rollout=32),
+        policy=_TWINS,
+        method=sac.Config(),
+        optimize=_REPLAY,
+    ),
+    ("discrete_sac", "CartPole-v1"): Preset(
+        steps=50_000,
+        collect=collect.Config(num_envs=4, steps_per_rollout=32),
+        policy=_TWINS,
+        method=discrete_sac.Config(),
+        optimize=_REPLAY,
+    ),
+    ("replay_actor_critic", "CartPole-v1"): Preset(
+        steps=50_000,
+        collect=collect.Config(num_envs=4, steps_per_rollout=32),
+        policy=_TWINS,
+        method=replay_actor_critic.Config(),
+        optimize=_REPLAY,
+    ),
 }
 
 
 def preset(algorithm: str, env_id: str) -> Preset:
-    """The settings for this pair; an environment without its own takes the algorithm's for CartPole-v1."""
+    """The settings for this pair; an environment without its own takes the first ones of the algorithm."""
     if algorithm not in ALGORITHMS:
         raise InputError(f"there is no algorithm {algorithm}; choose one of {', '.join(ALGORITHMS)}.")
-    return PRESETS.get((algorithm, env_id), PRESETS[algorithm, "CartPole-v1"])
+    first = next(settings for (name, _), settings in PRESETS.items() if name == algorithm)
+    return PRESETS.get((algorithm, env_id), first)

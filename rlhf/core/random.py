@@ -8,7 +8,7 @@ import hashlib
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 Bits = TypeVar("Bits", int, Tensor)
@@ -34,6 +34,14 @@ def gaussians(uniforms: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
     """Standard normal draws by the inverse of the normal CDF, from uniforms in [0, 1); at most 8.3 in size."""
     # Half a lattice step above 0, where the inverse is minus infinity; the largest uniform is below 1.
     return torch.special.ndtri(uniforms.clamp(min=2.0**-54))
+
+
+def categorical(logits: Float[Tensor, "*shape V"], uniforms: Float64[Tensor, "*shape K"]) -> Int64[Tensor, "*shape K"]:
+    """K draws from each softmax(logits) by the inverse CDF, from uniforms in [0, 1)."""
+    cdf = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    # Scaling by the last value and clamping: rounding leaves it a hair off 1.
+    drawn = torch.searchsorted(cdf, uniforms * cdf[..., -1:], right=True)
+    return drawn.clamp(max=cdf.shape[-1] - 1)
 
 
 def hashed_order(seed: int, purpose: str, update: int, ids: Int64[Tensor, " N"]) -> Int64[Tensor, " N"]:

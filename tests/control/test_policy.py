@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.control.policy import ControlPolicy, PolicyConfig, Spaces, load_policy
+from rlhf.control.load import load_policy
+from rlhf.control.policy import ControlPolicy, PolicyConfig, Spaces
 from rlhf.errors import InputError
 
 DISCRETE = Spaces(observation_size=3, num_actions=4, first_action=2)

@@ -1,0 +1,112 @@
+"""Soft actor-critic for discrete actions (Christodoulou, 2019; https://arxiv.org/abs/1910.07207): where `sac` draws
+an action, the expectation over all of them is taken exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from rlhf import optimize, replay
+from rlhf.core import losses
+from rlhf.errors import InputError
+from rlhf.rollout import Batch, Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Discrete SAC; `optimize.epochs` x `optimize.minibatches` steps an update, each on `batch_size` transitions."""
+
+    gamma: float = 0.99
+    """Discount per action, in [0, 1]."""
+    batch_size: int = 256
+    """Replayed transitions in each gradient step, over all processes."""
+    target_rate: float = 0.005
+    """Share of the way that the target critics go to the critics after each gradient step."""
+    target_entropy: float = 0.3
+    """Share of the entropy of even odds, log |A|, that the temperature steers the entropy to. The paper's 0.98 keeps
+    the policy next to even odds, so that the critics never see what a decided policy is worth."""
+
+    def __post_init__(self) -> None:
+        replay.require_ranges(self)
+        if not 0.0 <= self.target_entropy <= 1.0:
+            raise InputError(f"target_entropy is {self.target_entropy}; it must lie in [0, 1].")
+
+
+class Output(NamedTuple):
+    """What methods with replayed transitions and V discrete actions ask of a policy."""
+
+    logits: Tensor
+    """`(B, T, V)`."""
+    values: Tensor
+    """`(B, T, K, V)`, by each of K critics."""
+    next_logits: Tensor
+    """Where the replayed actions led; no gradient."""
+    next_values: Tensor
+    """There, by the target critics; no gradient."""
+    log_temperature: Tensor
+    """`(B, T)`."""
+
+
+def initial_state(config: Config) -> dict[str, Tensor]:
+    return {}
+
+
+def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
+    """Nothing yet: the targets are renewed at every gradient step."""
+    return replay.transitions(rollout), {}
+
+
+def loss(output: Output, batch: Batch, state: dict[str, Tensor], config: Config) -> tuple[Tensor, dict[str, Tensor]]:
+    """J_Q with the soft value of eq. 10, J_pi (eq. 12) and J_alpha (eq. 11, in log alpha)."""
+    temperature = output.log_temperature.detach().exp()
+    next_values = soft_values(output.next_logits, output.next_values.amin(-2), temperature)
+    targets = replay.one_step_targets(batch, next_values, gamma=config.gamma)
+    taken = replay.values_of(output.values, batch.inputs["actions"])
+    value_loss = replay.critic_loss(taken, targets)
+    policy_loss = -soft_values(output.logits, output.values.detach().amin(-2), temperature)
+    entropy = losses.categorical_entropy(output.logits).detach()
+    target_entropy = config.target_entropy * math.log(output.logits.shape[-1])
+    temperature_loss = output.log_temperature * (entropy - target_entropy)
+    metrics = replay.critic_metrics(taken, targets) | {
+        "policy_loss": policy_loss.detach(),
+        "value_loss": value_loss.detach(),
+        "entropy": entropy,
+        "temperature": temperature,
+    }
+    return value_loss + policy_loss + temperature_loss, metrics
+
+
+def soft_values(logits: Tensor, values: Tensor, temperature: Tensor) -> Tensor:
+    """V(s) = sum_a pi(a | s) (Q(s, a) - temperature log pi(a | s)) (eq. 10), `(B, T)` from `(B, T, V)`."""
+    logprobs = logits.log_softmax(-1)
+    return (logprobs.exp() * (values - temperature.unsqueeze(-1) * logprobs)).sum(-1)
+
+
+def update(
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    batch: Batch,
+    state: dict[str, Tensor],
+    config: Config,
+    optimize_config: optimize.Config,
+    *,
+    accelerator: Accelerator,
+    **step: Any,
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Gradient steps on all parts at once, from the weights before the step, each followed by the target critics."""
+    bound = partial(loss, state=state, config=config)
+    after = replay.follow(policy, accelerator, rate=config.target_rate)
+    step |= {"accelerator": accelerator, "after_step": after}
+    return optimize.update(policy, optimizer, batch, bound, optimize_config, **step), state
+
+
+def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
+    return state

@@ -1,0 +1,127 @@
+"""Actor-critic on a replay buffer, with both resamplings that make old actions harmless (Degris et al., 2012,
+https://arxiv.org/abs/1205.4839, for the gradient; Q with the policy's own next action for the critic).
+
+The buffer's states are taken as they are; its actions are not, if the policy draws its own where they matter:
+    critic:  Q(s, a) -> r + gamma Q(s', a'),  a' ~ pi(. | s')      (a critic of states cannot: it is biased)
+    actor:   mean_i grad log pi(a_i | s) Q(s, a_i),  a_i ~ pi(. | s)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from rlhf import optimize, replay
+from rlhf.algorithms.discrete_sac import Output
+from rlhf.core import losses
+from rlhf.core.random import categorical, uniforms
+from rlhf.errors import InputError
+from rlhf.rollout import Batch, Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Replay actor-critic for discrete actions. The policy's `critic` decides about the first resampling: a critic of
+    actions learns from a' ~ pi, a critic of states from what the buffer's actions led to.
+    """
+
+    gamma: float = 0.99
+    """Discount per action, in [0, 1]."""
+    batch_size: int = 256
+    """Replayed transitions in each gradient step, over all processes."""
+    target_rate: float = 0.005
+    """Share of the way that the target critics go to the critics after each gradient step."""
+    sampled_actions: int = 4
+    """Actions drawn from the policy at each replayed state for its gradient; 0: the buffer's own action, biased."""
+    baseline: bool = True
+    """Subtract E_pi[Q(s, .)] from Q(s, a_i), which leaves the expected gradient as it is."""
+    entropy_coef: float = 0.01
+    """Weight of the entropy bonus, nats per action."""
+
+    def __post_init__(self) -> None:
+        replay.require_ranges(self)
+        for name in ("sampled_actions", "entropy_coef"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
+
+
+def initial_state(config: Config) -> dict[str, Tensor]:
+    return {}
+
+
+def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
+    """Nothing yet: the targets are renewed at every gradient step."""
+    return replay.transitions(rollout), {}
+
+
+def loss(output: Output, batch: Batch, state: dict[str, Tensor], config: Config) -> tuple[Tensor, dict[str, Tensor]]:
+    """Critic loss, policy-gradient loss and entropy bonus per replayed transition; the lowest critic counts.
+
+    With the buffer's own action the weight is r + gamma Q(s', a') in place of Q(s, a_i).
+    """
+    draws = batch.inputs["uniforms"]
+    next_actions = categorical(output.next_logits, draws[..., :1])
+    next_values = output.next_values.amin(-2).gather(-1, next_actions).squeeze(-1)
+    targets = replay.one_step_targets(batch, next_values, gamma=config.gamma)
+    taken = replay.values_of(output.values, batch.inputs["actions"])
+    value_loss = replay.critic_loss(taken, targets)
+
+    logprobs, values = output.logits.log_softmax(-1), output.values.detach().amin(-2)
+    if config.sampled_actions:
+        actions = categorical(output.logits.detach(), draws[..., 1:])
+        gains = values.gather(-1, actions)
+    else:
+        actions, gains = batch.inputs["actions"].unsqueeze(-1), targets.unsqueeze(-1)
+    if config.baseline:
+        gains = gains - (logprobs.detach().exp() * values).sum(-1, keepdim=True)
+    policy_loss = losses.policy_gradient_loss(logprobs.gather(-1, actions), gains).mean(-1)
+    entropy = losses.categorical_entropy(output.logits)
+    metrics = replay.critic_metrics(taken, targets) | {
+        "policy_loss": policy_loss.detach(),
+        "value_loss": value_loss.detach(),
+        "entropy": entropy.detach(),
+    }
+    # There is no temperature here, but data parallelism needs every parameter in the graph.
+    terms = value_loss + policy_loss - config.entropy_coef * entropy + 0.0 * output.log_temperature
+    return terms, metrics
+
+
+def update(
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    batch: Batch,
+    state: dict[str, Tensor],
+    config: Config,
+    optimize_config: optimize.Config,
+    *,
+    accelerator: Accelerator,
+    seed: int,
+    update_index: int,
+    progress: float,
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Gradient steps on all parts at once, from the weights before the step, each followed by the target critics."""
+    num_draws = 1 + config.sampled_actions
+    draws = uniforms(seed, "actions at replayed states", update_index, batch.sample_ids, num_draws).unsqueeze(1)
+    batch = batch._replace(inputs={**batch.inputs, "uniforms": draws})
+    metrics = optimize.update(
+        policy,
+        optimizer,
+        batch,
+        partial(loss, state=state, config=config),
+        optimize_config,
+        accelerator=accelerator,
+        seed=seed,
+        update_index=update_index,
+        progress=progress,
+        after_step=replay.follow(policy, accelerator, rate=config.target_rate),
+    )
+    return metrics, state
+
+
+def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
+    return state

@@ -1,0 +1,28 @@
+"""Saved policies of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rlhf.control.policy import ControlPolicy, PolicyConfig, Spaces
+from rlhf.control.saved import read_description, read_tensors
+from rlhf.control.twin_policy import TwinPolicy
+from rlhf.errors import InputError
+
+KINDS: dict[str, type[ControlPolicy] | type[TwinPolicy]] = {kind.__name__: kind for kind in (ControlPolicy, TwinPolicy)}
+
+
+def load_policy(folder: Path) -> ControlPolicy | TwinPolicy:
+    """The policy that was saved in `folder`, ready to act on raw observations."""
+    description = read_description(folder)
+    if description["kind"] not in KINDS:
+        raise InputError(f"{folder} holds a {description['kind']}; this version knows {', '.join(KINDS)}.")
+    kind = KINDS[description["kind"]]
+    policy = kind(Spaces(**description["spaces"]), PolicyConfig(**description["config"]), seed=0)
+    weight_name = next(name for name, _ in policy.named_parameters())
+    if read_tensors(folder)[weight_name].dtype == torch.float64:
+        policy.double()
+    policy.load(folder)
+    return policy
