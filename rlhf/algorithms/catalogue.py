@@ -6,15 +6,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from tyro.conf import AvoidSubcommands, subcommand
 
-from rlhf.algorithms import a2c, discrete_sac, impala, ppo, q_actor_critic, replay_actor_critic, sac, td_actor_critic
+from rlhf.algorithms import (
+    a2c,
+    discrete_sac,
+    impala,
+    off_policy,
+    ppo,
+    q_actor_critic,
+    reinforce,
+    replay_actor_critic,
+    sac,
+    td_actor_critic,
+)
 
 # Behaviour cloning learns from demonstrations, not from rewards, so it is no choice of method.
 ALGORITHMS: dict[str, Any] = {
     "a2c": a2c,
     "discrete_sac": discrete_sac,
     "impala": impala,
+    "off_policy": off_policy,
     "ppo": ppo,
     "q_actor_critic": q_actor_critic,
+    "reinforce": reinforce,
     "replay_actor_critic": replay_actor_critic,
     "sac": sac,
     "td_actor_critic": td_actor_critic,

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from rlhf import optimize
-from rlhf.algorithms import a2c, discrete_sac, impala, ppo, q_actor_critic, replay_actor_critic, sac, td_actor_critic
+from rlhf.algorithms import (
+    a2c,
+    discrete_sac,
+    impala,
+    off_policy,
+    ppo,
+    q_actor_critic,
+    reinforce,
+    replay_actor_critic,
+    sac,
+    td_actor_critic,
+)
 from rlhf.algorithms.actor_critic import Critic
 from rlhf.algorithms.catalogue import ALGORITHMS, Method
 from rlhf.control import collect, replay
@@ -62,6 +73,20 @@ PRESETS: dict[tuple[str, str], Preset] = {
         eval_every_steps=10_240,
         collect=collect.Config(num_envs=16, steps_per_rollout=16, lag=4),
         method=impala.Config(gamma=0.99, td_lambda=0.95),
+        optimize=_ACTOR_CRITIC,
+    ),
+    ("reinforce", "CartPole-v1"): Preset(
+        steps=500_000,
+        eval_every_steps=10_240,
+        collect=collect.Config(episodes_per_rollout=16),
+        method=reinforce.Config(gamma=0.99, baseline="value", critic_epochs=10, units="action"),
+        optimize=replace(_ACTOR_CRITIC, learning_rate=5e-3),
+    ),
+    ("off_policy", "CartPole-v1"): Preset(
+        steps=500_000,
+        eval_every_steps=10_240,
+        collect=collect.Config(num_envs=16, steps_per_rollout=16, lag=4),
+        method=off_policy.Config(gamma=0.99),
         optimize=_ACTOR_CRITIC,
     ),
     ("ppo", "CartPole-v1"): Preset(

@@ -1,0 +1,259 @@
+"""Importance-weighted policy gradients: expectations over every trajectory of another policy, by enumeration."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rlhf.algorithms import off_policy
+from rlhf.core import advantages, importance
+from rlhf.core.mdp import Mdp, action_values, step_marginals, visits
+from rlhf.errors import InputError
+from rlhf.reduce import MetricSums
+from rlhf.rollout import Rollout
+from tests.algorithms.batches_of_episodes import CPU, gradient_of_return
+from tests.algorithms.test_enumeration import TinyLm, TinyMdp, our_gradient, rollout_of
+from tests.batches import make_rollout
+from tests.tabular import TabularPolicy
+
+PROBLEMS = pytest.mark.parametrize("problem", [TinyMdp(), TinyLm()], ids=["mdp", "lm"])
+
+
+def check(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
+
+
+def lagging(problem: TinyMdp | TinyLm) -> tuple[nn.Module, nn.Module, Rollout, Tensor]:
+    """The learner, the actor, every trajectory as the learner scores it, and its probability under the actor."""
+    learner, actor = problem.policy(), problem.policy(seed=7)
+    rollout, probabilities = rollout_of(problem, actor, None)
+    with torch.no_grad():
+        output = learner(rollout.inputs)
+    values = output.values.masked_fill(~rollout.mask, 0.0)
+    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1).masked_fill(rollout.dones, 0.0)
+    return (
+        learner,
+        actor,
+        replace(rollout, logprobs=output.logprobs, values=values, next_values=next_values),
+        probabilities,
+    )
+
+
+def exact(learner: nn.Module, problem: TinyMdp | TinyLm) -> dict[str, Tensor]:
+    """Of -J, the learner's own, for every parameter that it depends on."""
+    inputs, mask, rewards = problem.trajectories()
+    expected = (problem.trajectory_logprobs(learner, inputs, mask).sum(1).exp() * rewards.sum(1)).sum()
+    learner.zero_grad()
+    (-expected).backward()
+    return {
+        name: parameter.grad.clone() for name, parameter in learner.named_parameters() if parameter.grad is not None
+    }
+
+
+@PROBLEMS
+@pytest.mark.parametrize("ratios", ["trajectory", "decision"])
+@pytest.mark.parametrize("baseline", ["none", "value"])
+def test_products_of_ratios_make_the_expected_gradient_exact(problem, ratios: str, baseline: str) -> None:
+    learner, _, rollout, probabilities = lagging(problem)
+    config = off_policy.Config(ratios=ratios, baseline=baseline, value_coef=0.0)
+    ours = our_gradient(learner, rollout, probabilities, off_policy, config, 10_000)
+    for name, gradient in exact(learner, problem).items():
+        check(ours[name], gradient)
+
+
+@PROBLEMS
+@pytest.mark.parametrize("ratios", ["action", "trajectory", "decision"])
+def test_without_lag_every_kind_is_exact(problem, ratios: str) -> None:
+    learner = problem.policy()
+    rollout, probabilities = rollout_of(problem, learner, None)
+    config = off_policy.Config(ratios=ratios, value_coef=0.0)
+    ours = our_gradient(learner, rollout, probabilities, off_policy, config, 10_000)
+    for name, gradient in exact(learner, problem).items():
+        check(ours[name], gradient)
+
+
+class Unrolled:
+    """TinyMdp with the time in the state, t * 3 + s, so that its horizon is part of it; and its tables of policies."""
+
+    def __init__(self, problem: TinyMdp) -> None:
+        num_states, num_steps = len(problem.reward), problem.num_steps
+        transitions = torch.zeros(num_steps * num_states, 2, num_steps * num_states, dtype=torch.float64)
+        for t in range(num_steps - 1):
+            for state in range(num_states):
+                for action in range(2):
+                    if (state, action) != problem.terminal:
+                        following = (t + 1) * num_states + problem.transition[state][action]
+                        transitions[t * num_states + state, action, following] = 1.0
+        start = torch.zeros(num_steps * num_states, dtype=torch.float64)
+        start[0] = 1.0
+        self.num_steps, self.num_states = num_steps, num_states
+        rewards = torch.tensor(problem.reward, dtype=torch.float64).repeat(num_steps, 1)
+        self.mdp = Mdp(transitions, rewards, start)
+
+    def table(self, policy: nn.Module) -> Tensor:
+        return policy.logits.softmax(-1).repeat(self.num_steps, 1)
+
+    def gradient(self, learner: nn.Module, state_weights: Tensor, returns: Tensor) -> Tensor:
+        """sum_s w(s) sum_a grad pi(a | s) q(s, a), uphill."""
+        total = (state_weights.detach().unsqueeze(1) * self.table(learner) * returns.detach()).sum()
+        return torch.autograd.grad(total, learner.logits)[0]
+
+    def marginals(self, policy: nn.Module, states: Tensor) -> Tensor:
+        """P(s_t) of the states that a rollout was in."""
+        per_step = step_marginals(self.mdp, self.table(policy).detach(), num_steps=self.num_steps)
+        columns = torch.arange(self.num_steps)
+        return per_step[columns, columns * self.num_states + states]
+
+
+def test_the_ratio_of_one_action_has_the_predicted_bias() -> None:
+    """The actor's states and the actor's returns: sum_s d_b(s) sum_a grad pi(a | s) Q_b(s, a)."""
+    problem = TinyMdp()
+    learner, actor, rollout, probabilities = lagging(problem)
+    config = off_policy.Config(ratios="action", baseline="none")
+    ours = -our_gradient(learner, rollout, probabilities, off_policy, config, 10_000)["logits"]
+    world = Unrolled(problem)
+    acted = world.table(actor).detach()
+    counts, returns = visits(world.mdp, acted, gamma=1.0), action_values(world.mdp, acted, gamma=1.0)
+    check(ours, world.gradient(learner, counts, returns))
+    assert float((ours - gradient_of_return(learner, problem, 1.0)).norm()) > 0.05
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_marginal_ratios_are_unbiased_with_corrected_returns(corrected: bool) -> None:
+    """With the actor's own returns they leave the bias of Q_b in the place of Q_pi."""
+    problem = TinyMdp()
+    learner, actor, rollout, probabilities = lagging(problem)
+    world, states = Unrolled(problem), rollout.inputs["states"]
+    log_ratios = rollout.logprobs - rollout.behaviour_logprobs
+    weights = importance.marginal_ratios(log_ratios, world.marginals(learner, states), world.marginals(actor, states))
+    discounts = importance.corrected_discounts(log_ratios, rollout.dones, gamma=1.0) if corrected else 1.0
+    nothing = torch.zeros_like(rollout.rewards)
+    returns = advantages.monte_carlo_returns(rollout.rewards, nothing, rollout.dones, gamma=discounts)
+    credits = probabilities.unsqueeze(1) * weights * returns
+    terms = torch.where(rollout.mask, credits * learner(rollout.inputs).logprobs, 0.0)
+    ours = torch.autograd.grad(terms.sum(), learner.logits)[0]
+    truth = gradient_of_return(learner, problem, 1.0)
+    if corrected:
+        check(ours, truth)
+        return
+    table = world.table(learner).detach()
+    acted = action_values(world.mdp, world.table(actor).detach(), gamma=1.0)
+    check(ours, world.gradient(learner, visits(world.mdp, table, gamma=1.0), acted))
+    assert float((ours - truth).norm()) > 0.05
+
+
+def test_a_later_step_weighs_by_the_policy_as_it_has_become() -> None:
+    """grad of sum rho(theta) A with rho = pi_theta / b, though the batch holds pi_old / b."""
+    learner, _, rollout, probabilities = lagging(TinyMdp())
+    config = off_policy.Config(baseline="none")
+    with torch.no_grad():
+        learner.logits.add_(torch.linspace(-0.5, 0.5, 6, dtype=torch.float64).view(3, 2))
+    ours = our_gradient(learner, rollout, probabilities, off_policy, config, 10_000)["logits"]
+    returns = rollout.rewards.flip(1).cumsum(1).flip(1)
+    ratios = torch.exp(learner(rollout.inputs).logprobs - rollout.behaviour_logprobs)
+    total = -(probabilities.unsqueeze(1) * ratios * returns).masked_fill(~rollout.mask, 0.0).sum()
+    check(ours, torch.autograd.grad(total, learner.logits)[0])
+
+
+def uneven(seed: int = 0) -> Rollout:
+    rollout = make_rollout(TabularPolicy(4, 3), rows=6, steps=4, seed=seed)
+    generator = torch.Generator().manual_seed(1)
+    noise = 0.5 * torch.randn(rollout.mask.shape, generator=generator, dtype=torch.float64)
+    return replace(rollout, behaviour_logprobs=rollout.logprobs + noise)
+
+
+@pytest.mark.parametrize("units", ["episode", "action"])
+@pytest.mark.parametrize("ratios", ["action", "trajectory", "decision"])
+def test_self_normalised_weights_are_a_share_of_their_sum(ratios: str, units: str) -> None:
+    """Scaling every ratio by one number, as an unnormalised density would, changes nothing."""
+    rollout = uneven()
+    config = off_policy.Config(ratios=ratios, units=units, self_normalised=True, baseline="none")
+    batch, _ = off_policy.estimate(rollout, {}, config)
+    plain, _ = off_policy.estimate(rollout, {}, replace(config, self_normalised=False))
+    check(batch.weights, plain.weights)
+    if units == "action":
+        check(batch.units, batch.weights)
+        check(plain.units, rollout.mask.double())
+    else:
+        lengths = rollout.mask.sum(1, keepdim=True)
+        check(batch.units, batch.weights / lengths)
+        check(plain.units.sum(1), torch.ones(6, dtype=torch.float64))
+    if ratios == "trajectory" and units == "episode":
+        products = (rollout.logprobs - rollout.behaviour_logprobs).sum(1).exp()
+        check(batch.units.sum(), products.sum())
+
+
+@pytest.mark.parametrize("ratios", ["action", "trajectory", "decision"])
+def test_effective_sample_size_is_of_all_weights(ratios: str) -> None:
+    rollout = uneven()
+    config = off_policy.Config(ratios=ratios)
+    _, cells = off_policy.estimate(rollout, {}, config)
+    sums = MetricSums()
+    for rows in (slice(0, 2), slice(2, 6)):
+        sums.add({name: x[rows] for name, x in cells.items()}, rollout.mask[rows], rollout.dones[rows])
+    metrics = sums.reduce(CPU) | {"steps": int(rollout.mask.sum())}
+    logs = rollout.logprobs - rollout.behaviour_logprobs
+    weights = {
+        "action": logs.exp()[rollout.mask],
+        "trajectory": logs.sum(1).exp(),
+        "decision": logs.cumsum(1).exp()[rollout.mask],
+    }[ratios]
+    state = off_policy.adapt(off_policy.initial_state(config), metrics, config)
+    expected = float(weights.sum() ** 2 / (weights**2).sum())
+    assert float(state["effective_samples"]) == pytest.approx(expected, rel=1e-12)
+    assert metrics["weight_max"] == pytest.approx(float(weights.max()), rel=1e-12)
+    assert expected < len(weights) - 0.1
+
+
+def test_without_lag_every_sample_counts_fully() -> None:
+    rollout = make_rollout(TabularPolicy(4, 3), rows=6, steps=4)
+    config = off_policy.Config()
+    _, cells = off_policy.estimate(rollout, {}, config)
+    sums = MetricSums()
+    sums.add(cells, rollout.mask, rollout.dones)
+    steps = int(rollout.mask.sum())
+    metrics = sums.reduce(CPU) | {"steps": steps}
+    assert float(off_policy.adapt({}, metrics, config)["effective_samples"]) == pytest.approx(steps)
+    assert metrics["behaviour_kl_k3"] == 0.0
+
+
+def test_the_critic_and_the_entropy_have_their_coefficients() -> None:
+    policy = TabularPolicy(4, 3)
+    rollout = uneven()
+    config = off_policy.Config(value_coef=0.7, entropy_coef=0.1)
+    batch, _ = off_policy.estimate(rollout, {}, config)
+    output = policy(rollout.inputs)
+    moved = output._replace(values=output.values + 1.0, logprobs=output.logprobs + 0.2)
+    terms, metrics = off_policy.loss(moved, batch, {}, config)
+    expected = (
+        -math.exp(0.2) * batch.advantages - 0.1 * output.entropy + 0.35 * (output.values + 1.0 - batch.returns) ** 2
+    )
+    check(terms[rollout.mask], expected[rollout.mask])
+    without, _ = off_policy.loss(moved, batch, {}, replace(config, baseline="none"))
+    check((terms - without)[rollout.mask], 0.7 * metrics["value_loss"][rollout.mask])
+
+
+def test_the_estimate_does_not_change_the_rollout() -> None:
+    rollout = uneven()
+    before = copy.deepcopy(rollout)
+    off_policy.estimate(rollout, {}, off_policy.Config(ratios="decision", kl_coef=0.1))
+    assert torch.equal(rollout.rewards, before.rewards)
+    assert torch.equal(rollout.behaviour_logprobs, before.behaviour_logprobs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gamma": -0.1}, "gamma is -0.1; it must lie in"),
+        ({"value_coef": -1.0}, "value_coef is -1.0; it must not be negative"),
+        ({"entropy_coef": math.nan}, "entropy_coef is nan; it must not be negative"),
+    ],
+)
+def test_values_out_of_range_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        off_policy.Config(**changes)

@@ -1,0 +1,95 @@
+"""REINFORCE and off-policy policy gradient on a language model, by what a whole run logs and leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from rlhf import optimize, train
+from rlhf.algorithms import off_policy, reinforce
+from rlhf.lm import collect
+from rlhf.lm.evaluate import ResponseEvaluator
+from rlhf.lm.finetune import ImproveConfig, improve
+from rlhf.lm.generate import Sampling
+from rlhf.lm.policy import CausalLM
+from rlhf.lm.rewards import Rewards
+from rlhf.runs.log import read_lines
+from rlhf.runs.run import Run
+from tests.lm.words import EOS, D, word_tokenizer
+from tests.lm.worlds import length_and_bonus, word_policy, word_prompts
+from tests.whole_loops import RunConfig, none_for_one_prompt
+
+UPDATES = 3
+
+
+def run(folder: Path, method: Any, *, lag: int = 0) -> tuple[CausalLM, list[dict[str, Any]]]:
+    """The policy after three updates, one step each, and what was logged of them; one prompt has no scores."""
+    accelerator, policy = Accelerator(cpu=True), word_policy()
+    rewards = Rewards([length_and_bonus, none_for_one_prompt], allow_none=True)
+    sampling = Sampling(max_new_tokens=6, stop_tokens=(EOS, D))
+    evaluate = ResponseEvaluator(
+        word_prompts(),
+        word_tokenizer(),
+        rewards,
+        sampling=sampling,
+        seed=0,
+        accelerator=accelerator,
+        micro_batch_cost=1000,
+        use_reference=method.kl_coef > 0,
+    )
+    improve(
+        policy,
+        word_prompts(),
+        word_tokenizer(),
+        rewards,
+        evaluate,
+        sampling=sampling,
+        config=ImproveConfig(
+            collect=collect.Config(prompts_per_rollout=4, responses_per_prompt=3, lag=lag),
+            method=method,
+            train=train.Config(updates=UPDATES, eval_every=0, checkpoint_every=0),
+            optimize=optimize.Config(learning_rate=0.01, epochs=1, micro_batch_cost=1000, whiten="none"),
+        ),
+        phase=Run(folder, RunConfig(name="lm"), resume=False, accelerator=accelerator).phase("improve"),
+        accelerator=accelerator,
+        seed=0,
+    )
+    rows = read_lines(folder / "improve" / "metrics.jsonl")
+    return policy, [row for row in rows if "policy_loss" in row]
+
+
+def weights(policy: CausalLM, *, critic: bool) -> Tensor:
+    own = {id(parameter) for parameter in policy.critic_parameters()}
+    return torch.cat([p.detach().flatten() for p in policy.parameters() if (id(p) in own) == critic])
+
+
+@pytest.mark.parametrize("baseline", ["none", "mean", "leave_one_out", "step_mean", "step_leave_one_out", "value"])
+def test_reinforce_trains_the_critic_only_for_a_value_baseline(baseline: str, tmp_path: Path) -> None:
+    method = reinforce.Config(baseline=baseline, kl_coef=0.1, critic_epochs=3)
+    policy, rows = run(tmp_path / "run", method)
+    began = word_policy()
+    assert not torch.equal(weights(policy, critic=False), weights(began, critic=False))
+    assert torch.equal(weights(policy, critic=True), weights(began, critic=True)) is (baseline != "value")
+    assert len(rows) == UPDATES
+    assert all(row["gradient_steps"] == 1 for row in rows)
+    assert all(row["ratio_error_max"] < 1e-9 for row in rows)
+    assert rows[0]["kl_ref_k3"] == pytest.approx(0.0, abs=1e-9)
+    assert rows[-1]["kl_ref_k3"] > 1e-6
+
+
+@pytest.mark.parametrize("ratios", ["action", "trajectory", "decision"])
+def test_off_policy_learns_from_actors_that_lag(ratios: str, tmp_path: Path) -> None:
+    """The first update acts as the learner would: every sample counts fully. Later ones weigh the actor's."""
+    _, rows = run(tmp_path / "run", off_policy.Config(ratios=ratios, kl_coef=0.1), lag=1)
+    counted = [row["episodes"] if ratios == "trajectory" else row["steps"] for row in rows]
+    first, second = rows[0], rows[1]
+    assert first["behaviour_kl_k3"] == pytest.approx(0.0, abs=1e-9)
+    assert first["effective_samples"] == pytest.approx(counted[0], rel=1e-6)
+    assert second["behaviour_kl_k3"] > 1e-6
+    assert second["effective_samples"] < counted[1] - first["steps"] * (ratios != "trajectory") - 1e-3
+    assert all(row["ratio_error_max"] < 1e-9 for row in rows)
