@@ -1,0 +1,143 @@
+"""TD(lambda) actor-critic with eligibility traces: the backward view, online (Sutton and Barto, 2018, section 13.6;
+http://incompleteideas.net/book).
+
+Each row of a rollout is one stream of experience; with one step a row the weights move at every step, with more they
+are held meanwhile. Steps are plain: the optimizer gives the learning rate and the norm to clip at, and takes no part.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from rlhf import optimize
+from rlhf.algorithms import actor_critic
+from rlhf.core import advantages
+from rlhf.core.traces import accumulate
+from rlhf.errors import InputError
+from rlhf.reduce import MetricSums, gather_rows, global_sum
+from rlhf.rollout import Batch, NonFiniteError, PolicyOutput, Rollout, batch_of, charge_kl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Accumulating traces, one for each row, averaged over rows; without the book's factor gamma^t (its I), as
+    everywhere in this package."""
+
+    gamma: float = 1.0
+    """Discount per action, in [0, 1]."""
+    actor_lambda: float = 0.9
+    """Decay of the policy's traces beside gamma, in [0, 1]; 0 is one-step actor-critic, 1 Monte Carlo."""
+    critic_lambda: float = 0.9
+    """Decay of the critic's traces beside gamma, in [0, 1]."""
+    critic_rate: float = 1.0
+    """Step size of the critic over that of the policy."""
+    kl_coef: float = 0.0
+    """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
+
+    def __post_init__(self) -> None:
+        actor_critic.check(self, shares=("gamma", "actor_lambda", "critic_lambda"), sizes=("critic_rate", "kl_coef"))
+
+
+def initial_state(config: Config) -> dict[str, Tensor]:
+    """The traces join it at the first update, when their size is known."""
+    return {}
+
+
+def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
+    """TD errors r + gamma V(s') - V(s), for policy and critic alike."""
+    rewards, metrics = charge_kl(rollout, config.kl_coef)
+    targets = advantages.td0_returns(rewards, rollout.next_values, gamma=config.gamma)
+    units = rollout.mask.to(rewards)
+    metrics |= actor_critic.critic_metrics(rewards, rollout, gamma=config.gamma)
+    return batch_of(rollout, advantages=targets - rollout.values, returns=targets, weights=units, units=units), metrics
+
+
+def loss(
+    output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Config
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a step descends if both lambdas are 0."""
+    return actor_critic.policy_and_value_loss(output, batch, entropy_coef=0.0, value_coef=config.critic_rate)
+
+
+def update(
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    batch: Batch,
+    state: dict[str, Tensor],
+    config: Config,
+    optimize_config: optimize.Config,
+    *,
+    accelerator: Accelerator,
+    seed: int,
+    update_index: int,
+    progress: float,
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """weights += rate * mean over rows of sum_t delta_t z_t. The state holds the traces of every rank's rows."""
+    model: Any = accelerator.unwrap_model(policy)
+    if not model.memoryless:
+        raise InputError("eligibility traces need the gradient of each action, so a policy without memory.")
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients, output = _gradients(model, parameters, batch)
+    ids, offset = gather_rows(accelerator, rollout.sample_ids)
+    traces = state.get("traces", gradients.new_zeros(len(ids), gradients.shape[-1]))
+    shape = rollout.mask.shape
+    decay, rates = _of_each_weight(model, parameters, config)
+    updates, traces = accumulate(
+        gradients.view(*shape, -1),
+        batch.advantages.view(shape),
+        rollout.dones,
+        traces[offset : offset + shape[0]],
+        decay=decay,
+    )
+    step = rates * global_sum(accelerator, updates.sum(dim=0)) / global_sum(accelerator, batch.mask.sum()).clamp(min=1)
+    rate = optimize.set_learning_rate(optimizer, optimize_config, update_index=update_index, progress=progress)
+    norm = _step(parameters, step, rate=rate, most=optimize_config.max_gradient_norm)
+    sums = MetricSums()
+    sums.add(loss(output, batch, state, config)[1], batch.mask)
+    metrics = sums.reduce(accelerator) | {"gradient_norm": norm, "gradient_steps": 1, "learning_rate": rate}
+    return metrics, {**state, "traces": accelerator.gather(traces)}
+
+
+def _gradients(model: Any, parameters: list[nn.Parameter], batch: Batch) -> tuple[Tensor, PolicyOutput]:
+    """`(N, P)` gradients of log pi(a | s) + V(s), which share no parameter, at each of the single steps."""
+    output = model(batch.inputs)
+    scores = (output.logprobs + output.values).masked_fill(~batch.mask, 0.0).squeeze(1)
+    each = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
+    gradients = torch.autograd.grad(scores, parameters, each, is_grads_batched=True)
+    return torch.cat([x.flatten(1) for x in gradients], dim=1), PolicyOutput(*(x.detach() for x in output))
+
+
+def _of_each_weight(model: Any, parameters: list[nn.Parameter], config: Config) -> tuple[Tensor, Tensor]:
+    """`(P,)` decay of the trace, and step size over the policy's."""
+    critic = {id(parameter) for parameter in model.critic_parameters()}
+    decays, rates = [], []
+    for parameter in parameters:
+        own = id(parameter) in critic
+        lambda_, rate = (config.critic_lambda, config.critic_rate) if own else (config.actor_lambda, 1.0)
+        decays.append(torch.full_like(parameter, config.gamma * lambda_).flatten())
+        rates.append(torch.full_like(parameter, rate).flatten())
+    return torch.cat(decays).detach(), torch.cat(rates).detach()
+
+
+@torch.no_grad()
+def _step(parameters: list[nn.Parameter], step: Tensor, *, rate: float, most: float) -> float:
+    """Adds `rate` times the step, scaled down to the norm `most` (0 is off); returns its norm before that."""
+    norm = float(step.norm())
+    if not math.isfinite(norm):
+        raise NonFiniteError("the update by eligibility traces is not finite.")
+    scale = rate * min(1.0, most / norm) if most and norm else rate
+    parts = step.split([parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.add_(part.view_as(parameter), alpha=scale)
+    return norm
+
+
+def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
+    return state

@@ -1,0 +1,139 @@
+"""TD(lambda) with traces: the forward view it equals, what its lambdas reduce to, and traces across updates."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf import optimize
+from rlhf.algorithms import eligibility
+from rlhf.core.advantages import gae
+from rlhf.errors import InputError
+from rlhf.rollout import Rollout, single_steps
+from tests.algorithms.test_enumeration import TinyLm, rollout_of
+from tests.batches import make_rollout
+from tests.episodes import CPU, STATE
+from tests.tabular import TabularPolicy
+
+GAMMA = 0.9
+RATE = optimize.Config(learning_rate=0.5, max_gradient_norm=0.0)
+
+
+def updated(policy: Any, rollout: Rollout, state: dict[str, Tensor], settings: optimize.Config = RATE, **config: Any):
+    """One update in place; its metrics and the next state."""
+    config = eligibility.Config(gamma=GAMMA, **config)
+    batch, _ = eligibility.estimate(rollout, state, config)
+    batch = single_steps(batch) if policy.memoryless else batch
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1)
+    step = {"accelerator": CPU, "seed": 0, "update_index": 0, "progress": 0.5}
+    return eligibility.update(policy, optimizer, rollout, batch, state, config, settings, **step)
+
+
+def rollout_and_policy() -> tuple[TabularPolicy, Rollout]:
+    policy = TabularPolicy(4, 3)
+    return policy, make_rollout(policy, rows=5, steps=6)
+
+
+def columns(rollout: Rollout) -> list[Rollout]:
+    """The same steps as rollouts of one step a row."""
+    parts = []
+    for t in range(rollout.mask.shape[1]):
+        cells = {
+            name: value[:, [t]]
+            for name, value in vars(rollout).items()
+            if isinstance(value, Tensor) and value.shape == rollout.mask.shape
+        }
+        inputs = {name: x[:, [t]] for name, x in rollout.inputs.items()}
+        parts.append(replace(rollout, **cells, inputs=inputs, costs=torch.ones_like(rollout.costs)))
+    return parts
+
+
+@pytest.mark.parametrize(("actor_lambda", "critic_lambda"), [(0.0, 0.0), (0.7, 0.7), (0.9, 0.3), (1.0, 1.0)])
+def test_an_update_of_whole_episodes_is_that_of_the_forward_view(actor_lambda: float, critic_lambda: float) -> None:
+    """Weights held, it is the gradient of mean log pi A^(lambda) and of -(V - G^lambda)^2 / 2, autograd's; lambda 0 is
+    one-step actor-critic, 1 Monte Carlo."""
+    policy, rollout = rollout_and_policy()
+    tensors = (rollout.rewards, rollout.values, rollout.next_values, rollout.dones)
+    forward = [gae(*tensors, gamma=GAMMA, gae_lambda=lambda_) for lambda_ in (actor_lambda, critic_lambda)]
+    output = policy(rollout.inputs)
+    targets = (rollout.values + forward[1]).detach()
+    objective = output.logprobs * forward[0] - 3.0 * 0.5 * (output.values - targets).square()
+    gradients = torch.autograd.grad(
+        objective.masked_fill(~rollout.mask, 0.0).sum() / rollout.mask.sum(), list(policy.parameters())
+    )
+    expected = [x.detach() + 0.5 * gradient for x, gradient in zip(policy.parameters(), gradients, strict=True)]
+    _, state = updated(policy, rollout, STATE, actor_lambda=actor_lambda, critic_lambda=critic_lambda, critic_rate=3.0)
+    for parameter, right in zip(policy.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), right, rtol=0, atol=1e-9)
+    assert not state["traces"].any()
+
+
+def test_traces_go_on_across_updates() -> None:
+    """Online, weights as they are after each step, against the book's own loop over one row at a time."""
+    policy, rollout = rollout_and_policy()
+    rollout = replace(rollout, next_values=torch.zeros_like(rollout.values))
+    by_hand, traces = copy.deepcopy(policy), {}
+    state = STATE
+    for part in columns(rollout):
+        _, state = updated(policy, part, state, actor_lambda=0.8, critic_lambda=0.5)
+        steps = []
+        for row in torch.nonzero(part.mask[:, 0]).flatten().tolist():
+            inputs = {name: x[[row]] for name, x in part.inputs.items()}
+            output = by_hand(inputs)
+            z_actor, z_critic = traces.get(row, (0.0, 0.0))
+            z_actor = GAMMA * 0.8 * z_actor + torch.autograd.grad(output.logprobs.sum(), by_hand.logits)[0]
+            z_critic = GAMMA * 0.5 * z_critic + torch.autograd.grad(output.values.sum(), by_hand.critic)[0]
+            error = part.rewards[row, 0] - part.values[row, 0]
+            steps.append((error * z_actor, error * z_critic))
+            traces[row] = (0.0, 0.0) if part.dones[row, 0] else (z_actor, z_critic)
+        with torch.no_grad():
+            for parameter, parts in zip((by_hand.logits, by_hand.critic), zip(*steps, strict=True), strict=True):
+                parameter.add_(sum(parts) / len(steps), alpha=0.5)
+    for ours, right in zip(policy.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(ours.detach(), right.detach(), rtol=0, atol=1e-9)
+
+
+def test_a_step_is_scaled_down_to_the_norm_and_follows_the_schedule() -> None:
+    """Half of the run is done, so the linear rate is a quarter."""
+    policy, rollout = rollout_and_policy()
+    before = torch.cat([x.detach().flatten().clone() for x in policy.parameters()])
+    settings = replace(RATE, max_gradient_norm=0.01, schedule="linear")
+    metrics, _ = updated(policy, rollout, STATE, settings)
+    moved = torch.cat([x.detach().flatten() for x in policy.parameters()]) - before
+    assert metrics["learning_rate"] == 0.25
+    assert metrics["gradient_norm"] > 0.01
+    assert float(moved.norm()) == pytest.approx(0.25 * 0.01, abs=1e-12)
+
+
+def test_leaving_the_reference_is_charged_to_the_rewards() -> None:
+    _, rollout = rollout_and_policy()
+    config = eligibility.Config(kl_coef=0.1)
+    ours, _ = eligibility.estimate(replace(rollout, ref_logprobs=rollout.logprobs - 0.3), STATE, config)
+    expected, _ = eligibility.estimate(replace(rollout, rewards=rollout.rewards - 0.03), STATE, config)
+    torch.testing.assert_close(ours.advantages, expected.advantages, rtol=0, atol=1e-12)
+
+
+def test_a_policy_with_memory_is_refused() -> None:
+    problem = TinyLm()
+    policy = problem.policy()
+    with pytest.raises(InputError, match="a policy without memory"):
+        updated(policy, rollout_of(problem, policy, None)[0], STATE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gamma": -0.1}, "gamma is -0.1"),
+        ({"actor_lambda": 1.1}, "actor_lambda is 1.1"),
+        ({"critic_lambda": 2.0}, "critic_lambda is 2.0"),
+        ({"critic_rate": -1.0}, "critic_rate is -1.0; it must not be negative"),
+    ],
+)
+def test_values_out_of_range_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        eligibility.Config(**changes)
