@@ -118,11 +118,6 @@ def train(
         Stopped: SIGTERM or Ctrl-C came; the update in hand is done and saved.
         NonFiniteError: A number turned NaN or infinite; the last good checkpoint is left as it is.
     """
-    if optimize_config.whiten != getattr(algorithm, "WHITEN", optimize_config.whiten):
-        raise InputError(
-            f"optimize.whiten is {optimize_config.whiten}, but {type(algorithm_config).__module__} needs "
-            f"{algorithm.WHITEN}; set it so."  # type: ignore[attr-defined]
-        )
     unit = "steps" if config.steps else "updates"
     if phase.finished(config.target, unit):
         policy.load(phase.final_policy)  # type: ignore[operator]
@@ -248,7 +243,8 @@ def _collect_and_learn(
             learned = optimize.update(wrapped, optimizer, batch, loss, optimize_config, **step)
         metrics |= learned
     state = algorithm.adapt(state, metrics, algorithm_config)
-    metrics |= {name: float(state[name]) for name in algorithm.initial_state(algorithm_config)}
+    # With several seeds side by side there is one each: their mean.
+    metrics |= {name: float(state[name].double().mean()) for name in algorithm.initial_state(algorithm_config)}
     return state, metrics | _speed(metrics["steps"], seconds) | _memory(accelerator), samples
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,7 @@ class EnvCollector:
 
     Args:
         envs: This process's share of the environments, as from `make_envs`.
+        seed: Several are several runs side by side: each has `num_envs` of the environments, in the order of the seeds.
         gamma: Discount of the returns that `normalise_rewards` scales by.
         reference: A policy to measure the KL to; it normalises observations by its own moments.
     """
@@ -69,20 +71,24 @@ class EnvCollector:
         *,
         config: Config,
         gamma: float,
-        seed: int,
+        seed: int | Sequence[int],
         accelerator: Accelerator,
         reference: ControlPolicy | None = None,
     ) -> None:
-        if envs.num_envs * accelerator.num_processes != config.num_envs:
+        self.seeds = [seed] if isinstance(seed, int) else list(seed)
+        if len(self.seeds) > 1 and config.normalise_rewards:
+            raise InputError("normalise_rewards is not offered for several seeds at once; run them one by one.")
+        if envs.num_envs * accelerator.num_processes != config.num_envs * len(self.seeds):
             raise InputError(
                 f"num_envs is {config.num_envs}, but {accelerator.num_processes} processes hold {envs.num_envs} "
                 "environments each; choose a multiple of the number of processes."
             )
-        self.envs, self.config, self.gamma, self.seed = envs, config, gamma, seed
+        self.envs, self.config, self.gamma = envs, config, gamma
         self.accelerator = accelerator
         self.reference = None if reference is None else reference.to(accelerator.device)
         self.spaces = spaces_of(envs)
-        self.episodes = Episodes(envs, seed=seed, first_id=accelerator.process_index * envs.num_envs)
+        first_id = accelerator.process_index * envs.num_envs // len(self.seeds)
+        self.episodes = Episodes(envs, seed=self.seeds, first_id=first_id)
         self.discounted_returns = np.zeros(envs.num_envs)
         self.return_moments = Normalizer(1).to(accelerator.device)
         self.env_steps = 0
@@ -92,7 +98,9 @@ class EnvCollector:
         """One rollout; the moments of observations are those of the start, and move after it."""
         device, ids = policy.weight.device, torch.as_tensor(self.episodes.ids)
         shape = (len(ids), self.config.steps_per_rollout, self.spaces.action_size)
-        draws = uniforms(self.seed, "actions", update, ids, shape[1] * shape[2]).view(shape).to(device)
+        shares = zip(self.seeds, ids.chunk(len(self.seeds)), strict=True)
+        drawn = [uniforms(seed, "actions", update, share, shape[1] * shape[2]) for seed, share in shares]
+        draws = torch.cat(drawn).view(shape).to(device)
         observed = self.episodes.observations
         seen = Experience.empty(shape[:2], observed.shape[1], observed.dtype)
         outputs, actions, samples = [], [], []

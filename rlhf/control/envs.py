@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -11,6 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
+from rlhf.control.cartpole import BatchedCartPole
 from rlhf.control.policy import Spaces
 from rlhf.control.resets import StartFrom
 from rlhf.errors import InputError
@@ -52,12 +54,48 @@ def make_env(env_id: str, *, starts: np.ndarray | None = None) -> gymnasium.Env:
     return env
 
 
-def make_envs(env_id: str, num_envs: int, *, num_processes: int = 1, starts: np.ndarray | None = None) -> SyncVectorEnv:
+def make_envs(env_id: str, num_envs: int, *, num_processes: int = 1, starts: np.ndarray | None = None) -> VectorEnv:
     """This process's share of `num_envs` environments. The collector resets them: each episode has its own seed."""
     if num_envs < 1 or num_envs % num_processes:
         raise InputError(f"num_envs is {num_envs}; it must be a positive multiple of the {num_processes} processes.")
+    if env_id == "CartPole-v1" and starts is None:
+        return BatchedCartPole(num_envs // num_processes)
     makers = [lambda: make_env(env_id, starts=starts)] * (num_envs // num_processes)
     return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+
+
+class Singles:
+    """Environments that are stepped one by one, so that those whose episode is over need not be.
+
+    What a batched environment offers for whole episodes, `start` and `step_some`, for any environment.
+    """
+
+    def __init__(self, envs: Sequence[gymnasium.Env]) -> None:
+        self.envs = envs
+
+    def start(self, seeds: Sequence[int]) -> np.ndarray:
+        """First observations of episodes with these seeds, `(N, O)`, in the first so many environments."""
+        return np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds, strict=False)])
+
+    def step_some(
+        self, which: np.ndarray, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Observations, rewards, terminated and truncated of the environments `which`."""
+        steps = [self.envs[i].step(action) for i, action in zip(which, actions, strict=True)]
+        observations, rewards, terminated, truncated, _ = zip(*steps, strict=True)
+        return np.stack(observations), np.array(rewards, float), np.array(terminated), np.array(truncated)
+
+
+def make_many(env_id: str, num_envs: int) -> list[gymnasium.Env] | BatchedCartPole:
+    """Environments for `num_envs` whole episodes at a time."""
+    if env_id == "CartPole-v1":
+        return BatchedCartPole(num_envs)
+    return [make_env(env_id) for _ in range(num_envs)]
+
+
+def close(envs: Sequence[gymnasium.Env] | BatchedCartPole) -> None:
+    for env in [envs] if isinstance(envs, BatchedCartPole) else envs:
+        env.close()
 
 
 def spaces_of(env: gymnasium.Env | VectorEnv) -> Spaces:

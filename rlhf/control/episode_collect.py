@@ -11,7 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from rlhf.control.cartpole import BatchedCartPole
 from rlhf.control.collect import Config
+from rlhf.control.envs import close
 from rlhf.control.evaluate import Played, run_episodes
 from rlhf.control.experience import Experience, episode_metrics, observe, rollout_of, scaled_rewards
 from rlhf.control.normalize import Normalizer
@@ -40,7 +42,7 @@ class EpisodeCollector:
 
     def __init__(
         self,
-        envs: Sequence[gymnasium.Env],
+        envs: Sequence[gymnasium.Env] | BatchedCartPole,
         *,
         config: Config,
         gamma: float,
@@ -113,8 +115,7 @@ class EpisodeCollector:
         self.env_steps = state["env_steps"]
 
     def close(self) -> None:
-        for env in self.envs:
-            env.close()
+        close(self.envs)
 
 
 class _Actor:

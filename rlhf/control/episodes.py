@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,15 +36,19 @@ class Episodes:
     modes cannot be resumed, since the environments then draw their own starts.
 
     Args:
-        first_id: Number of the first of these environments among those of all processes.
+        seed: Of the run; several are several runs side by side, each with an equal share of the environments.
+        first_id: Number of the first of a run's environments here among those of all processes.
     """
 
-    def __init__(self, envs: VectorEnv, *, seed: int, first_id: int) -> None:
+    def __init__(self, envs: VectorEnv, *, seed: int | Sequence[int], first_id: int) -> None:
         mode = envs.metadata.get("autoreset_mode")
         if not isinstance(mode, AutoresetMode):
             raise InputError(f"{envs} does not say how it resets; its metadata needs a gymnasium AutoresetMode.")
-        self.envs, self.mode, self.seed = envs, mode, seed
-        self.ids = np.arange(first_id, first_id + envs.num_envs)
+        self.envs, self.mode = envs, mode
+        seeds = [seed] if isinstance(seed, int) else seed
+        share = envs.num_envs // len(seeds)
+        self.seeds = np.repeat(seeds, share)
+        self.ids = np.tile(np.arange(first_id, first_id + share), len(seeds))
         self.numbers = np.zeros(envs.num_envs, dtype=np.int64)
         self.returns = np.zeros(envs.num_envs)
         self.lengths = np.zeros(envs.num_envs, dtype=np.int64)
@@ -51,8 +56,8 @@ class Episodes:
         self._actions: list[list[np.ndarray]] = [[] for _ in self.ids]
         self._resetting = np.zeros(envs.num_envs, dtype=bool)
         # Vector environments of their own kind take one number, not a list of seeds.
-        seeds: Any = self._seeds(~self._resetting) if self._seeded else derive_seed(seed, "episodes", first_id)
-        self.observations: np.ndarray = envs.reset(seed=seeds)[0]
+        starts: Any = self._seeds(~self._resetting) if self._seeded else derive_seed(seeds[0], "episodes", first_id)
+        self.observations: np.ndarray = envs.reset(seed=starts)[0]
 
     def step(self, actions: np.ndarray) -> Step:
         """Acts in every environment; `observations` are then what to act on next."""
@@ -146,4 +151,4 @@ class Episodes:
         return [self._seed(i) if reset else None for i, reset in enumerate(which)]
 
     def _seed(self, i: int) -> int:
-        return derive_seed(self.seed, "episode", int(self.ids[i]), int(self.numbers[i]))
+        return derive_seed(int(self.seeds[i]), "episode", int(self.ids[i]), int(self.numbers[i]))

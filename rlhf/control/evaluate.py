@@ -16,7 +16,8 @@ from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from rlhf.control.envs import make_env
+from rlhf.control.cartpole import BatchedCartPole
+from rlhf.control.envs import Singles, close, make_env, make_many
 from rlhf.control.policy import ControlPolicy
 from rlhf.core.random import derive_seed, uniforms
 from rlhf.errors import InputError
@@ -73,7 +74,7 @@ class Evaluator:
     ) -> None:
         self.env_id, self.config, self.seed = env_id, config, seed
         self.accelerator, self.cache = accelerator, cache
-        self.envs = [make_env(env_id) for _ in self._share(max(config.episodes, config.sampled_episodes))]
+        self.envs = make_many(env_id, len(self._share(max(config.episodes, config.sampled_episodes))))
 
     def __call__(self, policy: ControlPolicy) -> Evaluation:
         episodes = self._play(policy, self.config.episodes, sampled=False)
@@ -88,8 +89,7 @@ class Evaluator:
         return Evaluation(metrics, [_record(episode) for episode in episodes])
 
     def close(self) -> None:
-        for env in self.envs:
-            env.close()
+        close(self.envs)
 
     def _share(self, num_episodes: int) -> list[int]:
         """Numbers of this process's episodes."""
@@ -99,7 +99,7 @@ class Evaluator:
         numbers = self._share(num_episodes)
         seeds = [derive_seed(self.seed, "evaluation", number) for number in numbers]
         act = _sampled(policy, self.seed, numbers) if sampled else _greedy(policy)
-        played = run_episodes(act, self.envs[: len(numbers)], seeds)
+        played = run_episodes(act, self.envs, seeds)
         return [
             Episode(number, seed, sampled, one.actions, one.rewards)
             for number, seed, one in zip(numbers, seeds, played, strict=True)
@@ -115,34 +115,38 @@ class Played(NamedTuple):
     terminated: bool
 
 
-def run_episodes(act: Act, envs: Sequence[gymnasium.Env], seeds: Sequence[int]) -> list[Played]:
-    """One episode in each environment; environments drop out as their episodes end."""
-    actions: list[list[Any]] = [[] for _ in envs]
-    rewards: list[list[float]] = [[] for _ in envs]
-    rows = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
-    # Copies, since an environment may show one array again and again.
-    observations = [[np.array(row)] for row in rows]
-    ended_by_itself = [False] * len(envs)
-    active = list(range(len(envs)))
-    step = 0
-    while active:
-        if step == MAX_STEPS:
-            raise InputError(f"{envs[0]} has not ended after {MAX_STEPS} steps; register it with max_episode_steps.")
-        chosen = act(np.stack(rows), np.array(active), step)
-        rows, still = [], []
-        for i, action in zip(active, chosen, strict=True):
-            observation, reward, terminated, truncated, _ = envs[i].step(action)
-            actions[i].append(action)
-            rewards[i].append(float(reward))
-            observations[i].append(np.array(observation))
-            ended_by_itself[i] = bool(terminated)
-            if not (terminated or truncated):
-                rows.append(observation)
-                still.append(i)
-        active = still
-        step += 1
-    columns = zip(actions, rewards, observations, ended_by_itself, strict=True)
-    return [Played(np.array(a), np.array(r), np.array(o), end) for a, r, o, end in columns]
+def run_episodes(act: Act, envs: Sequence[gymnasium.Env] | BatchedCartPole, seeds: Sequence[int]) -> list[Played]:
+    """One episode for each seed, each in its own environment; environments drop out as their episodes end."""
+    if not seeds:
+        return []
+    group = envs if isinstance(envs, BatchedCartPole) else Singles(envs)
+    observations, active = group.start(seeds), np.arange(len(seeds))
+    ended_by_itself = np.zeros(len(seeds), dtype=bool)
+    rows, seen = [active], [observations]
+    taken: list[np.ndarray] = []
+    paid: list[np.ndarray] = []
+    while len(active):
+        if len(taken) == MAX_STEPS:
+            raise InputError(f"{envs} have not ended after {MAX_STEPS} steps; register them with max_episode_steps.")
+        taken.append(act(observations, active, len(taken)))
+        observations, rewards, terminated, truncated = group.step_some(active, taken[-1])
+        rows.append(active)
+        seen.append(observations)
+        paid.append(rewards)
+        ended_by_itself[active] = terminated
+        going = ~(terminated | truncated)
+        observations, active = observations[going], active[going]
+    actions, returns = (_by_episode(rows[1:], part, len(seeds)) for part in (taken, paid))
+    observed = _by_episode(rows, seen, len(seeds))
+    columns = zip(actions, returns, observed, ended_by_itself.tolist(), strict=True)
+    return [Played(a, r, o, end) for a, r, o, end in columns]
+
+
+def _by_episode(rows: list[np.ndarray], steps: list[np.ndarray], num_episodes: int) -> list[np.ndarray]:
+    """What was seen step by step, of the episodes `rows`, sorted into one array an episode."""
+    owners = np.concatenate(rows)
+    ordered = np.concatenate(steps)[np.argsort(owners, kind="stable")]
+    return np.split(ordered, np.cumsum(np.bincount(owners, minlength=num_episodes))[:-1])
 
 
 def save_episodes(path: Path, env_id: str, episodes: Sequence[Episode]) -> None:

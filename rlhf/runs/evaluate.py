@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 
 class Evaluation(NamedTuple):
@@ -27,3 +29,25 @@ def stays_from(steps: Sequence[int], means: Sequence[float], threshold: float) -
             break
         found = step
     return found
+
+
+def interquartile_mean(scores: Sequence[float] | np.ndarray) -> float:
+    """Mean of the middle half of runs, which one lucky or failed run does not move (Agarwal et al., 2021, section 4.3;
+    https://arxiv.org/abs/2108.13264). A quarter that is no whole number of runs counts in part.
+    """
+    ordered = np.sort(np.asarray(scores, dtype=np.float64))
+    edges = np.arange(len(ordered) + 1)
+    quarter = len(ordered) / 4
+    shares = np.clip(np.minimum(edges[1:], len(ordered) - quarter) - np.maximum(edges[:-1], quarter), 0.0, 1.0)
+    return float((shares * ordered).sum() / shares.sum())
+
+
+def bootstrap_interval(
+    scores: Sequence[float], *, statistic: Callable[[np.ndarray], float], seed: int, resamples: int = 2000
+) -> tuple[float, float]:
+    """95 % percentile interval of a statistic of runs, from as many runs drawn again with replacement (Efron, 1979)."""
+    values = np.asarray(scores, dtype=np.float64)
+    drawn = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
+    statistics = [statistic(values[rows]) for rows in drawn]
+    low, high = np.quantile(statistics, (0.025, 0.975))
+    return float(low), float(high)

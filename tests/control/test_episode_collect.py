@@ -77,8 +77,8 @@ def test_rows_that_ended_pass_through_no_network() -> None:
     for network in (policy.actor, policy.critic):
         network.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:-1].numel()))
     collector_of(Walk(terminal=2), Walk(terminal=5)).collect(policy, 0)
-    # Acting in 2, 2, 1, 1, 1 rows; 7 values; V of the last state of the longest row, which is asked for and dropped.
-    assert seen == [2, 2, 1, 1, 1, 7, 1]
+    # Acting in 2, 2, 1, 1, 1 rows; 7 values of what was acted on, and 7 of what it led to.
+    assert seen == [2, 2, 1, 1, 1, 7, 7]
 
 
 def test_a_group_shares_its_start_and_not_its_actions() -> None:

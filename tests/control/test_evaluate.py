@@ -19,7 +19,7 @@ from tests.control.worlds import CPU, Walk
 def evaluator_of(env_id: str, episodes: int, sampled: int, **options: Any) -> tuple[Evaluator, ControlPolicy]:
     config = Config(episodes=episodes, sampled_episodes=sampled)
     evaluator = Evaluator(env_id, config=config, seed=4, accelerator=CPU, **options)
-    policy = ControlPolicy(spaces_of(evaluator.envs[0]), PolicyConfig(normalise_observations=True), seed=0)
+    policy = ControlPolicy(spaces_of(make_env(env_id)), PolicyConfig(normalise_observations=True), seed=0)
     return evaluator, policy
 
 

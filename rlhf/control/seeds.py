@@ -1,0 +1,133 @@
+"""Several seeds of one run side by side: their policies as one, acting in all their environments at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from rlhf.control.policy import ControlPolicy
+from rlhf.errors import InputError
+from rlhf.runs.evaluate import Evaluation, interquartile_mean
+
+
+class PolicyStack(nn.Module):
+    """The policies of several seeds, whose parameters are stacked along a leading axis.
+
+    It acts and scores as one ControlPolicy does, on rows of all seeds end to end, as many for each.
+    """
+
+    memoryless = True
+
+    def __init__(self, policies: Sequence[ControlPolicy]) -> None:
+        super().__init__()
+        first = policies[0]
+        if first.config.normalise_observations:
+            raise InputError("normalise_observations is not offered for several seeds at once; run them one by one.")
+        self.num_seeds, self.spaces, self.config = len(policies), first.spaces, first.config
+        # A tuple hides it: its own weights are never used.
+        self._alone = (copy.deepcopy(first).requires_grad_(False),)
+        self.stack = copy.deepcopy(first)
+        named = [dict(policy.named_parameters()) for policy in policies]
+        for name in named[0]:
+            owner, _, leaf = name.rpartition(".")
+            stacked = torch.stack([parameters[name].detach() for parameters in named])
+            setattr(self.stack.get_submodule(owner), leaf, nn.Parameter(stacked))
+
+    @property
+    def alone(self) -> ControlPolicy:
+        """A policy that stands for each, to be called with one seed's parameters."""
+        return self._alone[0]
+
+    @property
+    def weight(self) -> Tensor:
+        return self.stack.weight
+
+    def stacked(self) -> dict[str, Tensor]:
+        """The parameters, `(seeds, ...)`, by their names in one policy."""
+        return dict(self.stack.named_parameters())
+
+    def forward(self, inputs: dict[str, Tensor]) -> Any:
+        return self._each("forward", inputs)
+
+    def actor(self, observations: Tensor) -> Tensor:
+        return self._each("actor", observations)
+
+    def score(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        return self._each("score", outputs, actions)
+
+    def values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        return self._each("values", observations, actions)
+
+    def state_values(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self._each("state_values", inputs)
+
+    def sample(self, outputs: Tensor, uniforms: Tensor) -> Tensor:
+        # Drawing from logits needs no parameter, and its search has no batching rule.
+        if self.spaces.num_actions:
+            return self.alone.sample(outputs, uniforms)
+        return self._each("sample", outputs, uniforms)
+
+    def normalise(self, observations: Tensor) -> Tensor:
+        return observations.to(self.weight.dtype)
+
+    def policies(self) -> list[ControlPolicy]:
+        """Copies, one a seed."""
+        alone = [copy.deepcopy(self.alone) for _ in range(self.num_seeds)]
+        for i, policy in enumerate(alone):
+            policy.load_state_dict({name: tensor[i].detach() for name, tensor in self.stacked().items()})
+        return alone
+
+    def save(self, folder: Path) -> None:
+        """Each policy in a folder of its own, as ControlPolicy saves it."""
+        for i, policy in enumerate(self.policies()):
+            policy.save(folder / str(i))
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        for i, policy in enumerate(self.policies()):
+            policy.load(folder / str(i))
+            for name, tensor in policy.named_parameters():
+                self.stacked()[name][i].copy_(tensor)
+
+    def _each(self, method: str, *args: Any) -> Any:
+        """`method` of each seed's policy on its share of the rows."""
+        rows = torch.utils._pytree.tree_map(lambda x: x.unflatten(0, (self.num_seeds, -1)), args)
+        parameters = {f"policy.{name}": tensor for name, tensor in self.stacked().items()}
+        called = _Method(self.alone, method)
+        out = vmap(lambda p, *xs: functional_call(called, p, xs))(parameters, *rows)
+        return torch.utils._pytree.tree_map(lambda x: x.flatten(0, 1), out)
+
+
+class _Method(nn.Module):
+    """A method of a policy as a module of its own, which is what `functional_call` takes."""
+
+    def __init__(self, policy: ControlPolicy, name: str) -> None:
+        super().__init__()
+        self.policy, self.name = policy, name
+
+    def forward(self, *args: Any) -> Any:
+        return getattr(self.policy, self.name)(*args)
+
+
+def evaluate_each(evaluators: Sequence[Callable[[ControlPolicy], Evaluation]]) -> Callable[[PolicyStack], Evaluation]:
+    """Every seed's own evaluation: its metrics under `name/seed`, and without a seed the mean over seeds.
+
+    `eval_return_iqm` is their interquartile mean (Agarwal et al., 2021; https://arxiv.org/abs/2108.13264).
+    """
+
+    def evaluate(stack: PolicyStack) -> Evaluation:
+        each = [one(policy) for one, policy in zip(evaluators, stack.policies(), strict=True)]
+        columns = {name: [evaluation.metrics[name] for evaluation in each] for name in each[0].metrics}
+        metrics = {name: sum(values) / len(values) for name, values in columns.items()}
+        metrics["eval_return_iqm"] = interquartile_mean(columns["eval_return_mean"])
+        metrics |= {f"eval_return_mean/{i}": value for i, value in enumerate(columns["eval_return_mean"])}
+        samples = [{"seed_number": i, **sample} for i, evaluation in enumerate(each) for sample in evaluation.samples]
+        return Evaluation(metrics, samples)
+
+    return evaluate

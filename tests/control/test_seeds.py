@@ -1,0 +1,176 @@
+"""Several seeds side by side: each is what it is alone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from rlhf import optimize, train
+from rlhf.algorithms import ppo, ppo_kl, trpo
+from rlhf.control import collect, evaluate
+from rlhf.control.envs import make_env, make_envs, spaces_of
+from rlhf.control.policy import ControlPolicy, PolicyConfig
+from rlhf.control.seeds import PolicyStack, evaluate_each
+from rlhf.errors import InputError
+from rlhf.runs.evaluate import bootstrap_interval, interquartile_mean
+from rlhf.runs.log import read_lines
+from rlhf.runs.run import Run
+from rlhf.stack import StackedAlgorithm
+
+CPU = Accelerator(cpu=True)
+SEEDS = [4, 5, 6]
+COLLECT = collect.Config(num_envs=4, steps_per_rollout=25)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    env_id: str
+    method: Any
+    optimize: optimize.Config
+
+
+WHOLE = optimize.Config(learning_rate=0.01, epochs=4, minibatches=1, whiten="minibatch", max_gradient_norm=0.3)
+CASES = {
+    "ppo, minibatches": Settings(
+        env_id="CartPole-v1",
+        method=ppo.Config(gamma=0.97, clip_schedule="linear", value_clip=0.2, entropy_coef=0.01, critic_warmup=1),
+        optimize=optimize.Config(
+            learning_rate=0.01,
+            schedule="linear",
+            warmup_updates=2,
+            epochs=3,
+            minibatches=3,
+            whiten="minibatch",
+            max_gradient_norm=0.3,
+        ),
+    ),
+    "ppo, vectors": Settings(env_id="Pendulum-v1", method=ppo.Config(gamma=0.9), optimize=WHOLE),
+    "ppo with an adapted penalty": Settings(env_id="CartPole-v1", method=ppo_kl.Config(gamma=0.97), optimize=WHOLE),
+}
+
+
+def policy_of(env_id: str, seed: int) -> ControlPolicy:
+    return ControlPolicy(spaces_of(make_env(env_id)), PolicyConfig(hidden_sizes=(8, 8)), seed=seed).double()
+
+
+def evaluator_of(env_id: str, seed: int) -> evaluate.Evaluator:
+    config = evaluate.Config(episodes=3, sampled_episodes=0)
+    return evaluate.Evaluator(env_id, config=config, seed=seed, accelerator=CPU)
+
+
+def run_training(
+    folder: Path, settings: Settings, *, seed: Any, policy: Any, algorithm: Any, judge: Any, **changes: Any
+):
+    num_seeds = 1 if isinstance(seed, int) else len(seed)
+    train.train(
+        policy=policy,
+        algorithm=algorithm,
+        algorithm_config=settings.method,
+        optimize_config=settings.optimize,
+        collector=collect.EnvCollector(
+            make_envs(settings.env_id, 4 * num_seeds), config=COLLECT, gamma=0.9, seed=seed, accelerator=CPU
+        ),
+        evaluate=judge,
+        phase=Run(folder, settings, resume=changes.pop("resume", False), accelerator=CPU).phase("train"),
+        accelerator=CPU,
+        config=train.Config(updates=changes.pop("updates", 5), eval_every=2, checkpoint_every=2),
+        seed=0 if num_seeds > 1 else seed,
+    )
+    return policy
+
+
+def module_of(settings: Settings) -> Any:
+    return {ppo.Config: ppo, ppo_kl.Config: ppo_kl}[type(settings.method)]
+
+
+def run_stack(folder: Path, settings: Settings, **changes: Any) -> PolicyStack:
+    return run_training(
+        folder,
+        settings,
+        seed=SEEDS,
+        policy=PolicyStack([policy_of(settings.env_id, seed) for seed in SEEDS]),
+        algorithm=StackedAlgorithm(module_of(settings), SEEDS),
+        judge=evaluate_each([evaluator_of(settings.env_id, seed) for seed in SEEDS]),
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
+def test_each_seed_equals_its_own_run(settings: Settings, tmp_path: Path) -> None:
+    stack = run_stack(tmp_path / "stack", settings)
+    together = read_lines(tmp_path / "stack" / "train" / "metrics.jsonl")
+    runs = []
+    for i, seed in enumerate(SEEDS):
+        alone = run_training(
+            tmp_path / str(seed),
+            settings,
+            seed=seed,
+            policy=policy_of(settings.env_id, seed),
+            algorithm=module_of(settings),
+            judge=evaluator_of(settings.env_id, seed),
+        )
+        start = policy_of(settings.env_id, seed)
+        for name, tensor in alone.named_parameters():
+            torch.testing.assert_close(stack.stacked()[name][i].detach(), tensor.detach(), rtol=0, atol=1e-9)
+            assert not torch.equal(tensor, start.get_parameter(name))
+        runs.append(read_lines(tmp_path / str(seed) / "train" / "metrics.jsonl"))
+        returns = [row["eval_return_mean"] for row in runs[-1] if "eval_return_mean" in row]
+        assert [row[f"eval_return_mean/{i}"] for row in together if f"eval_return_mean/{i}" in row] == pytest.approx(
+            returns, abs=1e-6
+        )
+    for name in ("loss", "entropy", "approx_kl_k3", "approx_kl_k3_last", "gradient_norm", "learning_rate"):
+        means = [np.mean([rows[update][name] for rows in runs]) for update in range(1, 6)]
+        assert [row[name] for row in together[1:]] == pytest.approx(means, rel=1e-6, abs=1e-9)
+
+
+def test_seeds_resume_exactly(tmp_path: Path) -> None:
+    settings = CASES["ppo with an adapted penalty"]
+    whole = run_stack(tmp_path / "whole", settings, updates=5)
+    run_stack(tmp_path / "parts", settings, updates=3)
+    parts = run_stack(tmp_path / "parts", settings, updates=5, resume=True)
+    for name, tensor in whole.stacked().items():
+        assert torch.equal(tensor, parts.stacked()[name])
+
+
+def test_what_seeds_cannot_share_is_refused() -> None:
+    with pytest.raises(InputError, match="steps of its own kind"):
+        StackedAlgorithm(trpo, SEEDS)
+    spaces = spaces_of(make_env("CartPole-v1"))
+    policy = ControlPolicy(spaces, PolicyConfig(normalise_observations=True), seed=0)
+    with pytest.raises(InputError, match="normalise_observations"):
+        PolicyStack([policy])
+    config = collect.Config(num_envs=1, normalise_rewards=True)
+    envs = make_envs("CartPole-v1", 2)
+    with pytest.raises(InputError, match="normalise_rewards"):
+        collect.EnvCollector(envs, config=config, gamma=0.9, seed=[0, 1], accelerator=CPU)
+
+
+def test_stacked_policies_can_be_taken_apart() -> None:
+    policies = [policy_of("CartPole-v1", seed) for seed in SEEDS]
+    stack = PolicyStack(copy.deepcopy(policies))
+    for policy, again in zip(policies, stack.policies(), strict=True):
+        for name, tensor in policy.named_parameters():
+            assert torch.equal(tensor, again.get_parameter(name))
+
+
+def test_interquartile_mean_drops_a_quarter_at_each_end() -> None:
+    # Of eight the middle four; of ten 2.5 go at each end, so the third and the eighth count half.
+    assert interquartile_mean([100, 1, 2, 3, 4, 5, 6, -50]) == pytest.approx((2 + 3 + 4 + 5) / 4)
+    expected = (0.5 * 3 + 4 + 5 + 6 + 7 + 0.5 * 8) / 5
+    assert interquartile_mean([1, 2, 3, 4, 5, 6, 7, 8, 9, 1000]) == pytest.approx(expected)
+    assert interquartile_mean([7.0]) == 7.0
+
+
+def test_bootstrap_interval_of_a_mean_is_near_the_normal_one() -> None:
+    scores = np.random.default_rng(0).normal(10.0, 2.0, 400)
+    low, high = bootstrap_interval(scores, statistic=lambda x: float(x.mean()), seed=0)
+    half = 1.96 * scores.std() / 20
+    assert low == pytest.approx(scores.mean() - half, abs=0.03)
+    assert high == pytest.approx(scores.mean() + half, abs=0.03)
