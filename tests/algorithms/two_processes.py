@@ -1,0 +1,76 @@
+"""Run by test_two_processes.py, alone and under torchrun: REINFORCE's update, episodes dealt unevenly over ranks."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rlhf import optimize
+from rlhf.algorithms import off_policy, reinforce
+from rlhf.reduce import MetricSums, global_sum
+from rlhf.rollout import Rollout, single_steps
+from tests.batches import make_rollout
+from tests.tabular import TabularPolicy
+
+CELLS = ("behaviour_logprobs", "logprobs", "values", "next_values", "rewards", "dones", "mask")
+BASELINES = get_args(get_type_hints(reinforce.Config)["baseline"])
+
+
+def dealt(whole: Rollout, accelerator: Accelerator) -> Rollout:
+    """Of two ranks the first has the two shortest episodes, and no column beyond them."""
+    order = whole.mask.sum(1).argsort(stable=True)
+    mine = order if accelerator.num_processes == 1 else (order[:2], order[2:])[accelerator.process_index]
+    rows = whole.rows(mine)
+    width = int(rows.mask.sum(1).max())
+    assert accelerator.num_processes == 1 or (width < whole.mask.shape[1]) == accelerator.is_main_process
+    cut = {name: getattr(rows, name)[:, :width] for name in CELLS}
+    return replace(rows, inputs={name: x[:, :width] for name, x in rows.inputs.items()}, **cut)
+
+
+def change(baseline: str, accelerator: Accelerator) -> Tensor:
+    """What one update with this baseline does to every weight, in one vector."""
+    policy = TabularPolicy(4, 3)
+    rollout = dealt(make_rollout(policy, rows=7, steps=5), accelerator)
+    config = reinforce.Config(baseline=baseline, critic_epochs=3)
+    plain = optimize.Config(learning_rate=0.5, epochs=1, whiten="none", max_gradient_norm=0.0)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.5)
+    start = torch.cat([parameter.detach().clone().flatten() for parameter in policy.parameters()])
+    wrapped, _ = accelerator.prepare(policy, optimizer)
+    batch = single_steps(reinforce.estimate(rollout, {}, config)[0])
+    step = {"accelerator": accelerator, "seed": 0, "update_index": 0, "progress": 0.0}
+    reinforce.update(wrapped, optimizer, rollout, batch, {}, config, plain, **step)
+    return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()]) - start
+
+
+def effective_samples(ratios: str, accelerator: Accelerator) -> Tensor:
+    rollout = dealt(make_rollout(TabularPolicy(4, 3), rows=7, steps=5), accelerator)
+    rollout = replace(rollout, behaviour_logprobs=rollout.logprobs + 0.1 * rollout.rewards)
+    config = off_policy.Config(ratios=ratios)
+    _, cells = off_policy.estimate(rollout, {}, config)
+    sums = MetricSums()
+    sums.add(cells, rollout.mask, rollout.dones)
+    metrics = sums.reduce(accelerator) | {"steps": float(global_sum(accelerator, rollout.mask.sum()))}
+    return off_policy.adapt({}, metrics, config)["effective_samples"].view(1)
+
+
+def main() -> None:
+    accelerator = Accelerator(cpu=True)
+    result = {baseline: change(baseline, accelerator) for baseline in BASELINES}
+    result |= {ratios: effective_samples(ratios, accelerator) for ratios in ("action", "trajectory", "decision")}
+    result["processes"] = torch.tensor(accelerator.num_processes)
+    if accelerator.is_main_process:
+        save_file(result, Path(sys.argv[1]) / "result.safetensors")
+    # A last collective whose tensors are freed while the interpreter exits can deadlock gloo; a barrier has none.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
