@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from rlhf import optimize, train
-from rlhf.algorithms.catalogue import ALGORITHMS, REPLAYED, Method, algorithm_of
+from rlhf.algorithms.catalogue import ALGORITHMS, REPLAYED, Method, algorithm_of, require_whitening
 from rlhf.control import collect, evaluate, replay
 from rlhf.control.collectors import make_collector
 from rlhf.control.envs import make_env, make_envs, spaces_of
@@ -78,6 +78,7 @@ class Config:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if algorithm_of(self.method) is not ALGORITHMS.get(self.algorithm):
             raise InputError(f"algorithm is {self.algorithm}, but method holds settings of {type(self.method)}.")
+        require_whitening(self.method, self.optimize.whiten)
 
 
 def default_config(algorithm: str, env_id: str) -> Config:

@@ -123,6 +123,18 @@ def test_minibatches_without_any_action_take_no_step() -> None:
     torch.testing.assert_close(changes[0], changes[1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("minibatches", [1, 3])
+def test_rows_without_an_action_pass_through_no_network_and_leave_minibatches_even(minibatches: int) -> None:
+    policy = TabularPolicy(4, 3)
+    batch = single_steps(make_batch(policy, rows=9, steps=5))
+    acted, scored = int(batch.mask.sum()), []
+    assert acted < 45
+    policy.register_forward_hook(lambda _, inputs, __: scored.append(inputs[0]["states"].shape[0]))
+    run_update(policy, batch, optimize.Config(epochs=2, minibatches=minibatches))
+    assert sum(scored) == 2 * acted
+    assert max(scored) - min(scored) <= 1
+
+
 def test_whitening_leaves_value_targets_alone() -> None:
     policy = TabularPolicy(4, 3)
     batch = make_batch(policy, rows=9, steps=5)

@@ -9,26 +9,33 @@ from tyro.conf import AvoidSubcommands, subcommand
 from rlhf.algorithms import (
     a2c,
     discrete_sac,
+    grpo,
     impala,
     off_policy,
     ppo,
     q_actor_critic,
     reinforce,
+    reinforce_pp,
     replay_actor_critic,
+    rloo,
     sac,
     td_actor_critic,
 )
+from rlhf.errors import InputError
 
 # Behaviour cloning learns from demonstrations, not from rewards, so it is no choice of method.
 ALGORITHMS: dict[str, Any] = {
     "a2c": a2c,
     "discrete_sac": discrete_sac,
+    "grpo": grpo,
     "impala": impala,
     "off_policy": off_policy,
     "ppo": ppo,
     "q_actor_critic": q_actor_critic,
     "reinforce": reinforce,
+    "reinforce_pp": reinforce_pp,
     "replay_actor_critic": replay_actor_critic,
+    "rloo": rloo,
     "sac": sac,
     "td_actor_critic": td_actor_critic,
 }
@@ -49,3 +56,17 @@ else:
 def algorithm_of(config: Any) -> Any:
     """The module whose Config this is."""
     return next(module for module in ALGORITHMS.values() if type(config) is module.Config)
+
+
+def require_whitening(config: Any, whiten: str) -> None:
+    """Refuses advantages that are scaled twice, or not at all, where the method says how it has to be.
+
+    Args:
+        config: The method's.
+        whiten: As in `optimize.Config`.
+    """
+    algorithm = algorithm_of(config)
+    needed = getattr(algorithm, "WHITEN", whiten)
+    if whiten != needed:
+        name = algorithm.__name__.rpartition(".")[2]
+        raise InputError(f"optimize.whiten is {whiten}, but {name} needs {needed}; set it so.")

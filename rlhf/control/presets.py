@@ -8,12 +8,15 @@ from rlhf import optimize
 from rlhf.algorithms import (
     a2c,
     discrete_sac,
+    grpo,
     impala,
     off_policy,
     ppo,
     q_actor_critic,
     reinforce,
+    reinforce_pp,
     replay_actor_critic,
+    rloo,
     sac,
     td_actor_critic,
 )
@@ -44,6 +47,8 @@ _ACTOR_CRITIC = replace(_PPO, schedule="linear", epochs=1)
 # As many gradient steps as environment steps.
 _REPLAY = optimize.Config(learning_rate=1e-3, epochs=1, minibatches=32, max_gradient_norm=0.0, whiten="none")
 _TWINS = PolicyConfig(critic="action")
+
+_GROUPS = optimize.Config(learning_rate=3e-3, epochs=4, minibatches=4, max_gradient_norm=0.5, whiten="none")
 
 PRESETS: dict[tuple[str, str], Preset] = {
     ("a2c", "CartPole-v1"): Preset(
@@ -115,6 +120,27 @@ PRESETS: dict[tuple[str, str], Preset] = {
         policy=_TWINS,
         method=sac.Config(),
         optimize=_REPLAY,
+    ),
+    ("grpo", "CartPole-v1"): Preset(
+        steps=500_000,
+        eval_every_steps=10_240,
+        collect=collect.Config(episodes_per_rollout=16, episodes_per_start=8),
+        method=grpo.Config(gamma=1.0),
+        optimize=_GROUPS,
+    ),
+    ("rloo", "CartPole-v1"): Preset(
+        steps=500_000,
+        eval_every_steps=10_240,
+        collect=collect.Config(episodes_per_rollout=16, episodes_per_start=8),
+        method=rloo.Config(gamma=1.0),
+        optimize=replace(_GROUPS, epochs=1, minibatches=1),
+    ),
+    ("reinforce_pp", "CartPole-v1"): Preset(
+        steps=500_000,
+        eval_every_steps=10_240,
+        collect=collect.Config(episodes_per_rollout=16),
+        method=reinforce_pp.Config(gamma=0.99),
+        optimize=replace(_GROUPS, whiten="batch"),
     ),
     ("discrete_sac", "CartPole-v1"): Preset(
         steps=50_000,

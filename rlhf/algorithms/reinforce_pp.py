@@ -1,0 +1,68 @@
+"""REINFORCE++ (Hu, 2025; https://arxiv.org/abs/2501.03262): PPO's surrogate on returns whitened over the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlhf.algorithms.actor_critic import check
+from rlhf.algorithms.critic_free import clipped_loss, groups_of, returns_to_go
+from rlhf.core import groups
+from rlhf.errors import InputError
+from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+
+# The global normalisation that the method is named for.
+WHITEN = "batch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """REINFORCE++: the KL charged action by action, advantages normalised over the batch of all ranks; no critic."""
+
+    gamma: float = 1.0
+    """Discount per action, in [0, 1]."""
+    baseline: Literal["none", "group"] = "none"
+    """group: the mean score of the row's group is taken off before normalising (REINFORCE++-baseline)."""
+    clip: float = 0.2
+    """The ratio new / old gains nothing beyond 1 +- clip."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus, nats per action."""
+    kl_coef: float = 0.0
+    """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
+
+    def __post_init__(self) -> None:
+        check(self, shares=("gamma",), sizes=("entropy_coef", "kl_coef"))
+        if not self.clip > 0:
+            raise InputError(f"clip is {self.clip}; it must be positive, 0.2 is usual.")
+
+
+def initial_state(config: Config) -> dict[str, Tensor]:
+    return {}
+
+
+def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
+    """Returns to go of the charged rewards, less the group's mean score where that is the baseline."""
+    rewards, metrics = charge_kl(rollout, config.kl_coef)
+    returns = returns_to_go(rollout, rewards, gamma=config.gamma)
+    advantages = returns
+    if config.baseline == "group":
+        scores = returns[:, 0]
+        means = scores - groups.centred(scores, groups_of(rollout), rollout.mask.any(1))
+        advantages = returns - means.unsqueeze(1)
+    units = rollout.mask.to(rewards)
+    none = torch.zeros_like(rewards)
+    return batch_of(rollout, advantages=advantages.to(rewards), returns=none, weights=units, units=units), metrics
+
+
+def loss(
+    output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Config
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped surrogate less the entropy bonus, per action."""
+    return clipped_loss(output, batch, clip=config.clip, entropy_coef=config.entropy_coef)
+
+
+def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
+    return state

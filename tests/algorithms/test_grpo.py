@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf.algorithms import grpo
+from rlhf.core import kl
+from rlhf.errors import InputError
+from rlhf.rollout import PolicyOutput, Rollout
+from tests.algorithms.batches_of_episodes import gradient_of_return
+from tests.algorithms.groups_of_episodes import (
+    expected_gradient,
+    expected_gradient_at_once,
+    gradient,
+    one_group,
+    predicted_gradient,
+)
+from tests.algorithms.test_enumeration import TinyMdp, rollout_of
+from tests.batches import make_rollout
+from tests.tabular import TabularPolicy
+
+DR_GRPO = grpo.Config(scale="none", average="constant")
+
+
+def check(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
+
+
+def group_rollout() -> Rollout:
+    """Rows of 2, 2 and 1 actions, scored 1, 5 and 6."""
+    rollout = make_rollout(TabularPolicy(4, 3), rows=3, steps=3)
+    mask = torch.arange(3) < torch.tensor([2, 2, 1]).unsqueeze(1)
+    rewards = torch.tensor([[0.0, 1, 0], [2, 3, 0], [6, 0, 0]], dtype=torch.float64)
+    ends = torch.arange(3) == torch.tensor([1, 1, 0]).unsqueeze(1)
+    return one_group(replace(rollout, mask=mask, rewards=rewards, dones=ends))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_mean_that_includes_the_row_itself_shrinks_the_gradient(size: int) -> None:
+    problem = TinyMdp()
+    policy = problem.policy()
+    ours = expected_gradient_at_once(grpo, DR_GRPO, policy, problem, size)["logits"]
+    check(ours, (size - 1) / size * gradient_of_return(policy, problem, 1.0))
+
+
+def standardised(scores: list[float]) -> list[float]:
+    mean, deviation = statistics.fmean(scores), statistics.pstdev(scores)
+    return [(score - mean) / (deviation + 1e-4) for score in scores]
+
+
+AVERAGES = {
+    "row": lambda scores, lengths: [a / n / len(scores) for a, n in zip(standardised(scores), lengths, strict=True)],
+    "action": lambda scores, lengths: [a / sum(lengths) for a in standardised(scores)],
+    "constant": lambda scores, lengths: [a / 3 / len(scores) for a in standardised(scores)],
+}
+
+
+@pytest.mark.parametrize(("average", "size"), [("row", 2), ("row", 3), ("action", 2), ("constant", 2)])
+def test_the_bias_of_the_standard_deviation_is_the_one_predicted(size: int, average: str) -> None:
+    problem = TinyMdp()
+    policy = problem.policy()
+    config = grpo.Config(average=average, constant=3.0)
+    ours = expected_gradient(grpo, config, policy, problem, size)["logits"]
+    check(ours, predicted_gradient(policy, problem, size, AVERAGES[average]))
+    exact = gradient_of_return(policy, problem, 1.0)
+    cosine = torch.nn.functional.cosine_similarity(ours.flatten(), exact.flatten(), dim=0)
+    assert 0.5 < float(cosine) < 0.9999
+
+
+@pytest.mark.parametrize(("average", "expected"), [("action", 3.6), ("row", 13 / 3), ("constant", 3.0)])
+def test_losses_are_averaged_as_published(average: str, expected: float) -> None:
+    """[1, 3], [2, 4] and [8]: 18 / 5; (2 + 3 + 8) / 3; with the constant 2, (4 + 6 + 8) / 2 / 3."""
+    terms = torch.tensor([[1.0, 3, 9], [2, 4, 0], [8, 0, 0]], dtype=torch.float64)
+    batch, _ = grpo.estimate(group_rollout(), {}, grpo.Config(average=average, constant=2.0))
+    assert float((batch.weights * terms).sum() / batch.units.sum()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_every_action_gets_the_advantage_of_its_row() -> None:
+    """Scores 1, 5 and 6 have mean 4 and variance (9 + 1 + 4) / 3."""
+    batch, _ = grpo.estimate(group_rollout(), {}, grpo.Config())
+    scale = math.sqrt(14 / 3) + 1e-4
+    expected = torch.tensor([[-3.0, -3, 0], [1, 1, 0], [2, 0, 0]], dtype=torch.float64) / scale
+    check(batch.advantages, expected)
+
+
+def test_scores_are_discounted() -> None:
+    """0 + 1 / 2, 2 + 3 / 2 and 6."""
+    batch, _ = grpo.estimate(group_rollout(), {}, replace(DR_GRPO, gamma=0.5))
+    mean = (0.5 + 3.5 + 6) / 3
+    check(batch.advantages[:, 0], torch.tensor([0.5, 3.5, 6.0], dtype=torch.float64) - mean)
+
+
+def test_rows_without_a_score_are_left_out_of_their_group() -> None:
+    rollout = group_rollout()
+    mask = rollout.mask.clone()
+    mask[1] = False
+    batch, _ = grpo.estimate(replace(rollout, mask=mask), {}, DR_GRPO)
+    check(batch.advantages[:, 0], torch.tensor([-2.5, 0.0, 2.5], dtype=torch.float64))
+    assert float(batch.units.sum()) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("config", [grpo.Config(), DR_GRPO])
+def test_equal_scores_teach_exactly_nothing(config: grpo.Config) -> None:
+    problem = TinyMdp()
+    policy = problem.policy()
+    rollout, _ = rollout_of(problem, policy, None)
+    same = one_group(rollout.rows(torch.tensor([2, 2, 2])))
+    assert not any(part.any() for part in gradient(grpo, config, policy, same).values())
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "expected"), [(1.5, 2.0, -2.4), (0.5, 2.0, -1.0), (0.5, -2.0, 1.6)])
+def test_the_surrogate_is_clipped(ratio: float, advantage: float, expected: float) -> None:
+    batch, _ = grpo.estimate(group_rollout(), {}, grpo.Config())
+    batch = batch._replace(advantages=torch.full_like(batch.advantages, advantage))
+    cells = torch.zeros_like(batch.logprobs)
+    terms, metrics = grpo.loss(PolicyOutput(batch.logprobs + math.log(ratio), cells, cells), batch, {}, grpo.Config())
+    check(terms, torch.full_like(terms, expected))
+    assert bool((metrics["clip_fraction"] == 1.0).all())
+
+
+def test_the_reference_is_charged_in_the_loss_and_not_in_the_rewards() -> None:
+    reference = -2.0 * torch.rand(3, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    rollout = replace(group_rollout(), ref_logprobs=reference)
+    with_kl, without = grpo.Config(kl_coef=0.7), grpo.Config()
+    batch, metrics = grpo.estimate(rollout, {}, with_kl)
+    check(batch.advantages, grpo.estimate(rollout, {}, without)[0].advantages)
+    assert {"kl_ref_k1", "kl_ref_k3"} <= set(metrics)
+    output = PolicyOutput(batch.logprobs + 0.1, batch.values, torch.zeros_like(batch.values))
+    charged, free = (grpo.loss(output, batch, {}, config)[0] for config in (with_kl, without))
+    check(charged - free, 0.7 * kl.k3(output.logprobs, batch.ref_logprobs))
+
+
+def test_the_critic_takes_part_and_is_not_trained() -> None:
+    policy = TabularPolicy(4, 3)
+    parts = gradient(grpo, grpo.Config(), policy, group_rollout())
+    assert parts["critic"].shape == policy.critic.shape
+    assert not parts["critic"].any()
+
+
+@pytest.mark.parametrize("groups", [None, [0, 0, 1]])
+def test_a_row_without_another_of_its_start_is_refused(groups: list[int] | None) -> None:
+    membership = None if groups is None else torch.tensor(groups)
+    with pytest.raises(InputError, match="rows that share a start to at least 2"):
+        grpo.estimate(replace(group_rollout(), groups=membership), {}, grpo.Config())
+
+
+@pytest.mark.parametrize(
+    "bad", [{"gamma": 1.1}, {"clip": 0.0}, {"constant": 0.0}, {"kl_coef": -1.0}, {"entropy_coef": -1.0}]
+)
+def test_settings_out_of_range_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(InputError):
+        grpo.Config(**bad)

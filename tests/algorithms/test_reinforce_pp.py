@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import copy
+import statistics
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rlhf import optimize
+from rlhf.algorithms import grpo, ppo, reinforce_pp
+from rlhf.algorithms.catalogue import require_whitening
+from rlhf.errors import InputError
+from rlhf.rollout import Rollout, single_steps
+from tests.algorithms.batches_of_episodes import CPU, STATE
+from tests.algorithms.groups_of_episodes import one_group
+from tests.algorithms.test_enumeration import TinyMdp, rollout_of
+
+CHOSEN = [0, 3, 3, 4, 6]
+
+
+def rollout_and_policy(reference: Tensor | None = None) -> tuple[Rollout, nn.Module]:
+    problem = TinyMdp()
+    policy = problem.policy()
+    rollout, _ = rollout_of(problem, policy, reference)
+    return one_group(rollout.rows(torch.tensor(CHOSEN))), policy
+
+
+def moved(rollout: Rollout, policy: nn.Module, config: reinforce_pp.Config) -> Tensor:
+    """The step of the logits that the whole update makes by gradient descent of rate 1, whitening included."""
+    learner = copy.deepcopy(policy)
+    batch, _ = reinforce_pp.estimate(rollout, {}, config)
+    plain = optimize.Config(learning_rate=1.0, epochs=1, whiten=reinforce_pp.WHITEN, max_gradient_norm=0.0)
+    loss = partial(reinforce_pp.loss, state=STATE, config=config)
+    step = {"accelerator": CPU, "seed": 0, "update_index": 0, "progress": 0.0}
+    optimize.update(learner, torch.optim.SGD(learner.parameters(), lr=1.0), single_steps(batch), loss, plain, **step)
+    assert torch.equal(learner.critic, policy.critic)
+    return learner.logits.detach() - policy.logits.detach()
+
+
+def predicted(rollout: Rollout, policy: nn.Module, credits: list[list[float]]) -> Tensor:
+    """Mean over actions of grad log pi times the credit, whitened over all actions of the batch."""
+    cells = [credit for row in credits for credit in row]
+    mean, deviation = statistics.fmean(cells), statistics.pstdev(cells)
+    table = torch.log_softmax(policy.logits, dim=-1)
+    objective = torch.zeros((), dtype=torch.float64)
+    for i, row in enumerate(credits):
+        for t, credit in enumerate(row):
+            state, action = rollout.inputs["states"][i, t], rollout.inputs["actions"][i, t]
+            objective = objective + (credit - mean) / deviation * table[state, action] / len(cells)
+    return torch.autograd.grad(objective, policy.logits)[0]
+
+
+def to_go(rewards: Tensor, lengths: list[int], gamma: float) -> list[list[float]]:
+    return [
+        [sum(gamma ** (k - t) * float(rewards[i, k]) for k in range(t, n)) for t in range(n)]
+        for i, n in enumerate(lengths)
+    ]
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.6])
+def test_returns_to_go_are_normalised_over_the_batch(gamma: float) -> None:
+    rollout, policy = rollout_and_policy()
+    credits = to_go(rollout.rewards, rollout.mask.sum(1).tolist(), gamma)
+    ours = moved(rollout, policy, reinforce_pp.Config(gamma=gamma))
+    torch.testing.assert_close(ours, predicted(rollout, policy, credits), rtol=0, atol=1e-9)
+
+
+def test_the_group_baseline_is_taken_off_before_normalising() -> None:
+    rollout, policy = rollout_and_policy()
+    credits = to_go(rollout.rewards, rollout.mask.sum(1).tolist(), 1.0)
+    means = [statistics.fmean(row[0] for row in part) for part in (credits[:2], credits[2:])]
+    rollout.groups[2:] = 1
+    less = [[credit - means[i >= 2] for credit in row] for i, row in enumerate(credits)]
+    ours = moved(rollout, policy, reinforce_pp.Config(baseline="group"))
+    torch.testing.assert_close(ours, predicted(rollout, policy, less), rtol=0, atol=1e-9)
+
+
+def test_the_reference_is_charged_action_by_action() -> None:
+    problem = TinyMdp()
+    inputs, mask, _ = problem.trajectories()
+    with torch.no_grad():
+        reference = problem.trajectory_logprobs(problem.policy(seed=7), inputs, mask)
+    rollout, policy = rollout_and_policy(reference)
+    charged = rollout.rewards - 0.3 * (rollout.logprobs - rollout.ref_logprobs)
+    credits = to_go(charged, rollout.mask.sum(1).tolist(), 1.0)
+    ours = moved(rollout, policy, reinforce_pp.Config(kl_coef=0.3))
+    torch.testing.assert_close(ours, predicted(rollout, policy, credits), rtol=0, atol=1e-9)
+
+
+def test_only_the_baseline_needs_groups() -> None:
+    rollout, _ = rollout_and_policy()
+    rollout.groups[0] = 5
+    reinforce_pp.estimate(rollout, {}, reinforce_pp.Config())
+    with pytest.raises(InputError, match="rows that share a start"):
+        reinforce_pp.estimate(rollout, {}, reinforce_pp.Config(baseline="group"))
+
+
+def test_whitening_is_part_of_the_method() -> None:
+    require_whitening(reinforce_pp.Config(), "batch")
+    require_whitening(grpo.Config(), "none")
+    for whiten in ("none", "minibatch", "batch"):
+        require_whitening(ppo.Config(), whiten)
+    with pytest.raises(InputError, match=r"whiten is none, but reinforce_pp needs batch"):
+        require_whitening(reinforce_pp.Config(), "none")
+    with pytest.raises(InputError, match=r"whiten is batch, but grpo needs none"):
+        require_whitening(grpo.Config(), "batch")
+
+
+@pytest.mark.parametrize("bad", [{"gamma": -0.1}, {"clip": 0.0}, {"kl_coef": -1.0}, {"entropy_coef": -1.0}])
+def test_settings_out_of_range_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(InputError):
+        reinforce_pp.Config(**bad)
