@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rlhf.errors import InputError
 from rlhf.lm.logprobs import head_logprobs, logits_logprobs
 from rlhf.lm.model import Abilities, Model, base_of, head_of, trunk_of
 from rlhf.lm.packing import Layout, packed, padded
@@ -46,15 +49,36 @@ def score(model: Model, abilities: Abilities, inputs: dict[str, Tensor], *, temp
 def score_all(
     model: Model, abilities: Abilities, inputs: dict[str, Tensor], *, temperature: float
 ) -> tuple[Scores, Tensor]:
-    """As `score`, and the `(N, V)` logits over the temperature; all of it in plain operations, so differentiable twice
-    where the model's attention is ("eager", or the math kernel of sdpa)."""
+    """As `score`, and the `(N, V)` logits over the temperature; all of it in plain operations, so differentiable
+    twice."""
     layout = lay_out(inputs, abilities.packs)
     index, targets = action_states(inputs, layout)
-    hidden, logits = hidden_and_logits(
-        model, index, input_ids=layout.tokens, position_ids=layout.position_ids, use_cache=False
-    )
+    with _twice_differentiable(model) if torch.is_grad_enabled() else nullcontext():
+        hidden, logits = hidden_and_logits(
+            model, index, input_ids=layout.tokens, position_ids=layout.position_ids, use_cache=False
+        )
     scores = Scores(*logits_logprobs(logits, targets, temperature=temperature), hidden)
     return scores, logits.to(scores.logprobs.dtype) / temperature
+
+
+@contextmanager
+def _twice_differentiable(model: Model) -> Iterator[None]:
+    """Attention by plain operations, since fused kernels have no second derivative, and nothing that is computed again
+    in the backward pass, which would be outside of this."""
+    attention = base_of(model).config._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        raise InputError(
+            f"{type(base_of(model)).__name__} has {attention} attention, which cannot be differentiated twice, as TRPO "
+            "does; load it with attn_implementation sdpa or eager."
+        )
+    training = model.training
+    # Dropout is 0 either way; what evaluation mode turns off is gradient checkpointing.
+    model.eval()
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        model.train(training)
 
 
 def lay_out(inputs: dict[str, Tensor], packs: bool) -> Layout:
