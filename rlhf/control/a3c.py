@@ -1,0 +1,190 @@
+"""Asynchronous advantage actor-critic (Mnih et al., 2016, algorithm S3; https://arxiv.org/abs/1602.01783).
+
+Workers with environments of their own copy the shared weights, act for a few steps, and apply the gradient of the very
+loss of `algorithms/a2c.py` to the shared weights without a lock. Adam's moments are shared as well (the paper shares
+those of RMSProp). Which worker comes first is up to the machine, so a run cannot be repeated exactly, nor resumed:
+nothing here writes checkpoints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.multiprocessing as mp
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from rlhf import optimize
+from rlhf.algorithms import a2c
+from rlhf.control import collect
+from rlhf.control.envs import make_envs
+from rlhf.control.policy import ControlPolicy
+from rlhf.core.random import derive_seed
+from rlhf.errors import InputError
+from rlhf.rollout import single_steps
+
+
+class Job(NamedTuple):
+    """What every worker is told; `steps` are those of all workers together."""
+
+    env_id: str
+    steps: int
+    collect: collect.Config
+    method: a2c.Config
+    optimize: optimize.Config
+    seed: int
+
+
+class Board(NamedTuple):
+    """What the processes share beside weights and moments."""
+
+    steps: Any
+    """Counter of the steps done."""
+    running: Any
+    """Event; workers wait while it is not set."""
+    reports: Any
+    """Queue of metrics, one of each worker at each pause and at its end."""
+
+
+class SharedOptimizer:
+    """Steps the shared parameters by the gradients of a local copy.
+
+    Args:
+        moments: Of the shared parameters, in their order, as from `shared_moments`.
+    """
+
+    def __init__(
+        self, shared: nn.Module, local: nn.Module, moments: list[dict[str, Tensor]], config: optimize.Config
+    ) -> None:
+        self._pairs = list(zip(shared.parameters(), local.parameters(), strict=True))
+        self._optimizer = optimize.make_optimizer(shared, config)
+        self._optimizer.state.update({pair[0]: own for pair, own in zip(self._pairs, moments, strict=True)})
+        self.param_groups = self._optimizer.param_groups
+
+    def zero_grad(self) -> None:
+        for _, local in self._pairs:
+            local.grad = None
+
+    def step(self) -> None:
+        for shared, local in self._pairs:
+            shared.grad = local.grad
+        self._optimizer.step()
+
+
+def train(
+    policy: ControlPolicy, job: Job, *, num_workers: int, eval_every_steps: int, log: Callable[[dict[str, float]], None]
+) -> None:
+    """Trains `policy` in place.
+
+    Args:
+        log: Called with steps, seconds of training and the workers' mean metrics, while the workers pause: before
+            training, each time `eval_every_steps` more are done, and at the end.
+
+    Raises:
+        InputError: The settings ask for what asynchronous updates cannot give.
+        torch.multiprocessing.ProcessRaisedException: A worker failed; the others are stopped.
+    """
+    _check(policy, job, num_workers)
+    policy.share_memory()
+    context = mp.get_context("spawn")
+    board = Board(context.Value("q", 0), context.Event(), context.SimpleQueue())
+    arguments = (policy, shared_moments(policy), board, job)
+    workers = mp.start_processes(work, arguments, nprocs=num_workers, join=False, start_method="spawn")
+    try:
+        # Workers that are ready wait; the clock starts when all are.
+        _reports(board, workers, num_workers)
+        log({"steps": 0, "seconds/train": 0.0})
+        seconds, due, ended = 0.0, eval_every_steps, False
+        while not ended:
+            start = time.perf_counter()
+            board.running.set()
+            while not ended and board.steps.value < due:
+                ended = workers.join(timeout=0.01)
+            board.running.clear()
+            reports = _reports(board, workers, num_workers)
+            seconds += time.perf_counter() - start
+            due += eval_every_steps
+            ended = ended or board.steps.value >= job.steps
+            log({"steps": board.steps.value, "seconds/train": seconds, **_mean(reports)})
+        board.running.set()
+        while not workers.join(timeout=0.1):
+            pass
+    finally:
+        for process in workers.processes:
+            process.terminate()
+
+
+def work(number: int, policy: ControlPolicy, moments: list[dict[str, Tensor]], board: Board, job: Job) -> None:
+    """One worker: copy the weights, act, apply the gradient; until the steps of all workers are done."""
+    torch.set_num_threads(1)
+    accelerator, seed = Accelerator(cpu=True), derive_seed(job.seed, "a3c worker", number)
+    envs = make_envs(job.env_id, job.collect.num_envs)
+    collector = collect.EnvCollector(
+        envs, config=job.collect, gamma=job.method.gamma, seed=seed, accelerator=accelerator
+    )
+    local = ControlPolicy(policy.spaces, policy.config, seed=0).to(policy.weight.dtype)
+    optimizer: Any = SharedOptimizer(policy, local, moments, job.optimize)
+    loss = partial(a2c.loss, state={}, config=job.method)
+    metrics: dict[str, float] = {}
+    update = 0
+    while board.steps.value < job.steps:
+        if not board.running.is_set():
+            board.reports.put(metrics)
+            board.running.wait()
+            continue
+        local.load_state_dict(policy.state_dict())
+        rollout, acted, _ = collector.collect(local, update)
+        batch, _ = a2c.estimate(rollout, {}, job.method)
+        progress = min(board.steps.value / job.steps, 1.0)
+        step = {"accelerator": accelerator, "seed": seed, "update_index": update, "progress": progress}
+        metrics = acted | optimize.update(local, optimizer, single_steps(batch), loss, job.optimize, **step)
+        with board.steps.get_lock():
+            board.steps.value += int(rollout.mask.sum())
+        update += 1
+    board.reports.put(metrics)
+
+
+def shared_moments(policy: nn.Module) -> list[dict[str, Tensor]]:
+    """Adam's state of each parameter, at its start and in shared memory."""
+    return [
+        {
+            "step": torch.zeros(()).share_memory_(),
+            "exp_avg": torch.zeros_like(parameter).detach().share_memory_(),
+            "exp_avg_sq": torch.zeros_like(parameter).detach().share_memory_(),
+        }
+        for parameter in policy.parameters()
+    ]
+
+
+def _check(policy: ControlPolicy, job: Job, num_workers: int) -> None:
+    if num_workers < 1 or job.steps < 1:
+        raise InputError(f"num_workers is {num_workers} and steps {job.steps}; both must be at least 1.")
+    if job.optimize.epochs > 1 or job.optimize.minibatches > 1:
+        raise InputError("a worker takes one gradient of each of its batches; set epochs and minibatches to 1.")
+    if job.method.critic.epochs:
+        raise InputError("A3C trains policy and critic together; set critic.epochs to 0, or use A2C.")
+    if policy.config.normalise_observations or job.collect.normalise_rewards or job.collect.lag:
+        raise InputError("A3C shares weights only: normalise_observations, normalise_rewards and lag are not offered.")
+
+
+def _reports(board: Board, workers: Any, num_workers: int) -> list[dict[str, float]]:
+    """One of each worker: when all are there, none is in the middle of an update."""
+    reports: list[dict[str, float]] = []
+    while len(reports) < num_workers:
+        ended = workers.join(timeout=0.01)
+        while not board.reports.empty():
+            reports.append(board.reports.get())
+        if ended:
+            break
+    return reports
+
+
+def _mean(reports: list[dict[str, float]]) -> dict[str, float]:
+    """Means over workers, `_max` ones by maximum, of what all report; counters of one worker say nothing of all."""
+    shared = set.intersection(*(set(report) for report in reports)) - {"env_steps", "episodes", "steps"}
+    columns = {name: [report[name] for report in reports] for name in sorted(shared)}
+    return {name: max(x) if name.endswith("_max") else sum(x) / len(x) for name, x in columns.items()}

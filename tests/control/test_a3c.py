@@ -1,0 +1,104 @@
+"""A3C: a lone worker is A2C bit for bit, workers step one set of weights, what cannot be asynchronous is refused."""
+
+from __future__ import annotations
+
+import multiprocessing
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf import optimize
+from rlhf.algorithms import a2c
+from rlhf.algorithms.actor_critic import Critic
+from rlhf.control import a3c, collect
+from rlhf.control.envs import make_envs, spaces_of
+from rlhf.control.policy import ControlPolicy, PolicyConfig
+from rlhf.core.random import derive_seed
+from rlhf.errors import InputError
+from rlhf.rollout import single_steps
+from tests.control.worlds import CPU
+
+JOB = a3c.Job(
+    "CartPole-v1",
+    steps=120,
+    collect=collect.Config(num_envs=2, steps_per_rollout=5),
+    method=a2c.Config(gamma=0.9, entropy_coef=0.01),
+    optimize=optimize.Config(learning_rate=1e-2, schedule="linear", epochs=1, whiten="none"),
+    seed=3,
+)
+
+
+def policy_of(**config: Any) -> ControlPolicy:
+    return ControlPolicy(spaces_of(make_envs("CartPole-v1", 1)), PolicyConfig(hidden_sizes=(8,), **config), seed=0)
+
+
+def board() -> a3c.Board:
+    context = multiprocessing.get_context("spawn")
+    made = a3c.Board(context.Value("q", 0), context.Event(), context.SimpleQueue())
+    made.running.set()
+    return made
+
+
+def test_a_lone_worker_is_a2c_bit_for_bit() -> None:
+    policy, by_hand, shared = policy_of(), policy_of(), board()
+    a3c.work(0, policy, a3c.shared_moments(policy), shared, JOB)
+    seed = derive_seed(JOB.seed, "a3c worker", 0)
+    collector = collect.EnvCollector(
+        make_envs("CartPole-v1", 2), config=JOB.collect, gamma=0.9, seed=seed, accelerator=CPU
+    )
+    optimizer = optimize.make_optimizer(by_hand, JOB.optimize)
+    for k in range(12):
+        rollout = collector.collect(by_hand, k).rollout
+        batch, _ = a2c.estimate(rollout, {}, JOB.method)
+        loss = partial(a2c.loss, state={}, config=JOB.method)
+        step = {"accelerator": CPU, "seed": seed, "update_index": k, "progress": 10 * k / 120}
+        optimize.update(by_hand, optimizer, single_steps(batch), loss, JOB.optimize, **step)
+    assert shared.steps.value == 120
+    for ours, expected in zip(policy.parameters(), by_hand.parameters(), strict=True):
+        assert torch.equal(ours, expected)
+    assert shared.reports.get()["entropy"] > 0.6
+
+
+def test_two_workers_step_one_set_of_weights_and_moments() -> None:
+    """Two optimizers that take turns move the weights as one that takes all steps."""
+    policy, alone = policy_of(), policy_of()
+    moments = a3c.shared_moments(policy)
+    locals_ = [policy_of() for _ in range(2)]
+    workers = [a3c.SharedOptimizer(policy, local, moments, JOB.optimize) for local in locals_]
+    optimizer = optimize.make_optimizer(alone, JOB.optimize)
+    for k in range(6):
+        for local, own in zip(locals_[k % 2].parameters(), alone.parameters(), strict=True):
+            local.grad = torch.full_like(local, (-1.5) ** k)
+            own.grad = local.grad.clone()
+        workers[k % 2].step()
+        optimizer.step()
+    for ours, expected in zip(policy.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_metrics_of_workers_are_averaged_or_the_largest() -> None:
+    reports = [
+        {"entropy": 0.5, "ratio_max": 1.0, "episodes": 2.0},
+        {"entropy": 0.7, "ratio_max": 3.0, "return_mean": 9.0},
+    ]
+    assert a3c._mean(reports) == {"entropy": pytest.approx(0.6), "ratio_max": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimize": replace(JOB.optimize, epochs=2)}, "set epochs and minibatches to 1"),
+        ({"method": a2c.Config(critic=Critic(epochs=1))}, "set critic.epochs to 0"),
+        ({"collect": replace(JOB.collect, normalise_rewards=True)}, "A3C shares weights only"),
+        ({"collect": replace(JOB.collect, lag=1)}, "A3C shares weights only"),
+        ({"steps": 0}, "both must be at least 1"),
+    ],
+)
+def test_what_cannot_be_asynchronous_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        a3c.train(policy_of(), JOB._replace(**changes), num_workers=2, eval_every_steps=10, log=print)
+    with pytest.raises(InputError, match="A3C shares weights only"):
+        a3c.train(policy_of(normalise_observations=True), JOB, num_workers=2, eval_every_steps=10, log=print)
