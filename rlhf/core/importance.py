@@ -75,13 +75,13 @@ def corrected_discounts(
 
 def effective_sample_size(weights: Float[Tensor, ""], squares: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """(sum w)^2 / sum w^2: as many equally weighted samples tell as much (Owen, 2013, section 9.3;
-    https://artowen.su.domains/mc).
+    https://artowen.su.domains/mc). 0 of none.
 
     Args:
         weights: Their sum.
         squares: The sum of their squares.
     """
-    return weights.square() / squares
+    return torch.where(squares > 0.0, weights.square() / squares, 0.0)
 
 
 def episode_sums(x: Float[Tensor, "B T"], dones: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
