@@ -1,6 +1,7 @@
 """A language model learns addition from a teacher who forgets to carry, then PPO makes it right.
 
     python recipes/arithmetic.py
+    python recipes/arithmetic.py --algorithm grpo             # or any other of docs/algorithms.md
     accelerate launch --config_file recipes/accelerate/multi_gpu.yaml recipes/arithmetic.py
 
 Nothing is downloaded. A small transformer is built from its config and cloned from demonstrations of two-digit
@@ -11,10 +12,11 @@ the README: exact match on sums never trained on, before and after PPO, sampled 
 
 from __future__ import annotations
 
+import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -22,14 +24,15 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from rlhf import optimize, train
-from rlhf.algorithms import ppo
+from rlhf.algorithms.catalogue import ALGORITHMS, algorithm_of
 from rlhf.core.random import derive_seed, uniforms
-from rlhf.lm import collect
+from rlhf.errors import InputError
 from rlhf.lm.data import demonstration_rollout, hold_out, load_data, prompt_rows
 from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.finetune import CloneConfig, ImproveConfig, Precision, clone, improve
 from rlhf.lm.generate import Sampling
 from rlhf.lm.load import build_policy
+from rlhf.lm.presets import preset
 from rlhf.lm.rewards import Rewards
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines, trackers
@@ -43,8 +46,10 @@ CONTEXT = 2 * DIGITS + 2 + DIGITS + 2
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Cloning from a careless teacher, then PPO."""
+    """Cloning from a careless teacher, then a policy-gradient method."""
 
+    algorithm: str = "ppo"
+    """One of docs/algorithms.md that learns on policy, or nearly so; `improve` holds its settings."""
     seed: int = 0
     """Everything random follows from it."""
     output_dir: Path = Path("runs/arithmetic")
@@ -71,12 +76,17 @@ class Config:
             weight_decay=0.01,
         ),
     )
-    improve: ImproveConfig = ImproveConfig(
-        collect=collect.Config(prompts_per_rollout=512),
-        method=ppo.Config(gamma=1.0, gae_lambda=0.95, value_coef=0.5),
-        train=train.Config(updates=60, eval_every=10, checkpoint_every=10),
-        optimize=optimize.Config(learning_rate=5e-4, schedule="linear", epochs=2, minibatches=2, whiten="batch"),
-    )
+    critic: Literal["shared", "separate", "none"] = "shared"
+    """Value head on the policy's own trunk, on a trunk of its own, or no values."""
+    improve: ImproveConfig = preset("ppo").improve
+
+    def __post_init__(self) -> None:
+        if algorithm_of(self.improve.method) is not ALGORITHMS.get(self.algorithm):
+            raise InputError(f"algorithm is {self.algorithm}, but improve.method is that of another one.")
+
+
+def default_config(algorithm: str) -> Config:
+    return Config(algorithm=algorithm, **vars(preset(algorithm)))
 
 
 def exact_match(completions: list[str], answer: list[str], **_: Any) -> list[float]:
@@ -143,7 +153,7 @@ def main(config: Config) -> dict[str, float]:
             eos_token_id=tokenizer.eos_token_id,
         ),
         temperature=1.0,
-        critic="shared",
+        critic=config.critic,
         seed=derive_seed(config.seed, "weights"),
         gradient_checkpointing=config.precision.gradient_checkpointing,
     )
@@ -177,7 +187,7 @@ def main(config: Config) -> dict[str, float]:
         accelerator=accelerator,
         seed=config.seed,
     )
-    phase = run.phase("ppo")
+    phase = run.phase(config.algorithm)
     improve(
         policy,
         train_prompts,
@@ -197,6 +207,7 @@ def main(config: Config) -> dict[str, float]:
         "exact_match_after": after["eval_score_mean"],
         "greedy_match_before": before["eval_greedy_score_mean"],
         "greedy_match_after": after["eval_greedy_score_mean"],
+        "tokens": after["steps"],
         "seconds": time.perf_counter() - start,
     }
     run.write_result(result)
@@ -207,4 +218,6 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    launch(main, Config)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--algorithm", default="ppo")
+    launch(main, Config, default=lambda: default_config(parser.parse_known_args()[0].algorithm))

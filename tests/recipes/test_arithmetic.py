@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from recipes import arithmetic
 from rlhf import optimize, train
+from rlhf.errors import InputError
 from rlhf.lm import collect
 from rlhf.lm.finetune import CloneConfig, ImproveConfig, Precision
+from rlhf.lm.presets import PRESETS
 from rlhf.runs.log import read_lines
 from tests.recipes.small import files, run
 
@@ -54,8 +57,8 @@ def no_report(monkeypatch):
 
 def test_a_run_leaves_everything_behind(finished):
     folder, result = finished
-    names = ("exact_match_before", "exact_match_after", "greedy_match_before", "greedy_match_after", "seconds")
-    assert tuple(result) == names
+    matches = ("exact_match_before", "exact_match_after", "greedy_match_before", "greedy_match_after")
+    assert tuple(result) == (*matches, "tokens", "seconds")
     assert json.loads((folder / "result.json").read_text()) == result
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "versions.json", "report.html", "result.json", "clone", "ppo")
@@ -100,6 +103,41 @@ def test_a_finished_run_can_be_extended_in_its_second_phase(tmp_path, no_report)
     run(arithmetic.main, small_config(tmp_path / "run", updates=2, resume=True))
     assert [row["update"] for row in read_lines(tmp_path / "run" / "ppo" / "metrics.jsonl")] == [0, 1, 2]
     assert files(tmp_path / "run" / "clone") == cloned
+
+
+def length(completions, **_):
+    return [float(len(completion)) for completion in completions]
+
+
+@pytest.mark.parametrize("algorithm", [name for name in PRESETS if name != "ppo"])
+def test_every_method_moves_the_cloned_model(algorithm, tmp_path, no_report, monkeypatch):
+    # A model that was hardly cloned is never right, and equal scores teach nothing.
+    monkeypatch.setattr(arithmetic, "exact_match", length)
+    config = arithmetic.default_config(algorithm)
+    num_prompts = 16 // config.improve.collect.responses_per_prompt
+    improve = replace(
+        config.improve,
+        collect=replace(config.improve.collect, prompts_per_rollout=num_prompts),
+        train=train.Config(updates=4, eval_every=0, checkpoint_every=0),
+    )
+    small = small_config(tmp_path / "run")
+    result = run(
+        arithmetic.main,
+        replace(small, algorithm=algorithm, critic=config.critic, improve=improve),
+    )
+    assert 16 * 4 <= result["tokens"] <= 16 * 4 * 4
+    rows = read_lines(tmp_path / "run" / algorithm / "metrics.jsonl")
+    assert [row["update"] for row in rows] == [0, 1, 2, 3, 4]
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "run" / phase / "final" / "policy" / "model").state_dict()
+        for phase in ("clone", algorithm)
+    )
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_method_that_needs_transitions_is_refused():
+    with pytest.raises(InputError, match="sac is no algorithm for language models"):
+        arithmetic.default_config("sac")
 
 
 def test_half_precision_with_gradient_checkpointing(tmp_path, no_report):
