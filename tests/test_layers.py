@@ -22,6 +22,7 @@ BELOW = {
     "runs": {"errors", "reduce", "rollout"},
     "optimize": {"core", "errors", "reduce", "rollout"},
     "rescore": {"optimize", "rollout"},
+    "diagnose": {"core", "errors", "optimize", "reduce", "rollout"},
     "stack": {"core", "errors", "optimize", "rollout"},
     "lag": {"errors", "rescore", "rollout"},
     "replay": {"core", "errors", "rollout"},
@@ -42,7 +43,20 @@ BELOW = {
     },
 }
 # The half that does not know what acting is: no file of it mentions either side, docstrings included.
-SHARED = ["core", "algorithms", "runs", "reduce", "demonstrations", "optimize", "rescore", "lag", "replay", "stack", "train"]
+SHARED = [
+    "core",
+    "algorithms",
+    "runs",
+    "reduce",
+    "demonstrations",
+    "diagnose",
+    "optimize",
+    "rescore",
+    "lag",
+    "replay",
+    "stack",
+    "train",
+]
 FORBIDDEN = re.compile(r"token|environment|\benvs?\b|prompt|observation", re.IGNORECASE)
 
 
