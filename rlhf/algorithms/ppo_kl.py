@@ -17,9 +17,9 @@ from rlhf.core import advantages, importance, kl, losses
 from rlhf.errors import InputError
 from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
-# Where the KL stays on one side of its target for long, as that of a policy that has nothing more to learn, the
-# coefficient must not get so far away that it cannot come back.
-_LEAST, _MOST = 1e-4, 1e4
+# Where the KL stays below its target for long, as that of a policy that has nothing more to learn, the coefficient must
+# not get so far away that it is not back in time: six halvings or doublings from where it started.
+_REACH = 64.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Config:
     gae_lambda: float = 0.95
     """Bias-variance trade-off of the advantages, in [0, 1]; 1 is Monte Carlo minus the value."""
     penalty: float = 1.0
-    """Coefficient beta of KL(old || new) at the start, per nat and action."""
+    """Coefficient beta of KL(old || new) at the start, per nat and action; it stays within a factor of 64 of it."""
     penalty_target: float = 0.01
     """Nats per action, KL(old || new) of the last epoch, that the coefficient is steered to; 0 keeps it fixed."""
     value_coef: float = 0.5
@@ -95,4 +95,4 @@ def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -
         return state
     reached = metrics["approx_kl_k3_last"]
     factor = 0.5 if reached < config.penalty_target / 1.5 else 2.0 if reached > 1.5 * config.penalty_target else 1.0
-    return {**state, "penalty": (factor * state["penalty"]).clamp(_LEAST, _MOST)}
+    return {**state, "penalty": (factor * state["penalty"]).clamp(config.penalty / _REACH, config.penalty * _REACH)}
