@@ -4,6 +4,7 @@
     python recipes/cartpole.py --env-id Pendulum-v1
     python recipes/cartpole.py --algorithm trpo             # or any other of docs/algorithms.md
     python recipes/cartpole.py --env-id Acrobot-v1
+    python recipes/cartpole.py --num-seeds 10               # ten seeds side by side, and their interquartile mean
     python recipes/cartpole.py --resume                     # goes on after a kill, bit for bit
 
 Every evaluation plays the same 200 greedy episodes. CartPole is solved where their mean return is at least 475.
@@ -18,16 +19,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from rlhf import optimize, train
-from rlhf.algorithms.catalogue import ALGORITHMS, REPLAYED, Method, algorithm_of, require_whitening
+from rlhf.algorithms.catalogue import ALGORITHMS, Method, algorithm_of, require_whitening
 from rlhf.control import collect, evaluate, replay
-from rlhf.control.collectors import make_collector
-from rlhf.control.envs import make_env, make_envs, spaces_of
-from rlhf.control.policy import ControlPolicy, PolicyConfig
+from rlhf.control.assemble import assemble, length
+from rlhf.control.policy import PolicyConfig
 from rlhf.control.presets import preset
-from rlhf.control.twin_policy import TwinPolicy
 from rlhf.errors import InputError
 from rlhf.runs.evaluate import first_hit, stays_from
 from rlhf.runs.launch import launch
@@ -38,7 +36,6 @@ from rlhf.runs.summary import print_summary
 
 # Mean return at which a problem counts as solved, for first_hit_step and stays_from_step.
 SOLVED = {"CartPole-v1": 475.0, "Acrobot-v1": -90.0, "Pendulum-v1": -200.0}
-
 
 DEFAULT = preset("ppo", "CartPole-v1")
 
@@ -53,6 +50,8 @@ class Config:
     """A registered gymnasium environment with vector observations."""
     seed: int = 0
     """Everything random follows from it."""
+    num_seeds: int = 1
+    """Runs of seeds seed, seed + 1, ... side by side, each what it is alone, in a fraction of the time."""
     output_dir: Path = Path("runs/cartpole")
     """Folder for what the run leaves behind."""
     resume: bool = False
@@ -73,7 +72,7 @@ class Config:
     evaluate: evaluate.Config = evaluate.Config(sampled_episodes=0)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "eval_every_steps", "checkpoint_every_steps"):
+        for name in ("num_seeds", "steps", "eval_every_steps", "checkpoint_every_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if algorithm_of(self.method) is not ALGORITHMS.get(self.algorithm):
@@ -89,23 +88,16 @@ def main(config: Config) -> dict[str, float | None]:
     # Networks this small run faster without threads, which also do not disturb neighbours.
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True, **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir))
-    policy, collector = actor_of(config, accelerator)
+    parts = assemble(config, accelerator)
     run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"steps"})
     phase = run.phase(config.algorithm)
-    evaluator = evaluate.Evaluator(
-        config.env_id,
-        config=config.evaluate,
-        seed=config.seed,
-        accelerator=accelerator,
-        cache=phase.folder / "episodes.safetensors",
-    )
     train.train(
-        policy=policy,
-        algorithm=algorithm_of(config.method),
+        policy=parts.policy,
+        algorithm=parts.algorithm,
         algorithm_config=config.method,
         optimize_config=config.optimize,
-        collector=collector,
-        evaluate=evaluator,
+        collector=parts.collector,
+        evaluate=parts.evaluate,
         phase=phase,
         accelerator=accelerator,
         config=length(config),
@@ -119,61 +111,25 @@ def main(config: Config) -> dict[str, float | None]:
     return result
 
 
-def actor_of(config: Config, accelerator: Accelerator) -> tuple[nn.Module, train.Collector]:
-    """The policy, and what acts with it and remembers, if the method learns from replayed transitions."""
-    spaces = spaces_of(make_env(config.env_id))
-    if config.algorithm not in REPLAYED:
-        collector = make_collector(
-            config.env_id,
-            config=config.collect,
-            gamma=config.method.gamma,
-            seed=config.seed,
-            accelerator=accelerator,
-            micro_batch_cost=config.optimize.micro_batch_cost,
-        )
-        return ControlPolicy(spaces, config.policy, seed=config.seed), collector
-    if (config.algorithm == "sac") == bool(spaces.num_actions):
-        kind = "vectors as actions: choose discrete_sac" if spaces.num_actions else "discrete actions: choose sac"
-        raise InputError(f"{config.algorithm} needs {kind} for {config.env_id}.")
-    collector = replay.ReplayCollector(
-        make_envs(config.env_id, config.collect.num_envs, num_processes=accelerator.num_processes),
-        config=config.collect,
-        replay=config.replay,
-        num_rows=config.method.batch_size * config.optimize.minibatches,
-        seed=config.seed,
-        accelerator=accelerator,
-    )
-    return TwinPolicy(spaces, config.policy, seed=config.seed), collector
-
-
-def length(config: Config) -> train.Config:
-    """Fragments make updates of one size, which can be counted; where that is not so, steps are counted."""
-    if config.collect.episodes_per_rollout or config.algorithm in REPLAYED:
-        return train.Config(
-            steps=config.steps, eval_every=config.eval_every_steps, checkpoint_every=config.checkpoint_every_steps
-        )
-    steps_per_update = config.collect.num_envs * config.collect.steps_per_rollout
-    return train.Config(
-        updates=-(-config.steps // steps_per_update),
-        eval_every=max(config.eval_every_steps // steps_per_update, 1),
-        checkpoint_every=max(config.checkpoint_every_steps // steps_per_update, 1),
-    )
-
-
 def summarise(metrics: Path, config: Config) -> dict[str, float | None]:
     """The headline: the last evaluation, when the solved level was first hit and from when it held."""
     rows = read_lines(metrics)
     evaluated = [row for row in rows if "eval_return_mean" in row]
-    steps = [row["steps"] for row in evaluated]
-    means = [row["eval_return_mean"] for row in evaluated]
+    steps = [row["steps"] // config.num_seeds for row in evaluated]
     solved = SOLVED.get(config.env_id, float("inf"))
-    return {
-        "eval_return_mean": means[-1],
+    result: dict[str, float | None] = {
+        "eval_return_mean": evaluated[-1]["eval_return_mean"],
         "eval_episodes": config.evaluate.episodes,
-        "first_hit_step": first_hit(steps, means, solved),
-        "stays_from_step": stays_from(steps, means, solved),
-        "env_steps_per_second": steps[-1] / sum(row["seconds/collect"] + row["seconds/update"] for row in rows[1:]),
     }
+    if config.num_seeds > 1:
+        result |= {name: value for name, value in evaluated[-1].items() if name.startswith("eval_return_iqm")}
+    for suffix in [""] if config.num_seeds == 1 else [f"/{i}" for i in range(config.num_seeds)]:
+        means = [row[f"eval_return_mean{suffix}"] for row in evaluated]
+        result[f"first_hit_step{suffix}"] = first_hit(steps, means, solved)
+        result[f"stays_from_step{suffix}"] = stays_from(steps, means, solved)
+        result[f"share_of_evaluations_solved{suffix}"] = sum(mean >= solved for mean in means) / len(means)
+    seconds = sum(row["seconds/collect"] + row["seconds/update"] for row in rows[1:])
+    return result | {"env_steps_per_second": rows[-1]["steps"] / seconds}
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ BELOW = {
     "replay": {"core", "errors", "rollout"},
     "algorithms": {"core", "errors", "optimize", "reduce", "replay", "rescore", "rollout"},
     "train": {"errors", "optimize", "reduce", "rollout", "runs"},
-    "control": {"algorithms", "core", "errors", "lag", "optimize", "reduce", "rollout", "runs"},
+    "control": {"algorithms", "core", "errors", "lag", "optimize", "reduce", "rollout", "runs", "stack", "train"},
     "lm": {
         "algorithms",
         "core",

@@ -13,7 +13,7 @@ from torch.func import functional_call, vmap
 
 from rlhf.control.policy import ControlPolicy
 from rlhf.errors import InputError
-from rlhf.runs.evaluate import Evaluation, interquartile_mean
+from rlhf.runs.evaluate import Evaluation, bootstrap_interval, interquartile_mean
 
 
 class PolicyStack(nn.Module):
@@ -118,15 +118,18 @@ class _Method(nn.Module):
 def evaluate_each(evaluators: Sequence[Callable[[ControlPolicy], Evaluation]]) -> Callable[[PolicyStack], Evaluation]:
     """Every seed's own evaluation: its metrics under `name/seed`, and without a seed the mean over seeds.
 
-    `eval_return_iqm` is their interquartile mean (Agarwal et al., 2021; https://arxiv.org/abs/2108.13264).
+    `eval_return_iqm` is their interquartile mean, `_low` and `_high` its 95 % bootstrap interval over seeds.
     """
 
     def evaluate(stack: PolicyStack) -> Evaluation:
         each = [one(policy) for one, policy in zip(evaluators, stack.policies(), strict=True)]
         columns = {name: [evaluation.metrics[name] for evaluation in each] for name in each[0].metrics}
         metrics = {name: sum(values) / len(values) for name, values in columns.items()}
-        metrics["eval_return_iqm"] = interquartile_mean(columns["eval_return_mean"])
-        metrics |= {f"eval_return_mean/{i}": value for i, value in enumerate(columns["eval_return_mean"])}
+        returns = columns["eval_return_mean"]
+        low, high = bootstrap_interval(returns, statistic=interquartile_mean, seed=0)
+        metrics |= {"eval_return_iqm": interquartile_mean(returns)}
+        metrics |= {"eval_return_iqm_low": low, "eval_return_iqm_high": high}
+        metrics |= {f"eval_return_mean/{i}": value for i, value in enumerate(returns)}
         samples = [{"seed_number": i, **sample} for i, evaluation in enumerate(each) for sample in evaluation.samples]
         return Evaluation(metrics, samples)
 

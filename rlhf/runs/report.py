@@ -105,8 +105,11 @@ def _phase(folder: Path) -> list[str]:
 
 
 def _grouped(rows: Sequence[Mapping[str, float]]) -> dict[str, list[str]]:
-    """Metric names by the figure they belong to, in the order of GROUPS."""
+    """Metric names by the figure they belong to, in the order of GROUPS; the ends of an interval are drawn with it."""
     names = dict.fromkeys(name for row in rows for name in row if name not in AXES)
+    for name in list(names):
+        if f"{name}_low" in names:
+            del names[f"{name}_low"], names[f"{name}_high"]
     groups: dict[str, list[str]] = {group: [] for group in GROUPS}
     for name in names:
         groups[next(group for group, starts in GROUPS.items() if name.startswith(starts))].append(name)
@@ -126,6 +129,10 @@ def _curves(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> bytes:
         points = [(row[axis], row[name]) for row in rows if name in row]
         panel = figure.add_subplot(lines, COLUMNS, index + 1)
         panel.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else None, linewidth=1.2)
+        band = [(row[axis], row[f"{name}_low"], row[f"{name}_high"]) for row in rows if f"{name}_low" in row]
+        if band:
+            x, low, high = zip(*band, strict=True)
+            panel.fill_between(x, low, high, alpha=0.25, linewidth=0)
         panel.set_title(name, fontsize=9)
         panel.set_xlabel(axis, fontsize=8)
         panel.tick_params(labelsize=8)

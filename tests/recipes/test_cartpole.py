@@ -8,8 +8,10 @@ import pytest
 from recipes import cartpole
 from rlhf import optimize
 from rlhf.control import collect, evaluate
+from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.control.presets import preset
+from rlhf.errors import InputError
 from rlhf.runs.log import read_lines
 from tests.recipes.small import files, run
 
@@ -43,7 +45,8 @@ def no_report(monkeypatch):
 def test_a_run_leaves_everything_behind(finished):
     folder, result = finished
     assert list(result) == [
-        *("eval_return_mean", "eval_episodes", "first_hit_step", "stays_from_step", "env_steps_per_second")
+        *("eval_return_mean", "eval_episodes", "first_hit_step", "stays_from_step", "share_of_evaluations_solved"),
+        "env_steps_per_second",
     ]
     assert json.loads((folder / "result.json").read_text()) == result
     assert {"config.json", "versions.json", "report.html", "result.json", "ppo"} == {p.name for p in folder.iterdir()}
@@ -90,6 +93,26 @@ def test_a_run_on_whole_episodes_ends_with_the_rollout_that_reaches_its_steps(tm
     run(cartpole.main, replace(config, steps=400, resume=True))
     rows = read_lines(tmp_path / "run" / "ppo" / "metrics.jsonl")
     assert rows[-2]["steps"] < 400 <= rows[-1]["steps"]
+
+
+def test_seeds_side_by_side_report_each_of_them(tmp_path):
+    result = run(cartpole.main, small_config(tmp_path / "run", num_seeds=3, seed=7))
+    assert {"eval_return_iqm", "eval_return_iqm_low", "eval_return_iqm_high"} <= set(result)
+    rows = read_lines(tmp_path / "run" / "ppo" / "metrics.jsonl")
+    for i in range(3):
+        alone = run(cartpole.main, small_config(tmp_path / f"alone{i}", seed=7 + i))
+        assert rows[-1][f"eval_return_mean/{i}"] == pytest.approx(alone["eval_return_mean"], rel=0.05)
+        assert result[f"first_hit_step/{i}"] is None
+    assert [row["steps"] for row in rows] == [0, 3 * 64, 3 * 128]
+    assert (tmp_path / "run" / "ppo" / "final" / "policy" / "2" / "policy.safetensors").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "impala", "discrete_sac", "trpo"])
+def test_methods_that_cannot_share_an_update_refuse_several_seeds(algorithm, tmp_path):
+    default = cartpole.default_config(algorithm, "CartPole-v1")
+    with pytest.raises(InputError, match="run its seeds one"):
+        run(cartpole.main, replace(default, num_seeds=2, output_dir=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "Acrobot-v1"])
