@@ -9,10 +9,12 @@ from tyro.conf import AvoidSubcommands, subcommand
 from rlhf.algorithms import (
     a2c,
     discrete_sac,
+    eligibility,
     grpo,
     impala,
     off_policy,
     ppo,
+    ppo_kl,
     q_actor_critic,
     reinforce,
     reinforce_pp,
@@ -20,6 +22,7 @@ from rlhf.algorithms import (
     rloo,
     sac,
     td_actor_critic,
+    trpo,
 )
 from rlhf.errors import InputError
 
@@ -31,6 +34,7 @@ ALGORITHMS: dict[str, Any] = {
     "impala": impala,
     "off_policy": off_policy,
     "ppo": ppo,
+    "ppo_kl": ppo_kl,
     "q_actor_critic": q_actor_critic,
     "reinforce": reinforce,
     "reinforce_pp": reinforce_pp,
@@ -38,6 +42,8 @@ ALGORITHMS: dict[str, Any] = {
     "rloo": rloo,
     "sac": sac,
     "td_actor_critic": td_actor_critic,
+    "td_lambda": eligibility,
+    "trpo": trpo,
 }
 
 # Those that learn from replayed transitions, which only control has.

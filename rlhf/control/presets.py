@@ -8,10 +8,12 @@ from rlhf import optimize
 from rlhf.algorithms import (
     a2c,
     discrete_sac,
+    eligibility,
     grpo,
     impala,
     off_policy,
     ppo,
+    ppo_kl,
     q_actor_critic,
     reinforce,
     reinforce_pp,
@@ -19,6 +21,7 @@ from rlhf.algorithms import (
     rloo,
     sac,
     td_actor_critic,
+    trpo,
 )
 from rlhf.algorithms.actor_critic import Critic
 from rlhf.algorithms.catalogue import ALGORITHMS, Method
@@ -73,6 +76,13 @@ PRESETS: dict[tuple[str, str], Preset] = {
         method=q_actor_critic.Config(gamma=0.99),
         optimize=_ACTOR_CRITIC,
     ),
+    ("td_lambda", "CartPole-v1"): Preset(
+        steps=500_000,
+        eval_every_steps=10_240,
+        collect=collect.Config(num_envs=16, steps_per_rollout=1),
+        method=eligibility.Config(gamma=0.99, critic_rate=3.0),
+        optimize=optimize.Config(learning_rate=3e-3, schedule="linear", epochs=1, whiten="none"),
+    ),
     ("impala", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
@@ -112,6 +122,24 @@ PRESETS: dict[tuple[str, str], Preset] = {
         policy=PolicyConfig(normalise_observations=True),
         method=ppo.Config(gamma=0.99, gae_lambda=0.94, value_coef=1.0),
         optimize=replace(_PPO, schedule="linear", epochs=4, minibatches=32),
+    ),
+    ("ppo_kl", "CartPole-v1"): Preset(
+        collect=collect.Config(num_envs=16, steps_per_rollout=32),
+        method=ppo_kl.Config(gamma=0.99, gae_lambda=0.9, penalty=3.0, value_coef=1.0),
+        # While the coefficient is still catching up, an update ends at three times its target.
+        optimize=replace(_PPO, schedule="linear", epochs=20, minibatches=2, target_kl=0.03),
+    ),
+    ("trpo", "CartPole-v1"): Preset(
+        collect=collect.Config(num_envs=16, steps_per_rollout=64),
+        method=trpo.Config(gamma=0.99, gae_lambda=0.95, damping=0.01),
+        optimize=replace(_PPO, epochs=20, minibatches=4, whiten="batch"),
+    ),
+    ("trpo", "Pendulum-v1"): Preset(
+        steps=200_000,
+        eval_every_steps=10_240,
+        collect=collect.Config(num_envs=4, steps_per_rollout=512, normalise_rewards=True),
+        method=trpo.Config(gamma=0.95, gae_lambda=0.95, damping=0.01),
+        optimize=replace(_PPO, epochs=20, minibatches=16, whiten="batch"),
     ),
     ("sac", "Pendulum-v1"): Preset(
         steps=20_000,
