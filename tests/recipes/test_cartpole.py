@@ -61,7 +61,7 @@ def test_a_run_leaves_everything_behind(finished):
 
 def test_the_final_policy_loads(finished):
     folder, _ = finished
-    spaces = cartpole.spaces_of(cartpole.make_env("CartPole-v1"))
+    spaces = spaces_of(make_env("CartPole-v1"))
     policy, untrained = (ControlPolicy(spaces, PolicyConfig(), seed=0) for _ in range(2))
     policy.load(folder / "ppo" / "final" / "policy")
     moved = [not a.equal(b) for a, b in zip(policy.parameters(), untrained.parameters(), strict=True)]
