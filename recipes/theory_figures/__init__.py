@@ -1,0 +1,1 @@
+"""The figures of recipes/theory.py, one module each."""
