@@ -51,7 +51,9 @@ _ACTOR_CRITIC = replace(_PPO, schedule="linear", epochs=1)
 _REPLAY = optimize.Config(learning_rate=1e-3, epochs=1, minibatches=32, max_gradient_norm=0.0, whiten="none")
 _TWINS = PolicyConfig(critic="action")
 
-_GROUPS = optimize.Config(learning_rate=3e-3, epochs=4, minibatches=4, max_gradient_norm=0.5, whiten="none")
+_GROUPS = optimize.Config(
+    learning_rate=5e-3, schedule="linear", epochs=10, minibatches=4, max_gradient_norm=0.5, whiten="none"
+)
 
 PRESETS: dict[tuple[str, str], Preset] = {
     ("a2c", "CartPole-v1"): Preset(
@@ -153,14 +155,14 @@ PRESETS: dict[tuple[str, str], Preset] = {
         steps=500_000,
         eval_every_steps=10_240,
         collect=collect.Config(episodes_per_rollout=16, episodes_per_start=8),
-        method=grpo.Config(gamma=1.0),
+        method=grpo.Config(),
         optimize=_GROUPS,
     ),
     ("rloo", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
         collect=collect.Config(episodes_per_rollout=16, episodes_per_start=8),
-        method=rloo.Config(gamma=1.0),
+        method=rloo.Config(),
         optimize=replace(_GROUPS, epochs=1, minibatches=1),
     ),
     ("reinforce_pp", "CartPole-v1"): Preset(
@@ -168,7 +170,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
         eval_every_steps=10_240,
         collect=collect.Config(episodes_per_rollout=16),
         method=reinforce_pp.Config(gamma=0.99),
-        optimize=replace(_GROUPS, whiten="batch"),
+        optimize=replace(_GROUPS, learning_rate=3e-3, epochs=4, whiten="batch"),
     ),
     ("discrete_sac", "CartPole-v1"): Preset(
         steps=50_000,
