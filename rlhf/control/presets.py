@@ -46,8 +46,9 @@ class Preset:
 _PPO = optimize.Config(learning_rate=1e-3, max_gradient_norm=0.5, whiten="minibatch", adam_eps=1e-5)
 
 _ACTOR_CRITIC = replace(_PPO, schedule="linear", epochs=1)
+# One-step errors and Q are only as good as the critic.
+_FITTED = Critic(target="td_lambda", td_lambda=0.95, epochs=10)
 
-# As many gradient steps as environment steps.
 _REPLAY = optimize.Config(learning_rate=1e-3, epochs=1, minibatches=32, max_gradient_norm=0.0, whiten="none")
 _TWINS = PolicyConfig(critic="action")
 
@@ -67,7 +68,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
         steps=500_000,
         eval_every_steps=10_240,
         collect=collect.Config(num_envs=16, steps_per_rollout=16),
-        method=td_actor_critic.Config(gamma=0.99),
+        method=td_actor_critic.Config(gamma=0.99, critic=_FITTED),
         optimize=_ACTOR_CRITIC,
     ),
     ("q_actor_critic", "CartPole-v1"): Preset(
@@ -75,21 +76,23 @@ PRESETS: dict[tuple[str, str], Preset] = {
         eval_every_steps=10_240,
         collect=collect.Config(num_envs=16, steps_per_rollout=16),
         policy=PolicyConfig(critic="action"),
-        method=q_actor_critic.Config(gamma=0.99),
+        method=q_actor_critic.Config(gamma=0.99, critic=_FITTED),
         optimize=_ACTOR_CRITIC,
     ),
     ("td_lambda", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
-        collect=collect.Config(num_envs=16, steps_per_rollout=1),
-        method=eligibility.Config(gamma=0.99, critic_rate=3.0),
-        optimize=optimize.Config(learning_rate=3e-3, schedule="linear", epochs=1, whiten="none"),
+        collect=collect.Config(num_envs=64, steps_per_rollout=1),
+        method=eligibility.Config(gamma=0.99),
+        # Plain steps: a norm that suits Adam would cut every one of them.
+        optimize=optimize.Config(learning_rate=2e-3, schedule="linear", epochs=1, max_gradient_norm=0.0, whiten="none"),
     ),
     ("impala", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
         collect=collect.Config(num_envs=16, steps_per_rollout=16, lag=4),
-        method=impala.Config(gamma=0.99, td_lambda=0.95),
+        # Truncation at 1 lets a wrong critic push the policy on the way that it last moved, until it is deterministic.
+        method=impala.Config(gamma=0.99, td_lambda=0.95, rho_clip=2.0, entropy_coef=0.01),
         optimize=_ACTOR_CRITIC,
     ),
     ("reinforce", "CartPole-v1"): Preset(
@@ -173,18 +176,20 @@ PRESETS: dict[tuple[str, str], Preset] = {
         optimize=replace(_GROUPS, learning_rate=3e-3, epochs=4, whiten="batch"),
     ),
     ("discrete_sac", "CartPole-v1"): Preset(
-        steps=50_000,
+        steps=60_000,
+        eval_every_steps=5_120,
         collect=collect.Config(num_envs=4, steps_per_rollout=32),
         policy=_TWINS,
-        method=discrete_sac.Config(),
-        optimize=_REPLAY,
+        method=discrete_sac.Config(target_rate=0.05),
+        optimize=replace(_REPLAY, minibatches=64),
     ),
     ("replay_actor_critic", "CartPole-v1"): Preset(
-        steps=50_000,
+        steps=60_000,
+        eval_every_steps=5_120,
         collect=collect.Config(num_envs=4, steps_per_rollout=32),
         policy=_TWINS,
-        method=replay_actor_critic.Config(),
-        optimize=_REPLAY,
+        method=replay_actor_critic.Config(target_rate=0.05, entropy_coef=0.05),
+        optimize=replace(_REPLAY, minibatches=64),
     ),
 }
 
