@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: demo test test-slow learning lint clean
+.PHONY: demo test test-slow learning lint benchmark-control clean
 
 demo: $(VENV)/.installed
 	$(RUN) recipes/arithmetic.py $(ARGS)
@@ -21,6 +21,11 @@ test-slow: $(VENV)/.installed
 # The learning claims of the README, every seed (about an hour on 2 cores); results stay in runs/learning.
 learning: $(VENV)/.installed
 	$(RUN) -m pytest -m slow -n 2 --dist worksteal -s tests/learning
+
+# Speed on control beside Stable-Baselines3, which only this target installs.
+benchmark-control: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check "stable-baselines3==2.9.*"
+	PYTHONPATH=. $(RUN) benchmarks/control_speed.py $(ARGS)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,152 @@
+"""Environment steps per second of PPO on CartPole-v1, beside Stable-Baselines3, at equal hyperparameters.
+
+    make benchmark-control            # installs Stable-Baselines3 2.9 beside the project and prints the table
+
+One thread each, one process, the contestants in turn, round after round; evaluation is excluded, all else that
+training does (logging, our checkpoints) is included. Ten seeds side by side count the steps of all ten. Hyperparameters
+are those that rl-zoo tuned for CartPole: 8 environments x 32 steps, 20 epochs of one minibatch of 256.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Table
+
+from recipes import cartpole
+from rlhf import optimize, train
+from rlhf.algorithms import ppo
+from rlhf.control import collect, evaluate
+from rlhf.control.assemble import assemble, length
+from rlhf.runs.run import Run
+
+EQUAL = cartpole.Config(
+    collect=collect.Config(num_envs=8, steps_per_rollout=32),
+    method=ppo.Config(gamma=0.98, gae_lambda=0.8, clip=0.2, clip_schedule="linear", value_coef=0.5),
+    optimize=optimize.Config(
+        learning_rate=1e-3,
+        schedule="linear",
+        epochs=20,
+        minibatches=1,
+        max_gradient_norm=0.5,
+        whiten="minibatch",
+        adam_eps=1e-5,
+    ),
+    evaluate=evaluate.Config(episodes=1, sampled_episodes=0),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Which contestants, how long, how often."""
+
+    steps: int = 51_200
+    """Environment steps of a run."""
+    rounds: int = 3
+    """The table shows the median over these."""
+    num_seeds: int = 10
+    """Seeds that are trained side by side."""
+
+
+def stable_baselines3(steps: int) -> float:
+    """Seconds of `learn`."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    model = PPO(
+        "MlpPolicy",
+        make_vec_env("CartPole-v1", n_envs=8),
+        n_steps=32,
+        batch_size=256,
+        gamma=0.98,
+        gae_lambda=0.8,
+        n_epochs=20,
+        ent_coef=0.0,
+        learning_rate=lambda left: 1e-3 * left,
+        clip_range=lambda left: 0.2 * left,
+        device="cpu",
+        seed=0,
+    )
+    start = time.perf_counter()
+    model.learn(steps)
+    return time.perf_counter() - start
+
+
+def ours(config: cartpole.Config, steps: int) -> float:
+    """Seconds of `train.train`, less those spent in evaluations."""
+    accelerator = Accelerator(cpu=True)
+    config = cartpole.Config(**{**vars(config), "steps": steps, "eval_every_steps": steps})
+    parts, judging = assemble(config, accelerator), 0.0
+
+    def evaluated(policy: Any) -> Any:
+        nonlocal judging
+        start = time.perf_counter()
+        evaluation = parts.evaluate(policy)
+        judging += time.perf_counter() - start
+        return evaluation
+
+    with tempfile.TemporaryDirectory() as folder:
+        phase = Run(Path(folder) / "run", config, resume=False, accelerator=accelerator).phase("ppo")
+        start = time.perf_counter()
+        train.train(
+            policy=parts.policy,
+            algorithm=parts.algorithm,
+            algorithm_config=config.method,
+            optimize_config=config.optimize,
+            collector=parts.collector,
+            evaluate=evaluated,
+            phase=phase,
+            accelerator=accelerator,
+            config=length(config),
+            seed=0,
+        )
+        return time.perf_counter() - start - judging
+
+
+def main(config: Config) -> None:
+    torch.set_num_threads(1)
+    default = cartpole.default_config("ppo", "CartPole-v1")
+    several = {"num_seeds": config.num_seeds}
+    contestants = {
+        "Stable-Baselines3, 1 seed": (1, lambda: stable_baselines3(config.steps)),
+        "ours, equal settings, 1 seed": (1, lambda: ours(EQUAL, config.steps)),
+        f"ours, equal settings, {config.num_seeds} seeds": (
+            config.num_seeds,
+            lambda: ours(cartpole.Config(**{**vars(EQUAL), **several}), config.steps),
+        ),
+        "ours, own settings, 1 seed": (1, lambda: ours(default, config.steps)),
+        f"ours, own settings, {config.num_seeds} seeds": (
+            config.num_seeds,
+            lambda: ours(cartpole.Config(**{**vars(default), **several}), config.steps),
+        ),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(config.rounds):
+        for name, (_, run) in contestants.items():
+            seconds[name].append(run())
+    base = statistics.median(seconds["Stable-Baselines3, 1 seed"])
+    table = Table("contestant", "seconds", "steps per second", "speed / SB3", "time / SB3's one run")
+    for name, (num_seeds, _) in contestants.items():
+        median = statistics.median(seconds[name])
+        speed = num_seeds * config.steps / median
+        table.add_row(
+            name,
+            ", ".join(f"{value:.1f}" for value in seconds[name]),
+            f"{speed:,.0f}",
+            f"{speed * base / config.steps:.2f}",
+            f"{median / base:.2f}",
+        )
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
