@@ -222,6 +222,17 @@ def test_without_lag_every_sample_counts_fully() -> None:
     assert metrics["behaviour_kl_k3"] == 0.0
 
 
+@pytest.mark.parametrize("baseline", ["none", "value"])
+@pytest.mark.parametrize("ratios", ["action", "decision"])
+def test_only_a_critic_says_what_a_cut_episode_would_have_earned(ratios: str, baseline: str) -> None:
+    """Its value is the learner's own, so no ratio corrects it where the episode is cut."""
+    rollout = uneven()
+    cut = replace(rollout, next_values=rollout.next_values + 5.0 * rollout.dones)
+    config = off_policy.Config(ratios=ratios, baseline=baseline)
+    returns, as_cut = (off_policy.estimate(x, {}, config)[0].returns for x in (rollout, cut))
+    check((as_cut - returns)[rollout.dones], torch.full((6,), 5.0 * (baseline == "value"), dtype=torch.float64))
+
+
 def test_the_critic_and_the_entropy_have_their_coefficients() -> None:
     policy = TabularPolicy(4, 3)
     rollout = uneven()
