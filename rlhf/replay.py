@@ -25,10 +25,10 @@ def transitions(rollout: Rollout) -> Batch:
 
 
 def one_step_targets(batch: Batch, next_values: Tensor, *, gamma: float) -> Tensor:
-    """y = r + gamma * v(s'), v of a terminal state being 0 (Sutton and Barto, 2018, eq. 6.2), without gradient."""
+    """y = r + gamma * v(s'), v of a terminal state being 0 (Sutton and Barto, 2018, eq. 6.2)."""
     assert batch.rewards is not None
     assert batch.terminals is not None
-    return (batch.rewards + gamma * next_values.masked_fill(batch.terminals, 0.0)).detach()
+    return batch.rewards + gamma * next_values.masked_fill(batch.terminals, 0.0)
 
 
 def values_of(values: Tensor, actions: Tensor) -> Tensor:

@@ -44,36 +44,39 @@ class ReplayBuffer:
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
-        self.filled = 0
-        self._next = 0
+        self.num_taken = 0
         self._columns: dict[str, Tensor] = {}
+
+    @property
+    def filled(self) -> int:
+        """Slots that hold a step."""
+        return min(self.num_taken, self.num_slots)
 
     def add(self, columns: dict[str, Tensor]) -> None:
         """Takes in T steps of every environment, `(N, T, ...)`, of which more than the ring holds are passed over."""
         num_steps = next(iter(columns.values())).shape[1]
         kept = min(num_steps, self.num_slots)
-        slots = (self._next + torch.arange(num_steps - kept, num_steps)) % self.num_slots
+        slots = (self.num_taken + torch.arange(num_steps - kept, num_steps)) % self.num_slots
         for name, column in columns.items():
             steps = column.transpose(0, 1)[num_steps - kept :]
             if name not in self._columns:
                 self._columns[name] = steps.new_empty(self.num_slots, *steps.shape[1:])
             self._columns[name][slots] = steps
-        self._next = (self._next + num_steps) % self.num_slots
-        self.filled = min(self.filled + num_steps, self.num_slots)
+        self.num_taken += num_steps
 
     def take(self, slots: Tensor, envs: Tensor) -> dict[str, Tensor]:
         """The steps in these slots of these environments, `(M, ...)`."""
         return {name: column[slots, envs] for name, column in self._columns.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"next": self._next, "columns": {name: column[: self.filled] for name, column in self._columns.items()}}
+        columns = {name: column[: self.filled] for name, column in self._columns.items()}
+        return {"num_taken": self.num_taken, "num_slots": self.num_slots, "columns": columns}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._next, self._columns = state["next"], {}
+        if state["num_slots"] != self.num_slots:
+            raise InputError(f"the checkpoint's buffer has {state['num_slots']} slots and this run's {self.num_slots}.")
+        self.num_taken, self._columns = state["num_taken"], {}
         for name, column in state["columns"].items():
-            self.filled = len(column)
-            if self.filled > self.num_slots:
-                raise InputError(f"the checkpoint's buffer has {self.filled} slots and this run's {self.num_slots}.")
             self._columns[name] = column.new_empty(self.num_slots, *column.shape[1:])
             self._columns[name][: self.filled] = column
 

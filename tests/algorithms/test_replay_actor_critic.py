@@ -16,7 +16,7 @@ GAMMA = 0.8
 GENERATOR = torch.Generator().manual_seed(0)
 REWARDS = torch.randn(3, 2, generator=GENERATOR, dtype=torch.float64)
 NEXT = torch.tensor([[1, 2], [0, 2], [2, 0]])
-LOGITS = torch.randn(3, 2, generator=GENERATOR, dtype=torch.float64)
+LOGITS = 3.0 * torch.randn(3, 2, generator=GENERATOR, dtype=torch.float64)
 POLICY = LOGITS.softmax(-1)
 # What filled the buffer: how often each state was visited, and what another policy did there.
 VISITS = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)

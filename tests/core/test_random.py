@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf.core import random
-from rlhf.core.random import derive_seed, gaussians, hashed_order, hashed_orders, uniforms
+from rlhf.core.random import categorical, derive_seed, gaussians, hashed_order, hashed_orders, uniforms
 
 PUBLISHED = [
     6457827717110365317,
@@ -227,3 +227,16 @@ def test_derive_seed_depends_on_every_word_and_their_order():
 def test_draws_take_any_int_as_seed(seed):
     assert uniforms(seed, "actions", 0, torch.arange(2), 2).unique().numel() == 4
     assert derive_seed(seed, "episodes", 0) != derive_seed(seed, "episodes", 1)
+
+
+def test_categorical_inverts_the_cdf_of_each_row():
+    """Probabilities .2, .5, .3 in one row and .6, .1, .3 in the other: edges at .2, .7 and .6, .7."""
+    logits = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3]], dtype=torch.float64).log() + 7.0
+    draws = torch.tensor([[0.0, 0.19, 0.21, 0.69, 0.71, 1 - 2**-53]] * 2, dtype=torch.float64)
+    assert categorical(logits, draws).tolist() == [[0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 2, 2]]
+
+
+def test_categorical_never_draws_what_cannot_happen():
+    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf], dtype=torch.float64)
+    draws = torch.tensor([0.0, 0.5 - 2**-53, 0.5, 1 - 2**-53], dtype=torch.float64)
+    assert categorical(logits, draws).tolist() == [1, 1, 3, 3]

@@ -1,0 +1,64 @@
+"""Run by test_replay_distributed.py, alone and under torchrun: replay methods in float64, their buffer dealt out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from rlhf import optimize
+from rlhf.algorithms import discrete_sac, sac
+from rlhf.control.collect import Config
+from rlhf.control.envs import make_envs, spaces_of
+from rlhf.control.policy import PolicyConfig
+from rlhf.control.replay import Config as ReplayConfig
+from rlhf.control.replay import ReplayCollector
+from rlhf.control.twin_policy import TwinPolicy
+from rlhf.rollout import single_steps
+
+
+def learn(algorithm: Any, env_id: str, accelerator: Accelerator) -> tuple[TwinPolicy, list[dict[str, float]]]:
+    """Five updates of three steps on seven transitions: of so few, one process may at times hold none."""
+    envs = make_envs(env_id, 2, num_processes=accelerator.num_processes)
+    policy = TwinPolicy(spaces_of(envs), PolicyConfig(hidden_sizes=(8, 8), critic="action"), seed=0).double()
+    config, optimize_config = algorithm.Config(batch_size=7), optimize.Config(epochs=1, minibatches=3, whiten="none")
+    optimizer = optimize.make_optimizer(policy, optimize_config)
+    collector = ReplayCollector(
+        envs,
+        config=Config(num_envs=2, steps_per_rollout=8),
+        replay=ReplayConfig(capacity=60, random_steps=20),
+        num_rows=21,
+        seed=0,
+        accelerator=accelerator,
+    )
+    wrapped, _ = accelerator.prepare(policy, optimizer)
+    history = []
+    for update in range(5):
+        rollout, metrics, _ = collector.collect(policy, update)
+        batch = single_steps(algorithm.estimate(rollout, {}, config)[0])
+        step = {"accelerator": accelerator, "seed": 0, "update_index": update, "progress": 0.0}
+        learned, _ = algorithm.update(wrapped, optimizer, rollout, batch, {}, config, optimize_config, **step)
+        history.append(metrics | learned)
+    return policy, history
+
+
+def main() -> None:
+    output, accelerator = Path(sys.argv[1]), Accelerator()
+    facts, weights = {"num_processes": accelerator.num_processes}, {}
+    for algorithm, env_id in ((sac, "Pendulum-v1"), (discrete_sac, "CartPole-v1")):
+        policy, facts[env_id] = learn(algorithm, env_id, accelerator)
+        weights |= {f"{env_id} {name}": tensor.contiguous() for name, tensor in policy.state_dict().items()}
+    if accelerator.is_main_process:
+        save_file(weights, output / "weights.safetensors")
+        (output / "facts.json").write_text(json.dumps(facts))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
