@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf import optimize, train
-from rlhf.algorithms import a2c, eligibility, impala, q_actor_critic, td_actor_critic
+from rlhf.algorithms import a2c, eligibility, impala, ppo_kl, q_actor_critic, td_actor_critic, trpo
 from rlhf.algorithms.actor_critic import Critic
 from rlhf.algorithms.catalogue import algorithm_of
 from rlhf.control import collect
@@ -32,6 +32,8 @@ METHODS: dict[str, tuple[Any, int, int]] = {
     "q": (q_actor_critic.Config(gamma=0.97, critic=Critic(target="td_lambda", td_lambda=0.9, epochs=2)), 6, 0),
     "traces": (eligibility.Config(gamma=0.97), 1, 0),
     "impala": (impala.Config(gamma=0.97), 6, 2),
+    "ppo_kl": (ppo_kl.Config(gamma=0.97), 6, 0),
+    "trpo": (trpo.Config(gamma=0.97), 6, 0),
 }
 
 

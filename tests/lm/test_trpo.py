@@ -16,6 +16,7 @@ from rlhf.errors import InputError
 from rlhf.lm.policy import CausalLM
 from rlhf.optimize import even_micro_batches
 from rlhf.rollout import Batch, Rollout
+from tests.lm.test_policy_gradients import run as improved
 from tests.lm.tiny import ARCHITECTURES, ODD_ARCHITECTURES, random_inputs, save_tiny, tiny_policy
 from tests.lm.worlds import word_policy
 
@@ -130,3 +131,16 @@ def test_update_keeps_to_the_constraint_and_moves_critic_and_actor_apart(critic:
     assert metrics["kl_old_new"] == pytest.approx(divergence, rel=1e-9)
     assert all(torch.equal(a, b) for a, b in zip(actor_of(policy), actor_of(twin), strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(heads, policy.critic_parameters(), strict=True))
+
+
+def test_trpo_learns_on_prompts_some_of_which_have_no_score(tmp_path: Path) -> None:
+    """Beside a reference; every update improves its surrogate within the constraint, and the KL to it grows from 0."""
+    method = trpo.Config(max_kl=0.02, kl_coef=0.1)
+    policy, rows = improved(tmp_path / "run", method)
+    assert not torch.equal(natural.flat(actor_of(policy)).detach(), natural.flat(actor_of(word_policy())).detach())
+    for row in rows:
+        assert 0.0 < row["kl_old_new"] <= 0.02
+        assert row["surrogate_improvement"] > 0.0
+        assert row["ratio_error_max"] < 1e-9
+    assert rows[0]["kl_ref_k3"] == pytest.approx(0.0, abs=1e-9)
+    assert rows[-1]["kl_ref_k3"] > 1e-6
