@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: demo test test-slow learning lint benchmark-control clean
+.PHONY: demo test test-slow learning learning-methods lint benchmark-control clean
 
 demo: $(VENV)/.installed
 	$(RUN) recipes/arithmetic.py $(ARGS)
@@ -20,7 +20,12 @@ test-slow: $(VENV)/.installed
 
 # The learning claims of the README, every seed (about an hour on 2 cores); results stay in runs/learning.
 learning: $(VENV)/.installed
-	$(RUN) -m pytest -m slow -n 2 --dist worksteal -s tests/learning
+	$(RUN) -m pytest -m slow -n 2 --dist worksteal -s tests/learning/test_learning.py
+
+# Every method on CartPole, Pendulum and arithmetic, every seed (many hours); docs/algorithms.md shows the table.
+learning-methods: $(VENV)/.installed
+	$(RUN) -m pytest -m slow -n 2 --dist worksteal -s tests/learning/test_methods.py
+	$(RUN) tests/learning/table.py
 
 # Speed on control beside Stable-Baselines3, which only this target installs.
 benchmark-control: $(VENV)/.installed

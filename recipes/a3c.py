@@ -22,7 +22,7 @@ from rlhf.algorithms.actor_critic import Critic
 from rlhf.control import a3c, collect, evaluate
 from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
-from rlhf.runs.evaluate import first_hit, stays_from
+from rlhf.runs.evaluate import judged
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines
 from rlhf.runs.report import write_report
@@ -89,8 +89,7 @@ def main(config: Config) -> dict[str, float | None]:
     result = {
         "eval_return_mean": means[-1],
         "eval_episodes": config.evaluate.episodes,
-        "first_hit_step": first_hit(steps, means, config.solved),
-        "stays_from_step": stays_from(steps, means, config.solved),
+        **judged(steps, means, config.solved),
         "env_steps_per_second": steps[-1] / rows[-1]["seconds/train"],
     }
     run.write_result(result)

@@ -27,7 +27,7 @@ from rlhf.control.assemble import assemble, length
 from rlhf.control.policy import PolicyConfig
 from rlhf.control.presets import preset
 from rlhf.errors import InputError
-from rlhf.runs.evaluate import first_hit, stays_from
+from rlhf.runs.evaluate import judged
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines, trackers
 from rlhf.runs.report import write_report
@@ -125,9 +125,7 @@ def summarise(metrics: Path, config: Config) -> dict[str, float | None]:
         result |= {name: value for name, value in evaluated[-1].items() if name.startswith("eval_return_iqm")}
     for suffix in [""] if config.num_seeds == 1 else [f"/{i}" for i in range(config.num_seeds)]:
         means = [row[f"eval_return_mean{suffix}"] for row in evaluated]
-        result[f"first_hit_step{suffix}"] = first_hit(steps, means, solved)
-        result[f"stays_from_step{suffix}"] = stays_from(steps, means, solved)
-        result[f"share_of_evaluations_solved{suffix}"] = sum(mean >= solved for mean in means) / len(means)
+        result |= {f"{name}{suffix}": value for name, value in judged(steps, means, solved).items()}
     seconds = sum(row["seconds/collect"] + row["seconds/update"] for row in rows[1:])
     return result | {"env_steps_per_second": rows[-1]["steps"] / seconds}
 

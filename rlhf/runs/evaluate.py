@@ -31,6 +31,16 @@ def stays_from(steps: Sequence[int], means: Sequence[float], threshold: float) -
     return found
 
 
+def judged(steps: Sequence[int], means: Sequence[float], threshold: float) -> dict[str, float | None]:
+    """A learning curve in four numbers; the share is over all evaluations, that of the start included."""
+    return {
+        "first_hit_step": first_hit(steps, means, threshold),
+        "stays_from_step": stays_from(steps, means, threshold),
+        "share_of_evaluations_solved": sum(mean >= threshold for mean in means) / len(means),
+        "best_eval_return_mean": max(means),
+    }
+
+
 def interquartile_mean(scores: Sequence[float] | np.ndarray) -> float:
     """Mean of the middle half of runs, which one lucky or failed run does not move (Agarwal et al., 2021, section 4.3;
     https://arxiv.org/abs/2108.13264). A quarter that is no whole number of runs counts in part.

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rlhf.core.random import derive_seed
 from rlhf.runs.log import read_lines
 from tests.learning.pendulum_optimum import optimal_return
+from tests.learning.results import REVIEWS, ROOT, result_of
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parent.parent.parent
-REVIEWS = ROOT.parent / "shared" / "data" / "movie-reviews"
-
-
-def result_of(name: str, seed: int, *command: str) -> dict[str, Any]:
-    """Runs the recipe's own command line, or takes the result that an earlier call left; prints it."""
-    folder = ROOT / "runs" / "learning" / f"{name}-{seed}"
-    if not (folder / "result.json").exists():
-        resume = ["--resume"] if folder.exists() else []
-        arguments = [*command, "--seed", str(seed), "--output-dir", str(folder), *resume]
-        environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, check=True)
-    result = json.loads((folder / "result.json").read_text())
-    print(f"{name} seed {seed}: {json.dumps(result)}")
-    return result
 
 
 @pytest.mark.parametrize("seed", range(10))

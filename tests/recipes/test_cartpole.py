@@ -45,8 +45,8 @@ def no_report(monkeypatch):
 def test_a_run_leaves_everything_behind(finished):
     folder, result = finished
     assert list(result) == [
-        *("eval_return_mean", "eval_episodes", "first_hit_step", "stays_from_step", "share_of_evaluations_solved"),
-        "env_steps_per_second",
+        *("eval_return_mean", "eval_episodes", "first_hit_step", "stays_from_step"),
+        *("share_of_evaluations_solved", "best_eval_return_mean", "env_steps_per_second"),
     ]
     assert json.loads((folder / "result.json").read_text()) == result
     assert {"config.json", "versions.json", "report.html", "result.json", "ppo"} == {p.name for p in folder.iterdir()}

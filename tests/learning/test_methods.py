@@ -1,0 +1,81 @@
+"""Every method on control and on the language model: `make learning-methods`. Results stay in runs/learning."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rlhf.core.random import derive_seed
+from rlhf.lm.presets import PRESETS
+from tests.learning.pendulum_optimum import optimal_return
+from tests.learning.results import result_of
+
+pytestmark = pytest.mark.slow
+
+# Environment steps within which CartPole has to reach a mean of 475, and the seeds that have to.
+CARTPOLE = {
+    "ppo": (100_000, 10),
+    "ppo_kl": (100_000, 10),
+    "trpo": (100_000, 10),
+    "a2c": (500_000, 10),
+    "q_actor_critic": (500_000, 10),
+    "td_actor_critic": (500_000, 10),
+    "impala": (500_000, 10),
+    "grpo": (500_000, 10),
+    "rloo": (500_000, 10),
+    "reinforce_pp": (500_000, 10),
+    "reinforce": (500_000, 10),
+    "off_policy": (500_000, 10),
+    "discrete_sac": (200_000, 10),
+    "replay_actor_critic": (200_000, 10),
+}
+# Of those that have to stay there until the end.
+STAYS = ("ppo", "ppo_kl", "trpo")
+# Steps, and the largest gap to the optimum by dynamic programming on the same starts.
+PENDULUM = {"ppo": (100_000, 40.0), "trpo": (200_000, 45.0), "sac": (20_000, 25.0)}
+# Sums that are evaluated on.
+HELD_OUT = 1000
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "seed"), [(name, seed) for name, (_, seeds) in CARTPOLE.items() for seed in range(seeds)]
+)
+def test_cartpole_is_reached(algorithm: str, seed: int) -> None:
+    result = result_of(f"cartpole-{algorithm}", seed, "recipes/cartpole.py", "--algorithm", algorithm)
+    assert result["first_hit_step"] is not None
+    # An update may end beyond the last step.
+    assert result["first_hit_step"] <= 1.02 * CARTPOLE[algorithm][0]
+    if algorithm in STAYS:
+        assert result["stays_from_step"] is not None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_online_traces_reach_400(seed: int) -> None:
+    result = result_of("cartpole-td_lambda", seed, "recipes/cartpole.py", "--algorithm", "td_lambda")
+    assert result["best_eval_return_mean"] >= 400.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_asynchronous_processes_reach_475(seed: int) -> None:
+    result = result_of("cartpole-a3c", seed, "recipes/a3c.py")
+    assert result["first_hit_step"] is not None
+
+
+@pytest.mark.parametrize(("algorithm", "seed"), [(name, seed) for name in PENDULUM for seed in range(3)])
+def test_pendulum_comes_near_the_optimum(algorithm: str, seed: int) -> None:
+    command = ("recipes/cartpole.py", "--algorithm", algorithm, "--env-id", "Pendulum-v1")
+    steps, most = PENDULUM[algorithm]
+    result = result_of(f"pendulum-{algorithm}", seed, *command, "--steps", str(steps))
+    gap = optimal_return([derive_seed(seed, "evaluation", i) for i in range(200)]) - result["eval_return_mean"]
+    print(f"pendulum {algorithm} seed {seed}: gap {gap:.1f}")
+    assert gap <= most
+
+
+@pytest.mark.parametrize(("algorithm", "seed"), [(name, seed) for name in PRESETS for seed in range(3)])
+def test_arithmetic_is_improved_significantly(algorithm: str, seed: int) -> None:
+    """Two binomial shares of the same 1,000 sums differ by more than 3 standard errors."""
+    result = result_of(f"arithmetic-{algorithm}", seed, "recipes/arithmetic.py", "--algorithm", algorithm)
+    before, after = result["exact_match_before"], result["exact_match_after"]
+    error = math.sqrt((before * (1 - before) + after * (1 - after)) / HELD_OUT)
+    assert after - before > 3.0 * error
