@@ -44,7 +44,9 @@ def make_collector(
                 f"episodes_per_rollout is {config.episodes_per_rollout}, which {num_processes} processes cannot share "
                 "evenly; make it a multiple of them."
             )
-        collector = EpisodeCollector(make_many(env_id, config.episodes_per_rollout // num_processes), **options)
+        collector = EpisodeCollector(
+            make_many(env_id, config.episodes_per_rollout // num_processes, starts=starts), **options
+        )
     else:
         vector = make_envs(env_id, config.num_envs, num_processes=num_processes, starts=starts)
         collector = collect.EnvCollector(vector, **options)

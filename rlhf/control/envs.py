@@ -86,11 +86,11 @@ class Singles:
         return np.stack(observations), np.array(rewards, float), np.array(terminated), np.array(truncated)
 
 
-def make_many(env_id: str, num_envs: int) -> list[gymnasium.Env] | BatchedCartPole:
+def make_many(env_id: str, num_envs: int, *, starts: np.ndarray | None = None) -> list[gymnasium.Env] | BatchedCartPole:
     """Environments for `num_envs` whole episodes at a time."""
-    if env_id == "CartPole-v1":
+    if env_id == "CartPole-v1" and starts is None:
         return BatchedCartPole(num_envs)
-    return [make_env(env_id) for _ in range(num_envs)]
+    return [make_env(env_id, starts=starts) for _ in range(num_envs)]
 
 
 def close(envs: Sequence[gymnasium.Env] | BatchedCartPole) -> None:

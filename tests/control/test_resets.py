@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf.control.aliased_grid import EAST, END, SOUTH
+from rlhf.control.collect import Config
+from rlhf.control.collectors import make_collector
 from rlhf.control.demonstrations import demonstrated_states
 from rlhf.control.envs import make_env, make_envs, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.control.resets import get_state
 from rlhf.errors import InputError
-from tests.control.worlds import bare, collector_of
+from tests.control.worlds import CPU, bare, collector_of
 
 CARTPOLE_STATES = np.array([[0.0, 0.0, 0.05, 0.0], [1.0, 0.5, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.3]])
 
@@ -60,6 +63,23 @@ def test_other_classic_problems_observe_their_start(env_id: str) -> None:
     np.testing.assert_array_equal(again, observation)
 
 
+@pytest.mark.parametrize("episodes_per_rollout", [0, 6])
+def test_collectors_of_fragments_and_of_whole_episodes_take_starts(episodes_per_rollout: int) -> None:
+    config = Config(num_envs=6, steps_per_rollout=1, episodes_per_rollout=episodes_per_rollout)
+    collector = make_collector(
+        "rlhf/Chain-v0,horizon=4",
+        config=config,
+        gamma=1.0,
+        seed=0,
+        accelerator=CPU,
+        micro_batch_cost=100,
+        starts=np.array([3]),
+    )
+    policy = ControlPolicy(spaces_of(make_env("rlhf/Chain-v0,horizon=4")), PolicyConfig(), seed=0)
+    rollout = collector.collect(policy, 0).rollout
+    assert rollout.inputs["observations"][:, 0].argmax(-1).tolist() == [3] * 6
+
+
 def test_reset_options_name_one_state() -> None:
     env = make_env("rlhf/Chain-v0,horizon=4", starts=np.arange(4))
     assert {int(env.reset(seed=seed, options={"state": 2})[0].argmax()) for seed in range(20)} == {2}
@@ -86,6 +106,13 @@ def test_demonstrated_states_are_those_acted_in() -> None:
     right = bare("rlhf/Chain-v0,horizon=5").right_actions
     states = demonstrated_states(lambda x: right[x.argmax()], "rlhf/Chain-v0,horizon=5", episodes=2, seed=0)
     assert sorted(states.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_demonstrated_states_are_none_of_episodes_that_are_over() -> None:
+    """East from everywhere but the middle: episodes of one to three steps."""
+    moves = (EAST, EAST, SOUTH, SOUTH)
+    states = demonstrated_states(lambda x: moves[x.argmax()], "rlhf/AliasedGrid-v0", episodes=20, seed=0)
+    assert set(states.tolist()) == set(range(END))
 
 
 def test_demonstrated_states_of_a_policy_are_what_it_saw() -> None:
