@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
-from recipes.theory_figures import fig06_natural_steps
+from recipes.theory_figures import fig01_variance_and_horizon, fig06_natural_steps, sampling
+from rlhf.algorithms import reinforce
+from rlhf.control.chain import Chain
+from rlhf.core.mdp import Mdp
 
-FIGURES = [fig06_natural_steps]
+FIGURES = [fig01_variance_and_horizon, fig06_natural_steps]
 SMALL = {"seeds": 2, "effort": 0.02}
 
 
@@ -21,6 +25,42 @@ def test_figure_is_deterministic_and_drawn(figure):
         np.testing.assert_array_equal(data[name], again[name], err_msg=name)
     assert isinstance(figure.plot(data), Figure)
     assert figure.SEES
+
+
+def test_figure_1_slopes_are_three_three_two_and_one():
+    slopes = fig01_variance_and_horizon.compute(seeds=4, effort=0.1)["slopes"]
+    np.testing.assert_allclose(np.median(slopes, axis=0), [3.0, 3.0, 2.0, 1.0], atol=0.25)
+
+
+def test_sampling_gradients_average_to_that_of_the_return():
+    """Every credit's mean gradient is that of J over two steps, here by differentiating the enumerated return."""
+    world = fig01_variance_and_horizon.worlds(1)
+    logits = torch.zeros(1, 5, 3, dtype=torch.float64)
+
+    def total(x):
+        return (world.start[0] * sampling.horizon_values(world, x, num_steps=2)[0, 0]).sum()
+
+    exact = torch.func.grad(total)(logits)[0]
+    rollout = sampling.play(world, logits, num_episodes=20_000, num_steps=2, seed=0)
+    for config in fig01_variance_and_horizon.CREDITS.values():
+        batch, _ = reinforce.estimate(rollout, {}, config)
+        each = fig01_variance_and_horizon.gradients(logits, batch, config)[0]
+        deviation = (each.mean(0) - exact) / (each.std(0) / len(each) ** 0.5).clamp(min=1e-12)
+        assert deviation.abs().amax() < 4.0
+
+
+def test_sampling_end_where_the_chain_ends():
+    """On the chain every wrong action ends the episode: the lengths of 2,000 are geometric, and all ends are marked."""
+    chain = Chain(4)
+    world = Mdp(*(table.unsqueeze(0) for table in chain.mdp))
+    logits = torch.zeros(1, 4, 3, dtype=torch.float64)
+    rollout = sampling.play(world, logits, num_episodes=2000, num_steps=6, seed=0)
+    lengths = rollout.mask.sum(1)
+    assert rollout.dones.sum(1).eq(1).all()
+    assert rollout.dones[torch.arange(2000), lengths - 1].all()
+    assert ((lengths == 1).double().mean() - 2 / 3).abs() < 0.05
+    np.testing.assert_array_equal((rollout.rewards.sum(1) == 1), (rollout.rewards[:, 3] == 1))
+    assert (rollout.next_inputs["states"][~rollout.mask] == 3).all()
 
 
 def test_figure_6_kl_and_gradient_are_those_of_a_coin():
