@@ -323,6 +323,23 @@ def test_critic_targets_are_the_returns_that_their_names_say() -> None:
         torch.testing.assert_close(targets, torch.tensor([numbers], dtype=torch.float64), rtol=0, atol=1e-12)
 
 
+def test_the_value_of_the_state_is_taken_off() -> None:
+    """No expected gradient shows it: advantages are TD errors, or n-step returns less the value, step by step."""
+    rollout = make_rollout(TabularPolicy(4, 3), rows=6, steps=4)
+    errors = rollout.rewards + 0.8 * rollout.next_values - rollout.values
+    following = torch.cat([rollout.rewards[:, 1:] + 0.8 * rollout.next_values[:, 1:], errors[:, :1]], dim=1)
+    longer = torch.where(rollout.dones, rollout.next_values, following)
+    two_steps = rollout.rewards + 0.8 * longer - rollout.values
+    for algorithm, config, expected in (
+        (td_actor_critic, td_actor_critic.Config(gamma=0.8), errors),
+        (a2c, a2c.Config(gamma=0.8, gae_lambda=0.0), errors),
+        (a2c, a2c.Config(gamma=0.8, advantage="n_step", num_steps=1), errors),
+        (a2c, a2c.Config(gamma=0.8, advantage="n_step", num_steps=2), two_steps),
+    ):
+        ours = algorithm.estimate(rollout, STATE, config)[0].advantages
+        torch.testing.assert_close(ours, expected.masked_fill(~rollout.mask, 0.0), rtol=0, atol=1e-12)
+
+
 @METHODS
 def test_the_loss_is_policy_less_entropy_plus_value(algorithm: ModuleType) -> None:
     """-log p A - 0.1 H + 0.5 (V - R)^2 / 2 with log p = -1, A = 2, H = 0.7, V = 1, R = 4."""

@@ -86,6 +86,16 @@ def test_actors_that_do_not_lag_give_lambda_returns(lambda_: float) -> None:
     assert not cells["lag_clip_fraction"].any()
 
 
+def test_without_traces_targets_look_one_step_ahead() -> None:
+    """c_clip 0: v = V + min(1.5, ratio) (r + gamma V' - V); here the actors took every action half as often."""
+    rollout = make_rollout(TabularPolicy(4, 3), rows=6, steps=5)
+    rollout = replace(rollout, behaviour_logprobs=rollout.logprobs - math.log(2.0))
+    ours, _ = impala.estimate(rollout, STATE, impala.Config(gamma=GAMMA, rho_clip=1.5, c_clip=0.0))
+    errors = rollout.rewards + GAMMA * rollout.next_values - rollout.values
+    expected = (rollout.values + 1.5 * errors).masked_fill(~rollout.mask, 0.0)
+    torch.testing.assert_close(ours.returns, expected, rtol=0, atol=1e-12)
+
+
 def test_metrics_say_how_far_the_actors_lag() -> None:
     """Ratios 2 and 1/2: one is clipped at 1; k3 of the actor's samples is x - 1 - log x with x the ratio."""
     rollout = make_rollout(TabularPolicy(1, 1), rows=2, steps=1)
