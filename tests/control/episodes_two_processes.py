@@ -1,0 +1,75 @@
+"""Run by test_episodes_distributed.py, alone and under torchrun: whole episodes, in groups, dealt over the ranks."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rlhf import optimize
+from rlhf.algorithms import grpo, reinforce_pp, rloo
+from rlhf.control.collect import Config
+from rlhf.control.collectors import make_collector
+from rlhf.control.envs import make_env, spaces_of
+from rlhf.control.policy import ControlPolicy, PolicyConfig
+from rlhf.rollout import single_steps
+
+METHODS: dict[str, Any] = {
+    "grpo": (grpo, grpo.Config()),
+    "dr_grpo": (grpo, grpo.Config(scale="none", average="constant", constant=500.0)),
+    "rloo": (rloo, rloo.Config(gamma=0.99)),
+    "reinforce_pp": (reinforce_pp, reinforce_pp.Config(gamma=0.99, baseline="group")),
+}
+
+
+def change(name: str, accelerator: Accelerator) -> Tensor:
+    """What three updates do to every weight, in one vector, and after them the metrics of the last rollout."""
+    algorithm, config = METHODS[name]
+    policy = ControlPolicy(
+        spaces_of(make_env("CartPole-v1")), PolicyConfig(hidden_sizes=(8,), normalise_observations=True), seed=0
+    ).double()
+    start = torch.cat([parameter.detach().clone().flatten() for parameter in policy.parameters()])
+    collector = make_collector(
+        "CartPole-v1",
+        config=Config(episodes_per_rollout=8, episodes_per_start=2, normalise_rewards=True),
+        gamma=config.gamma,
+        seed=0,
+        accelerator=accelerator,
+        micro_batch_cost=50,
+    )
+    settings = optimize.Config(
+        learning_rate=0.01, epochs=2, minibatches=2, whiten=algorithm.WHITEN, micro_batch_cost=50
+    )
+    optimizer = optimize.make_optimizer(policy, settings)
+    wrapped, _ = accelerator.prepare(policy, optimizer)
+    loss = partial(algorithm.loss, state={}, config=config)
+    for update in range(3):
+        rollout, metrics, _ = collector.collect(policy, update)
+        batch = single_steps(algorithm.estimate(rollout, {}, config)[0])
+        step = {"accelerator": accelerator, "seed": 0, "update_index": update, "progress": 0.0}
+        optimize.update(wrapped, optimizer, batch, loss, settings, **step)
+    moved = torch.cat([parameter.detach().flatten() for parameter in policy.parameters()]) - start
+    seen = torch.tensor(list(metrics.values()), dtype=torch.float64)
+    return torch.cat([moved, policy.normalizer.mean, policy.normalizer.var, seen])
+
+
+def main() -> None:
+    accelerator = Accelerator(cpu=True)
+    result = {name: change(name, accelerator) for name in METHODS}
+    result["processes"] = torch.tensor(accelerator.num_processes)
+    if accelerator.is_main_process:
+        save_file(result, Path(sys.argv[1]) / "result.safetensors")
+    # A last collective whose tensors are freed while the interpreter exits can deadlock gloo; a barrier has none.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
