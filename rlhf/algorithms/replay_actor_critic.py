@@ -36,7 +36,8 @@ class Config:
     target_rate: float = 0.005
     """Share of the way that the target critics go to the critics after each gradient step."""
     sampled_actions: int = 4
-    """Actions drawn from the policy at each replayed state for its gradient; 0: the buffer's own action, biased."""
+    """Actions drawn from the policy at each replayed state for its gradient, which only a critic of actions can tell
+    apart; 0: the buffer's own action, biased."""
     baseline: bool = True
     """Subtract E_pi[Q(s, .)] from Q(s, a_i), which leaves the expected gradient as it is."""
     entropy_coef: float = 0.01

@@ -26,9 +26,8 @@ class Config:
     """What a method with a replay buffer remembers."""
 
     capacity: int = 200_000
-    """Transitions kept, over all processes; the oldest make room. Every checkpoint holds all of them: 4 bytes for each
-    number of two observations, an action and a reward. 200k of CartPole are 10 MB; where it comes to 100 MB and more,
-    set checkpoint_every_steps so that saving (a second for 500 MB) stays rare."""
+    """Transitions kept, over all processes; the oldest make room. Every checkpoint holds all of them: 200k of CartPole
+    are 9 MB, saved in 0.2 s; a million of HalfCheetah are 165 MB and 2 s, once in 100k steps is then often enough."""
     random_steps: int = 1_000
     """Steps with evenly drawn actions before the first update, over all processes."""
 
