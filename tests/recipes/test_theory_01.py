@@ -7,12 +7,12 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from recipes.theory_figures import fig01_variance_and_horizon, fig06_natural_steps, sampling
+from recipes.theory_figures import fig01_variance_and_horizon, fig02_baselines, fig06_natural_steps, sampling
 from rlhf.algorithms import reinforce
 from rlhf.control.chain import Chain
 from rlhf.core.mdp import Mdp
 
-FIGURES = [fig01_variance_and_horizon, fig06_natural_steps]
+FIGURES = [fig01_variance_and_horizon, fig02_baselines, fig06_natural_steps]
 SMALL = {"seeds": 2, "effort": 0.02}
 
 
@@ -30,6 +30,12 @@ def test_figure_is_deterministic_and_drawn(figure):
 def test_figure_1_slopes_are_three_three_two_and_one():
     slopes = fig01_variance_and_horizon.compute(seeds=4, effort=0.1)["slopes"]
     np.testing.assert_allclose(np.median(slopes, axis=0), [3.0, 3.0, 2.0, 1.0], atol=0.25)
+
+
+def test_figure_2_variances_of_the_bandit():
+    """(.1^2 .9) - .09^2 without a baseline; 64 times that with the mean reward; none with b* = .1."""
+    variances = fig02_baselines.bandit(torch.tensor([0.0, 0.9, 0.1], dtype=torch.float64))
+    np.testing.assert_allclose(variances, [0.0009, 0.0576, 0.0], atol=1e-12)
 
 
 def test_sampling_gradients_average_to_that_of_the_return():
