@@ -7,6 +7,7 @@ import pytest
 
 from recipes import cartpole
 from rlhf import optimize
+from rlhf.algorithms import grpo
 from rlhf.control import collect, evaluate
 from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
@@ -93,6 +94,23 @@ def test_a_run_on_whole_episodes_ends_with_the_rollout_that_reaches_its_steps(tm
     run(cartpole.main, replace(config, steps=400, resume=True))
     rows = read_lines(tmp_path / "run" / "ppo" / "metrics.jsonl")
     assert rows[-2]["steps"] < 400 <= rows[-1]["steps"]
+
+
+def test_a_run_on_whole_episodes_goes_on_bitwise(tmp_path, no_report):
+    config = replace(
+        small_config(tmp_path / "whole"),
+        algorithm="grpo",
+        method=grpo.Config(),
+        collect=collect.Config(episodes_per_rollout=4, episodes_per_start=2),
+        optimize=optimize.Config(learning_rate=0.01, epochs=2, minibatches=2, whiten="none"),
+        evaluate=evaluate.Config(episodes=1, sampled_episodes=0),
+        steps=250,
+    )
+    run(cartpole.main, config)
+    run(cartpole.main, replace(config, output_dir=tmp_path / "parts", steps=120))
+    run(cartpole.main, replace(config, output_dir=tmp_path / "parts", resume=True))
+    whole, parts = (files(tmp_path / name / "grpo" / "final" / "policy") for name in ("whole", "parts"))
+    assert whole == parts
 
 
 def test_seeds_side_by_side_report_each_of_them(tmp_path):
