@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 from rlhf import optimize
 from rlhf.algorithms import actor_critic
@@ -83,8 +84,9 @@ def update(
     model: Any = accelerator.unwrap_model(policy)
     if not model.memoryless:
         raise InputError("eligibility traces need the gradient of each action, so a policy without memory.")
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients, output = _gradients(model, parameters, batch)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = list(trained.values())
+    gradients, output = _gradients(model, {name: x.detach() for name, x in trained.items()}, batch)
     ids, offset = gather_rows(accelerator, rollout.sample_ids)
     traces = state.get("traces", gradients.new_zeros(len(ids), gradients.shape[-1]))
     shape = rollout.mask.shape
@@ -105,13 +107,16 @@ def update(
     return metrics, {**state, "traces": accelerator.gather(traces)}
 
 
-def _gradients(model: Any, parameters: list[nn.Parameter], batch: Batch) -> tuple[Tensor, PolicyOutput]:
+def _gradients(model: Any, parameters: dict[str, Tensor], batch: Batch) -> tuple[Tensor, PolicyOutput]:
     """`(N, P)` gradients of log pi(a | s) + V(s), which share no parameter, at each of the single steps."""
-    output = model(batch.inputs)
-    scores = (output.logprobs + output.values).masked_fill(~batch.mask, 0.0).squeeze(1)
-    each = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
-    gradients = torch.autograd.grad(scores, parameters, each, is_grads_batched=True)
-    return torch.cat([x.flatten(1) for x in gradients], dim=1), PolicyOutput(*(x.detach() for x in output))
+
+    def score(weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        output = functional_call(model, weights, ({name: x.unsqueeze(0) for name, x in inputs.items()},))
+        return (output.logprobs + output.values).sum(), tuple(x.squeeze(0) for x in output)
+
+    gradients, output = vmap(grad(score, has_aux=True), in_dims=(None, 0))(parameters, batch.inputs)
+    flat = torch.cat([gradients[name].flatten(1) for name in parameters], dim=1)
+    return flat.masked_fill(~batch.mask, 0.0), PolicyOutput(*output)
 
 
 def _of_each_weight(model: Any, parameters: list[nn.Parameter], config: Config) -> tuple[Tensor, Tensor]:
