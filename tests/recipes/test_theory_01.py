@@ -7,12 +7,18 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from recipes.theory_figures import fig01_variance_and_horizon, fig02_baselines, fig06_natural_steps, sampling
+from recipes.theory_figures import (
+    fig01_variance_and_horizon,
+    fig02_baselines,
+    fig03_reward_scale,
+    fig06_natural_steps,
+    sampling,
+)
 from rlhf.algorithms import reinforce
 from rlhf.control.chain import Chain
 from rlhf.core.mdp import Mdp
 
-FIGURES = [fig01_variance_and_horizon, fig02_baselines, fig06_natural_steps]
+FIGURES = [fig01_variance_and_horizon, fig02_baselines, fig03_reward_scale, fig06_natural_steps]
 SMALL = {"seeds": 2, "effort": 0.02}
 
 
@@ -36,6 +42,14 @@ def test_figure_2_variances_of_the_bandit():
     """(.1^2 .9) - .09^2 without a baseline; 64 times that with the mean reward; none with b* = .1."""
     variances = fig02_baselines.bandit(torch.tensor([0.0, 0.9, 0.1], dtype=torch.float64))
     np.testing.assert_allclose(variances, [0.0009, 0.0576, 0.0], atol=1e-12)
+
+
+def test_figure_3_factors_leave_whitening_and_offsets_leave_step_means_unmoved():
+    success = dict(zip(fig03_reward_scale.ADVANTAGES, fig03_reward_scale.compute(**SMALL)["success"], strict=True))
+    scaled, (one, offset) = success["whitened"][:3], success["less the mean of each step"][[1, 3]]
+    np.testing.assert_allclose(scaled, np.broadcast_to(scaled[1], scaled.shape), atol=1e-9)
+    np.testing.assert_allclose(offset, one, atol=1e-9)
+    assert np.abs(success["no baseline"][3] - success["no baseline"][1]).max() > 0.01
 
 
 def test_sampling_gradients_average_to_that_of_the_return():
