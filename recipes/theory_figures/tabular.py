@@ -139,7 +139,7 @@ def updates(
     logits: Tensor,
     collect: Callable[[Tensor, int], Batch],
     *,
-    optimizer: type[torch.optim.Optimizer],
+    optimizer: Callable[..., torch.optim.Optimizer],
     step_sizes: Sequence[float],
     epochs: int,
     num_updates: int,
@@ -151,7 +151,7 @@ def updates(
     """
     num_runs = logits.shape[0]
     parts = [part.clone().requires_grad_() for part in logits.chunk(len(step_sizes))]
-    stepper: Any = optimizer([{"params": [x], "lr": size} for x, size in zip(parts, step_sizes, strict=True)])
+    stepper = optimizer([{"params": [x], "lr": size} for x, size in zip(parts, step_sizes, strict=True)])
     state = {name: x.repeat(num_runs) for name, x in algorithm.initial_state(config).items()}
     for update in range(num_updates):
         old = torch.cat(parts).detach()

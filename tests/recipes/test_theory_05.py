@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-EFFORTS = {"fig05_step_size": 0.01, "fig06_parameters": 0.02}
+from recipes.theory_figures import tabular
+
+EFFORTS = {"fig05_step_size": 0.01, "fig07_clipping": 0.02, "fig08_epochs": 0.02}
 
 
 def module(name: str) -> Any:
@@ -26,17 +28,16 @@ def test_figure_is_drawn_from_data_that_repeat(name, effort):
     assert isinstance(module(name).plot(first), Figure)
 
 
-def test_natural_steps_cost_their_delta_where_it_is_small():
-    data = module("fig06_parameters").compute(seeds=1, effort=1.0)
-    assert data["limits"][0] == pytest.approx(1e-4)
-    for way in ("up", "down"):
-        # The next order of KL / delta is |1 - 2p| (2 delta / (p (1 - p)))^(1/2) / 3, at most 0.036 here.
-        assert np.abs(data[f"natural kl {way}"][:, 0] / 1e-4 - 1.0).max() < 0.04
+def test_clip_alone_and_the_minimum_agree_but_for_the_wrong_side():
+    """Along the gradient all objectives start with one slope; away from it the minimum is never above the others."""
+    worlds = tabular.random_worlds(2, num_states=20, num_actions=4, seed=1)
+    data = module("fig07_clipping").along_a_line(worlds, 11)
+    unclipped, alone, least = (data[f"line {name}"] for name in ("unclipped", "clip alone", "min(unclipped, clip)"))
+    assert np.abs(np.stack([unclipped, alone, least])[:, np.abs(data["distances"]) < 1e-9]).max() < 1e-12
+    assert (least <= np.minimum(unclipped, alone) + 1e-12).all()
 
 
-def test_kl_of_equal_steps_is_that_of_the_definition():
-    data = module("fig06_parameters").compute(seeds=1, effort=1.0)
-    i = int(np.argmin(np.abs(data["steps"] - 1.0)))
-    for start, reached in zip((0.0, 2.0, 4.0), data["kl"][:, i], strict=True):
-        p, q = (1 / (1 + np.exp(-x)) for x in (start, start + 1.0))
-        assert reached == pytest.approx(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)), abs=1e-12)
+def test_first_step_of_ppo_is_that_of_the_plain_surrogate():
+    data = module("fig08_epochs").compute(seeds=2, effort=0.02)
+    for name in ("PPO-clip", "PPO-KL"):
+        np.testing.assert_allclose(data[f"kl {name}"][0], data["kl unclipped"][0], rtol=0, atol=1e-12)
