@@ -25,9 +25,8 @@ from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.runs.evaluate import judged
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines
-from rlhf.runs.report import write_report
 from rlhf.runs.run import Run
-from rlhf.runs.summary import print_summary
+from rlhf.runs.summary import conclude
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +91,7 @@ def main(config: Config) -> dict[str, float | None]:
         **judged(steps, means, config.solved),
         "env_steps_per_second": steps[-1] / rows[-1]["seconds/train"],
     }
-    run.write_result(result)
-    write_report(config.output_dir)
-    print_summary(config.output_dir)
+    conclude(run, result)
     return result
 
 

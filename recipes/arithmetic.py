@@ -36,9 +36,8 @@ from rlhf.lm.presets import preset
 from rlhf.lm.rewards import Rewards
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines, trackers
-from rlhf.runs.report import write_report
 from rlhf.runs.run import Run
-from rlhf.runs.summary import print_summary
+from rlhf.runs.summary import conclude
 
 DIGITS = 2
 CONTEXT = 2 * DIGITS + 2 + DIGITS + 2
@@ -210,10 +209,7 @@ def main(config: Config) -> dict[str, float]:
         "tokens": after["steps"],
         "seconds": time.perf_counter() - start,
     }
-    run.write_result(result)
-    if accelerator.is_main_process:
-        write_report(config.output_dir)
-        print_summary(config.output_dir)
+    conclude(run, result)
     return result
 
 

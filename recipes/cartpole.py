@@ -30,9 +30,8 @@ from rlhf.errors import InputError
 from rlhf.runs.evaluate import judged
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines, trackers
-from rlhf.runs.report import write_report
 from rlhf.runs.run import Run
-from rlhf.runs.summary import print_summary
+from rlhf.runs.summary import conclude
 
 # Mean return at which a problem counts as solved, for first_hit_step and stays_from_step.
 SOLVED = {"CartPole-v1": 475.0, "Acrobot-v1": -90.0, "Pendulum-v1": -200.0}
@@ -104,10 +103,7 @@ def main(config: Config) -> dict[str, float | None]:
         seed=config.seed,
     )
     result = summarise(phase.folder / "metrics.jsonl", config)
-    run.write_result(result)
-    if accelerator.is_main_process:
-        write_report(config.output_dir)
-        print_summary(config.output_dir)
+    conclude(run, result)
     return result
 
 

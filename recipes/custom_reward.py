@@ -34,9 +34,8 @@ from rlhf.lm.load import ModelConfig, context_length, load_policy, load_tokenize
 from rlhf.lm.rewards import Rewards, load_reward
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines, trackers
-from rlhf.runs.report import write_report
 from rlhf.runs.run import Run
-from rlhf.runs.summary import print_summary
+from rlhf.runs.summary import conclude
 
 BEGINNINGS = (
     "The story of",
@@ -164,10 +163,7 @@ def main(config: Config) -> dict[str, float | None]:
         seed=config.seed,
     )
     result = summarise(phase.folder / "metrics.jsonl")
-    run.write_result(result)
-    if accelerator.is_main_process:
-        write_report(config.output_dir)
-        print_summary(config.output_dir)
+    conclude(run, result)
     return result
 
 

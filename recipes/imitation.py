@@ -34,9 +34,8 @@ from rlhf.demonstrations import DemonstrationCollector
 from rlhf.errors import InputError
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines, trackers
-from rlhf.runs.report import write_report
 from rlhf.runs.run import Phase, Run
-from rlhf.runs.summary import print_summary
+from rlhf.runs.summary import conclude
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +122,7 @@ def main(config: Config) -> dict[str, float]:
 
     result = {"expert_return": evaluator(expert).metrics["eval_return_mean"], "clone_labels": len(shown.mask)}
     result |= summarise(config.output_dir)
-    run.write_result(result)
-    if accelerator.is_main_process:
-        write_report(config.output_dir)
-        print_summary(config.output_dir)
+    conclude(run, result)
     return result
 
 

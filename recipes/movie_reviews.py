@@ -38,9 +38,8 @@ from rlhf.lm.reward_model import RewardModel
 from rlhf.lm.rewards import Rewards
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines
-from rlhf.runs.report import write_report
 from rlhf.runs.run import Phase, Run
-from rlhf.runs.summary import print_summary
+from rlhf.runs.summary import conclude
 
 CONTEXT = 96
 
@@ -278,10 +277,7 @@ def main(config: Config) -> dict[str, float]:
         "second_classifier_accuracy": accuracies[1],
         "seconds": time.perf_counter() - start,
     }
-    run.write_result(result)
-    if accelerator.is_main_process:
-        write_report(config.output_dir)
-        print_summary(config.output_dir)
+    conclude(run, result)
     return result
 
 

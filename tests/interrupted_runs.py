@@ -23,7 +23,7 @@ import matplotlib.pyplot  # noqa: F401
 
 import recipes.arithmetic
 import recipes.cartpole  # noqa: F401
-from rlhf.runs import report
+from rlhf.runs import summary
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 # A run that takes longer than this hangs.
@@ -45,7 +45,7 @@ def start(recipe: str, arguments: list[str], folder: Path) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         # Drawing takes longer than all the rest, and what it draws is compared here anyway.
-        report.write_report = lambda folder: None
+        summary.write_report = lambda folder: None
         runpy.run_path(str(RECIPES / recipe), run_name="__main__")
     except SystemExit as done:
         os._exit(int(done.code or 0))

@@ -12,9 +12,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf.runs.report import evaluated_pairs, phase_folders
+from rlhf.runs.report import evaluated_pairs, phase_folders, write_report
+from rlhf.runs.run import Run
 
 SAMPLES_SHOWN = 8
+
+
+def conclude(run: Run, result: Mapping[str, float | str | None]) -> None:
+    """Writes result.json and report.html, and prints both in short."""
+    run.write_result(result)
+    if run.accelerator.is_main_process:
+        write_report(run.folder)
+        print_summary(run.folder)
 
 
 def print_summary(run_folder: Path, console: Console | None = None) -> None:

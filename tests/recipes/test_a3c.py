@@ -8,6 +8,7 @@ import torch.multiprocessing as mp
 from recipes import a3c
 from rlhf.control import collect, evaluate
 from rlhf.control.load import load_policy
+from rlhf.runs import summary
 from rlhf.runs.log import read_lines
 
 
@@ -24,7 +25,7 @@ def small_config(folder, **changes) -> a3c.Config:
 
 @pytest.mark.slow
 def test_two_processes_train_one_policy(tmp_path, monkeypatch):
-    monkeypatch.setattr(a3c, "write_report", lambda folder: None)
+    monkeypatch.setattr(summary, "write_report", lambda folder: None)
     folder = tmp_path / "run"
     result = a3c.main(small_config(folder))
     rows = read_lines(folder / "a3c" / "metrics.jsonl")

@@ -13,6 +13,7 @@ from rlhf.errors import InputError
 from rlhf.lm import collect
 from rlhf.lm.finetune import CloneConfig, ImproveConfig, Precision
 from rlhf.lm.presets import PRESETS
+from rlhf.runs import summary
 from rlhf.runs.log import read_lines
 from tests.recipes.small import files, run
 
@@ -52,7 +53,7 @@ def finished(one_digit, tmp_path_factory):
 @pytest.fixture
 def no_report(monkeypatch):
     """Drawing takes longer than all the rest."""
-    monkeypatch.setattr(arithmetic, "write_report", lambda folder: None)
+    monkeypatch.setattr(summary, "write_report", lambda folder: None)
 
 
 def test_a_run_leaves_everything_behind(finished):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from recipes import cartpole, custom_reward
+from rlhf.runs import summary
 from rlhf.runs.log import read_lines
 from tests.recipes.small import ARGUMENTS, REWARDS, files, outcome, run, small_config
 
@@ -43,7 +44,7 @@ def tokens(completion_ids):
 def inputs(tmp_path, monkeypatch):
     """The folder the recipe is started in, with data and reward functions to choose from."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(custom_reward, "write_report", lambda folder: None)
+    monkeypatch.setattr(summary, "write_report", lambda folder: None)
     words = "abcdefgabc"
     rows = {
         "texts.jsonl": [{"text": f"a {word}"} for word in words],

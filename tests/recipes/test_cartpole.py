@@ -13,6 +13,7 @@ from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.control.presets import preset
 from rlhf.errors import InputError
+from rlhf.runs import summary
 from rlhf.runs.log import read_lines
 from tests.recipes.small import files, run
 
@@ -40,7 +41,7 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def no_report(monkeypatch):
     """Drawing takes longer than all the rest."""
-    monkeypatch.setattr(cartpole, "write_report", lambda folder: None)
+    monkeypatch.setattr(summary, "write_report", lambda folder: None)
 
 
 def test_a_run_leaves_everything_behind(finished):

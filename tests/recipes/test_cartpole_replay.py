@@ -11,6 +11,7 @@ import pytest
 from recipes import cartpole
 from rlhf.control import collect, evaluate, replay
 from rlhf.errors import InputError
+from rlhf.runs import summary
 from rlhf.runs.log import read_lines
 from tests.recipes.small import files, run
 
@@ -40,7 +41,7 @@ class Died(Exception):
 
 @pytest.mark.parametrize(("algorithm", "env_id"), PROBLEMS)
 def test_a_replay_method_resumes_exactly(algorithm: str, env_id: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(cartpole, "write_report", lambda folder: None)
+    monkeypatch.setattr(summary, "write_report", lambda folder: None)
     run(cartpole.main, small_config(algorithm, env_id, tmp_path / "whole"))
     collect_more = replay.ReplayCollector.collect
 
@@ -65,7 +66,7 @@ def test_a_replay_method_resumes_exactly(algorithm: str, env_id: str, tmp_path: 
 
 def test_steps_are_those_of_the_environments(tmp_path: Path, monkeypatch) -> None:
     """48 even steps and 32 by the policy, then 32 an update: not the rows that were replayed."""
-    monkeypatch.setattr(cartpole, "write_report", lambda folder: None)
+    monkeypatch.setattr(summary, "write_report", lambda folder: None)
     run(cartpole.main, small_config("discrete_sac", "CartPole-v1", tmp_path / "run", steps=140))
     rows = read_lines(tmp_path / "run" / "discrete_sac" / "metrics.jsonl")
     assert [row["steps"] for row in rows] == [0, 80, 112, 144]

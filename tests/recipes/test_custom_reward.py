@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import custom_reward
 from rlhf.lm.finetune import Precision
+from rlhf.runs import summary
 from rlhf.runs.log import read_lines
 from tests.recipes.small import files, run, save_model, small_config
 
@@ -24,7 +25,7 @@ def finished(model, tmp_path_factory):
 @pytest.fixture
 def no_report(monkeypatch):
     """Drawing takes longer than all the rest."""
-    monkeypatch.setattr(custom_reward, "write_report", lambda folder: None)
+    monkeypatch.setattr(summary, "write_report", lambda folder: None)
 
 
 def test_the_reward_of_the_file_is_the_share_of_words_in_s():

@@ -12,6 +12,7 @@ from rlhf.control import dagger, evaluate
 from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.errors import InputError
+from rlhf.runs import summary
 from rlhf.runs.log import read_lines
 from tests.recipes.small import files, run
 
@@ -42,15 +43,15 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         # Drawing takes longer than all the rest.
-        patch.setattr(imitation, "write_report", lambda folder: None)
-        patch.setattr(imitation, "print_summary", lambda folder: None)
+        patch.setattr(summary, "write_report", lambda folder: None)
+        patch.setattr(summary, "print_summary", lambda folder: None)
         return folder, run(imitation.main, small_config(folder))
 
 
 @pytest.fixture
 def no_report(monkeypatch):
-    monkeypatch.setattr(imitation, "write_report", lambda folder: None)
-    monkeypatch.setattr(imitation, "print_summary", lambda folder: None)
+    monkeypatch.setattr(summary, "write_report", lambda folder: None)
+    monkeypatch.setattr(summary, "print_summary", lambda folder: None)
 
 
 def test_a_run_leaves_every_phase_and_the_headline(finished):
