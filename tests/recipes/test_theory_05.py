@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from recipes.theory_figures import tabular
 
-EFFORTS = {"fig05_step_size": 0.01, "fig07_clipping": 0.02, "fig08_epochs": 0.02}
+EFFORTS = {"fig05_step_size": 0.01, "fig07_clipping": 0.02, "fig08_epochs": 0.02, "fig10_monotone_improvement": 0.02}
 
 
 def module(name: str) -> Any:
@@ -41,3 +42,18 @@ def test_first_step_of_ppo_is_that_of_the_plain_surrogate():
     data = module("fig08_epochs").compute(seeds=2, effort=0.02)
     for name in ("PPO-clip", "PPO-KL"):
         np.testing.assert_allclose(data[f"kl {name}"][0], data["kl unclipped"][0], rtol=0, atol=1e-12)
+
+
+def test_planners_never_decrease_the_return_and_the_bound_holds():
+    figure, worlds = module("fig10_monotone_improvement"), tabular.random_worlds(3, num_states=6, num_actions=3, seed=2)
+    for improve in (figure.greedy, figure.safest):
+        policies = [torch.zeros_like(worlds.rewards), *figure.planning(worlds, improve, 6)]
+        returns = torch.stack([tabular.success(worlds, x) for x in policies])
+        assert (returns[1] > 1e-4).all()
+        assert figure.falls(returns.numpy()).max() == 0.0
+    assert returns[-1].max() < 1.0
+    error, bound = figure.errors(
+        worlds, policies[0], 3.0 * torch.randn(3, 6, 3, generator=torch.Generator().manual_seed(0)).double()
+    )
+    assert (error > 1e-3).all()
+    assert (error < bound).all()
