@@ -1,0 +1,101 @@
+"""Figures 13 to 17."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from recipes.theory_figures import fig14_chain, fig15_stochastic_policies
+from recipes.theory_figures.episodes import expected_sum, play, step
+from rlhf.algorithms import reinforce
+from rlhf.control.chain import Chain
+from rlhf.core.mdp import Mdp, policy_gradient
+
+FIGURES = [fig14_chain, fig15_stochastic_policies]
+SMALL = {"seeds": 2, "effort": 0.005}
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: f"figure-{figure.NUMBER}")
+def test_figure_is_deterministic_and_drawn(figure):
+    data = figure.compute(**SMALL)
+    again = figure.compute(**SMALL)
+    assert data.keys() == again.keys()
+    for name in data:
+        np.testing.assert_array_equal(data[name], again[name], err_msg=name)
+    assert isinstance(figure.plot(data), Figure)
+    assert figure.SEES
+
+
+def coin() -> tuple[Mdp, torch.Tensor]:
+    """Two states that look alike; action 0 pays 1 in the first and leads on, all else ends."""
+    transitions = torch.zeros(2, 2, 2, dtype=torch.float64)
+    transitions[0, 0, 1] = 1.0
+    rewards = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    return Mdp(transitions, rewards, torch.tensor([1.0, 0.0], dtype=torch.float64)), torch.tensor([0, 0])
+
+
+def test_episodes_end_where_the_world_does_and_earn_what_it_pays():
+    world, observed = coin()
+    logits = torch.tensor([[[0.0, 0.0]], [[50.0, -50.0]]], dtype=torch.float64)
+    rollout = play(
+        world, logits, observed, starts=world.start.expand(2, -1), num_episodes=64, num_steps=5, seed=0, update=0
+    )
+    lengths = rollout.mask.sum(1)
+    # Action 0 of the first state leads on to the second, in which everything ends.
+    torch.testing.assert_close(lengths, 1 + (rollout.inputs["actions"][:, 0] == 0).long())
+    assert set(lengths[:64].tolist()) == {1, 2}
+    assert (lengths[64:] == 2).all()
+    assert (rollout.dones.sum(1) == 1).all()
+    # p (1 + 2 (1 - p)) of the coin with p = 1/2, and of the one that always comes up 0.
+    torch.testing.assert_close(
+        expected_sum(world, logits, observed, num_steps=5), torch.tensor([1.0, 1.0], dtype=torch.float64)
+    )
+
+
+def test_episodes_step_follows_the_gradient_of_the_expected_return():
+    """Of a chain of one state: the mean over 4,000 episodes is within four standard errors of p (1 - p), -p p, -p p."""
+    world, logits = Chain(horizon=1).mdp, torch.zeros(1, 1, 3, dtype=torch.float64)
+    rollout = play(
+        world,
+        logits,
+        torch.tensor([0]),
+        starts=world.start.expand(1, -1),
+        num_episodes=4_000,
+        num_steps=1,
+        seed=0,
+        update=0,
+    )
+    moved = step(reinforce, reinforce.Config(baseline="none"), logits, rollout, step_size=1.0)
+    exact = policy_gradient(world, logits[0], gamma=1.0)
+    assert (moved[0] - exact).abs().max() < 4 * 0.5 / 4_000**0.5
+
+
+def test_figure_14_shares_are_those_of_the_formula():
+    """Within four standard errors of 400 batches."""
+    for horizon, size in ((2, 16), (4, 16), (4, 64)):
+        exact = (1.0 - 3.0**-horizon) ** size
+        share = fig14_chain.share_of_zero_gradients(horizon, size, 400)
+        assert abs(share - exact) < 4 * (exact * (1 - exact) / 400) ** 0.5
+
+
+def test_figure_14_starts_at_chance_and_clones_near_the_demonstrator():
+    data = fig14_chain.compute(seeds=4, effort=0.005)
+    for horizon in (10, 20):
+        first = data[str(horizon)][:, :, 0]
+        np.testing.assert_allclose(first[[0, 2, 3]], 3.0**-horizon, rtol=1e-9)
+        assert 0.25 < first[1].mean() / 0.9**horizon < 2.5
+
+
+def test_figure_15_deterministic_policies_lose_what_the_text_books_say():
+    data = fig15_stochastic_policies.compute(**SMALL)
+    # From three of five cells the treasure, from the other side never.
+    np.testing.assert_allclose(data["grid"][[0, -1]], 0.6, atol=1e-9)
+    np.testing.assert_allclose(data["grid_deterministic"].max(), 0.6, atol=1e-9)
+    assert data["grid"].max() > 0.99
+    # What an adaptive opponent takes: sum_n n / (n + 3) (1 - 3 |p|^2) / 2, with p = (0, 1, 0).
+    rounds = np.arange(fig15_stochastic_policies.ROUNDS)
+    np.testing.assert_allclose(data["adapts"][-1], -np.mean(rounds / (rounds + 3.0)), atol=1e-9)
+    # Paper always, against half rock and a quarter scissors.
+    np.testing.assert_allclose(data["fixed"][-1], 0.25, atol=1e-9)
