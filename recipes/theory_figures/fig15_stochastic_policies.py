@@ -26,13 +26,14 @@ from .episodes import expected_sum, play, step
 NUMBER = 15
 TITLE = "Stochastic against deterministic policies: an aliased grid world, and rock-paper-scissors"
 SEES = (
-    "In the grid world the best of all 256 deterministic policies earns 0.6: it finds the treasure from three of five "
-    "cells, and walks for ever from the others. Tossing a coin beside the middle earns 1.000 in 50 steps, and 0.97 "
-    "even where the coin falls on one side 9 times in 10. REINFORCE comes to at least 0.998 in all 10 seeds, and would "
-    "lose 0.4 of it if it took its likeliest actions. Against an opponent that adapts, equal odds are best and worth "
-    "0, and any deterministic player loses 0.52 a round; REINFORCE, which begins with rock in 4 rounds of 5 (-0.25), is "
-    "next to even odds (-0.003) after 10 updates. Against one that plays rock half the time, it ends at 0.247, next to "
-    "the 0.25 of always playing paper: there the best reply is deterministic."
+    "In the grid world the best of all 256 deterministic policies earns 0.6: it finds the treasure from three of "
+    "five cells, and walks for ever from the others. Tossing a coin beside the middle earns 1.000 in 50 steps, "
+    "and 0.97 even where the coin falls on one side 9 times in 10. REINFORCE comes to at least 0.998 in all 10 "
+    "seeds, and would lose 0.4 of it if it took its likeliest actions. Against an opponent that adapts, equal "
+    "odds are best and worth 0, and any deterministic player loses 0.52 a round; REINFORCE, which begins with "
+    "rock in 4 rounds of 5 (-0.25), is next to even odds (-0.003) after 10 updates. Against one that plays rock "
+    "half the time, it ends at 0.247, next to the 0.25 of always playing paper: there the best reply is "
+    "deterministic."
 )
 
 # What one sees in a cell beside the middle.
