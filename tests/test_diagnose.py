@@ -131,13 +131,16 @@ def test_exhaustive_data_give_the_exact_surrogate_and_a_bound_no_smaller_than_th
     assert abs(float(change) - exact) <= metrics["bound_estimate"]
 
 
-def test_bound_without_discount_is_that_of_the_horizon() -> None:
-    """sqrt 2 eps sqrt(KL) (0 + 1 + 2 + 3 + 4), and five steps of surrogate."""
+@pytest.mark.parametrize(
+    ("gamma", "weight", "steps"), [(1.0, 0 + 1 + 2 + 3 + 4, 5), (0.5, 0.5 + 0.5 + 0.375 + 0.25, 1.9375)]
+)
+def test_bound_of_a_horizon_is_that_of_its_steps(gamma: float, weight: float, steps: float) -> None:
+    """sqrt 2 eps sqrt(KL) sum t gamma^t, and sum gamma^t steps of surrogate, t < 5."""
     policy, rollout = case("tabular")
-    metrics = run(policy, moved(policy), rollout, gamma=1.0, horizon=5)
-    expected = math.sqrt(2.0 * metrics["kl_new_old"]) * metrics["eps_estimate"] * 10.0
+    metrics = run(policy, moved(policy), rollout, gamma=gamma, horizon=5)
+    expected = math.sqrt(2.0 * metrics["kl_new_old"]) * metrics["eps_estimate"] * weight
     assert metrics["bound_estimate"] == pytest.approx(expected, rel=1e-12)
-    assert metrics["surrogate_return"] == pytest.approx(5.0 * metrics["surrogate"], rel=1e-12)
+    assert metrics["surrogate_return"] == pytest.approx(steps * metrics["surrogate"], rel=1e-12)
 
 
 def test_surrogate_and_eps_are_those_of_the_ratios() -> None:

@@ -18,35 +18,46 @@ from rlhf.rollout import Batch, NonFiniteError
 _RESIDUAL = 1e-6
 
 
-def fisher_product(
+def fisher_products(
     policy: nn.Module,
     actor: Sequence[nn.Parameter],
     parts: Sequence[Batch],
-    vector: Tensor,
     *,
     damping: float,
     accelerator: Accelerator,
-) -> Tensor:
-    """(F + damping) v, where F is the Hessian of the mean KL(old || new) at new = old, which is the Fisher matrix: the
-    mean over states of E_a[grad log pi grad log pi'] (Schulman et al., 2015, appendix C.1).
+) -> Callable[[Tensor], Tensor]:
+    """v -> (F + damping) v, where F is the Hessian of the mean KL(old || new) at new = old, which is the Fisher matrix:
+    the mean over states of E_a[grad log pi grad log pi'] (Schulman et al., 2015, appendix C.1).
 
     Args:
-        parts: Micro-batches, as many on every rank.
-        vector: Over the `actor` parameters, end to end.
+        parts: Micro-batches, as many on every rank. The graph of a single one is kept between products, those of
+            several are built again for each, since they need not fit in memory together.
+
+    Returns:
+        A function of vectors over the `actor` parameters, end to end.
     """
-    pieces = vector.split([p.numel() for p in actor])
     count = global_sum(accelerator, torch.stack([part.mask.sum() for part in parts]).sum())
-    total = torch.zeros_like(vector)
-    for micro in parts:
+
+    def slopes(micro: Batch) -> tuple[Tensor, ...]:
+        """The gradient of the mean KL: 0 as it is, and differentiable."""
         # Ours are the only sums over ranks: the hooks of data parallelism do not see gradients of gradients.
         with accelerator.no_sync(policy):
             _, new = policy(micro.inputs, distribution=True)
         old = type(new)(*(x.detach() for x in new))
         mean = old.kl(new).masked_fill(~micro.mask, 0.0).sum() / count
-        slopes = torch.autograd.grad(mean, actor, create_graph=True, materialize_grads=True)
-        along = torch.stack([s.flatten().dot(piece) for s, piece in zip(slopes, pieces, strict=True)]).sum()
-        total += flat(torch.autograd.grad(along, actor, materialize_grads=True))
-    return global_sum(accelerator, total) + damping * vector
+        return torch.autograd.grad(mean, actor, create_graph=True, materialize_grads=True)
+
+    kept = [slopes(parts[0])] if len(parts) == 1 else []
+
+    def product(vector: Tensor) -> Tensor:
+        pieces = vector.split([p.numel() for p in actor])
+        total = torch.zeros_like(vector)
+        for gradients in kept or (slopes(micro) for micro in parts):
+            along = torch.stack([g.flatten().dot(piece) for g, piece in zip(gradients, pieces, strict=True)]).sum()
+            total += flat(torch.autograd.grad(along, actor, retain_graph=bool(kept), materialize_grads=True))
+        return global_sum(accelerator, total) + damping * vector
+
+    return product
 
 
 def step(product: Callable[[Tensor], Tensor], ascent: Tensor, *, num_iterations: int, max_kl: float) -> Tensor:

@@ -128,7 +128,7 @@ def update(
 
     parts = optimize.even_micro_batches(acting, filler, **budget)
     search = natural.step(
-        partial(natural.fisher_product, policy, actor, parts, damping=config.damping, accelerator=accelerator),
+        natural.fisher_products(policy, actor, parts, damping=config.damping, accelerator=accelerator),
         ascent,
         num_iterations=config.cg_iterations,
         max_kl=config.max_kl,

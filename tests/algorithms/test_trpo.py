@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -134,7 +133,7 @@ def products(policy: Any, batch: Batch, *, damping: float = 0.0, cost: int = 10_
     filler = batch.rows(torch.tensor([0]))
     parts = even_micro_batches(batch, filler, accelerator=CPU, micro_batch_cost=cost)
     size = sum(p.numel() for p in actor)
-    product = partial(natural.fisher_product, policy, actor, parts, damping=damping, accelerator=CPU)
+    product = natural.fisher_products(policy, actor, parts, damping=damping, accelerator=CPU)
     return torch.stack([product(column) for column in torch.eye(size, dtype=torch.float64)])
 
 

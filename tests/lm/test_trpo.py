@@ -57,7 +57,7 @@ def actor_of(policy: CausalLM) -> list[torch.nn.Parameter]:
 def product(policy: CausalLM, vector: Tensor, *, cost: int = 10_000) -> Tensor:
     batch = batch_of(policy)
     parts = even_micro_batches(batch, batch.rows(torch.tensor([0])), accelerator=CPU, micro_batch_cost=cost)
-    return natural.fisher_product(policy, actor_of(policy), parts, vector, damping=0.0, accelerator=CPU)
+    return natural.fisher_products(policy, actor_of(policy), parts, damping=0.0, accelerator=CPU)(vector)
 
 
 def random_vector(policy: CausalLM) -> Tensor:
