@@ -19,11 +19,11 @@ from rlhf.core.trust_region import step_length
 NUMBER = 6
 TITLE = "Equal steps in theta, unequal steps in the policy; natural steps"
 SEES = (
-    "A step of 1 logit raises pi by 0.231 from theta = 0, by 0.072 from 2 and by 0.011 from 4; its KL falls from 0.120 "
-    "to 0.041 and 0.0065 nats. The gradient, which is p (1 - p), falls from 0.25 to 0.018 on the way, so its steps "
-    "shrink twice over: at theta = 4 their KL is 2,800 times less than at 0. The natural gradient is 1 everywhere, and "
-    "its steps of quadratic KL 0.01 cost 0.010 nats at 0 and 0.007 at 4; the slope that is left is the error of the "
-    "quadratic."
+    "A step of 1 logit raises pi by 0.231 from theta = 0, by 0.072 from 2 and by 0.011 from 4; its KL falls from "
+    "0.120 to 0.041 and 0.0065 nats. The gradient, which is p (1 - p), falls from 0.25 to 0.018 on the way, so its "
+    "steps shrink twice over: at theta = 4 their KL is 2,800 times less than at 0. The natural gradient is 1 "
+    "everywhere, and its steps of quadratic KL 0.01 cost 0.010 nats at 0 and 0.007 at 4; the slope that is left is "
+    "the error of the quadratic."
 )
 
 STARTS = (0.0, 2.0, 4.0)

@@ -11,14 +11,22 @@ from recipes.theory_figures import (
     fig01_variance_and_horizon,
     fig02_baselines,
     fig03_reward_scale,
+    fig04_bias_and_variance,
     fig06_natural_steps,
     sampling,
 )
 from rlhf.algorithms import reinforce
 from rlhf.control.chain import Chain
+from rlhf.core import mdp
 from rlhf.core.mdp import Mdp
 
-FIGURES = [fig01_variance_and_horizon, fig02_baselines, fig03_reward_scale, fig06_natural_steps]
+FIGURES = [
+    fig01_variance_and_horizon,
+    fig02_baselines,
+    fig03_reward_scale,
+    fig04_bias_and_variance,
+    fig06_natural_steps,
+]
 SMALL = {"seeds": 2, "effort": 0.02}
 
 
@@ -50,6 +58,32 @@ def test_figure_3_factors_leave_whitening_and_offsets_leave_step_means_unmoved()
     np.testing.assert_allclose(scaled, np.broadcast_to(scaled[1], scaled.shape), atol=1e-9)
     np.testing.assert_allclose(offset, one, atol=1e-9)
     assert np.abs(success["no baseline"][3] - success["no baseline"][1]).max() > 0.01
+
+
+def test_figure_4_ends_of_lambda_are_ends_of_n():
+    data = fig04_bias_and_variance.compute(**SMALL)
+    np.testing.assert_allclose(data["by_lambda"][:, :, [0, -1]], data["by_n"][:, :, [0, -1]], atol=1e-9)
+
+
+def test_figure_4_exact_critic_has_no_bias_and_one_step_only_the_noise_of_the_next_state():
+    world = fig04_bias_and_variance.random_worlds(3, num_states=5, num_actions=2, seed=0)
+    logits = torch.zeros(3, 5, 2, dtype=torch.float64)
+    by_n, by_lambda = fig04_bias_and_variance.errors(world, logits, torch.zeros(3, 5).double(), num_episodes=4000)
+    np.testing.assert_allclose(by_n[:, 0], 0.0, atol=1e-12)
+    np.testing.assert_allclose(by_lambda[:, 0], 0.0, atol=1e-12)
+    values = torch.func.vmap(lambda w, p: mdp.state_values(w, p, gamma=0.95))(world, logits.softmax(-1))
+    ahead = torch.einsum("rsaz,rz->rsa", world.transitions, values)
+    spread = torch.einsum("rsaz,rz->rsa", world.transitions, values.square()) - ahead.square()
+    noise = 0.95**2 * (world.start * spread.mean(-1)).sum(-1)
+    np.testing.assert_allclose(by_n[:, 1, 0], noise, rtol=0.2)
+
+
+def test_figure_4_error_of_a_mean_is_least_strictly_inside():
+    data = fig04_bias_and_variance.compute(seeds=4, effort=0.05)
+    for name in ("by_n", "by_lambda"):
+        bias, variance = np.median(data[name], axis=0)
+        best = (bias + variance / fig04_bias_and_variance.AVERAGED).argmin()
+        assert 0 < best < len(bias) - 1
 
 
 def test_sampling_gradients_average_to_that_of_the_return():
