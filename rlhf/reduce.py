@@ -68,7 +68,7 @@ class MetricSums:
     def add(self, metrics: dict[str, Tensor], mask: Tensor, dones: Tensor | None = None) -> None:
         if not metrics:
             return
-        cells = torch.stack([cell.detach().to(torch.float64) for cell in metrics.values()]).flatten(1)
+        cells = torch.stack([cell.detach() for cell in metrics.values()]).flatten(1).double()
         outside = ~mask.flatten()
         sums = cells.masked_fill(outside, 0.0).sum(dim=1)
         peaks = cells.masked_fill(outside, -torch.inf).amax(dim=1)

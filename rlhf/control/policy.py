@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf.control import saved
 from rlhf.control.normalize import Normalizer
-from rlhf.core.losses import categorical_entropy, gaussian_entropy
+from rlhf.core.losses import entropy_of_logprobs, gaussian_entropy
 from rlhf.core.random import categorical, derive_seed, gaussians
 from rlhf.errors import InputError
 from rlhf.rollout import Categorical, Gaussian, PolicyOutput
@@ -69,6 +70,15 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
             raise InputError(f"hidden_sizes is {self.hidden_sizes}; give at least one layer of at least one unit.")
+
+
+class Mlp(nn.Sequential):
+    """Linear layers with tanh between them, without calling each as a module, which costs as much as the arithmetic."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self._modules.values():
+            x = F.linear(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else torch.tanh(x)
+        return x
 
 
 class ControlPolicy(nn.Module):
@@ -140,7 +150,7 @@ class ControlPolicy(nn.Module):
         """Log-probability of each action, and entropy, under the actor's outputs (logits or means); nats."""
         if self.spaces.num_actions:
             logprobs = outputs.log_softmax(-1)
-            return logprobs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), categorical_entropy(logprobs)
+            return logprobs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), entropy_of_logprobs(logprobs)
         z = (actions - outputs) * torch.exp(-self.log_std)
         # Summed over the action's numbers: log N(a) = -z^2 / 2 - log std - log(2 pi) / 2.
         logprobs = -(0.5 * z.square() + (self.log_std + 0.5 * math.log(2.0 * math.pi))).sum(-1)
@@ -182,7 +192,7 @@ class ControlPolicy(nn.Module):
 
 def _mlp(
     num_inputs: int, hidden_sizes: tuple[int, ...], num_outputs: int, last_gain: float, generator: torch.Generator
-) -> nn.Sequential:
+) -> Mlp:
     """Tanh network, orthogonal weights of gain sqrt 2 (`last_gain` at the end), zero biases."""
     layers: list[nn.Module] = []
     sizes = (num_inputs, *hidden_sizes, num_outputs)
@@ -192,4 +202,4 @@ def _mlp(
         nn.init.orthogonal_(linear.weight, last_gain if last else math.sqrt(2.0), generator=generator)
         nn.init.zeros_(linear.bias)
         layers += [linear] if last else [linear, nn.Tanh()]
-    return nn.Sequential(*layers)
+    return Mlp(*layers)

@@ -72,7 +72,11 @@ def categorical_entropy(logits: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
 
     An action with logit -inf is one that cannot be taken: 0 log 0 is 0, in the gradient too.
     """
-    logprobs = torch.log_softmax(logits, dim=-1)
+    return entropy_of_logprobs(torch.log_softmax(logits, dim=-1))
+
+
+def entropy_of_logprobs(logprobs: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
+    """The same from log-probabilities, which are there already where an action was scored."""
     return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(dim=-1)
 
 
