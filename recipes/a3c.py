@@ -10,6 +10,7 @@ seed. Two runs of one seed differ, and there is no --resume: who updates first i
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,12 +48,12 @@ class Config:
     """Environment steps of all workers together."""
     eval_every_steps: int = 10_240
     """Environment steps between evaluations."""
-    collect: collect.Config = collect.Config(num_envs=8, steps_per_rollout=16)
+    collect: collect.Config = collect.Config(num_envs=8, steps_per_rollout=8)
     """Of each worker."""
     policy: PolicyConfig = PolicyConfig()
-    method: a2c.Config = a2c.Config(gamma=0.99, gae_lambda=0.95, critic=Critic(td_lambda=0.95))
+    method: a2c.Config = a2c.Config(gamma=0.99, gae_lambda=0.95, entropy_coef=0.01, critic=Critic(td_lambda=0.95))
     optimize: optimize.Config = optimize.Config(
-        learning_rate=1e-3, schedule="linear", epochs=1, max_gradient_norm=0.5, whiten="batch", adam_eps=1e-5
+        learning_rate=7e-4, schedule="linear", epochs=1, max_gradient_norm=0.5, whiten="none", adam_eps=1e-5
     )
     evaluate: evaluate.Config = evaluate.Config(sampled_episodes=0)
 
@@ -81,7 +82,10 @@ def main(config: Config) -> dict[str, float | None]:
         num_logged += 1
 
     job = a3c.Job(config.env_id, config.steps, config.collect, config.method, config.optimize, config.seed)
-    a3c.train(policy, job, num_workers=config.num_workers, eval_every_steps=config.eval_every_steps, log=log)
+    try:
+        a3c.train(policy, job, num_workers=config.num_workers, eval_every_steps=config.eval_every_steps, log=log)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; A3C cannot be resumed, another --output-dir starts anew.")
     phase.finish(config.steps, {"policy": policy.save})
     rows = read_lines(phase.folder / "metrics.jsonl")
     steps, means = [row["steps"] for row in rows], [row["eval_return_mean"] for row in rows]

@@ -46,7 +46,7 @@ class Preset:
 _PPO = optimize.Config(learning_rate=1e-3, max_gradient_norm=0.5, whiten="minibatch", adam_eps=1e-5)
 
 _ACTOR_CRITIC = replace(_PPO, schedule="linear", epochs=1)
-# One-step errors and Q are only as good as the critic.
+# Advantages are only as good as the critic: fitted first, solved policies stay solved.
 _FITTED = Critic(target="td_lambda", td_lambda=0.95, epochs=10)
 
 _REPLAY = optimize.Config(learning_rate=1e-3, epochs=1, minibatches=32, max_gradient_norm=0.0, whiten="none")
@@ -61,7 +61,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
         steps=500_000,
         eval_every_steps=10_240,
         collect=collect.Config(num_envs=16, steps_per_rollout=16),
-        method=a2c.Config(gamma=0.99, gae_lambda=0.95, critic=Critic(td_lambda=0.95)),
+        method=a2c.Config(gamma=0.99, gae_lambda=0.95, critic=_FITTED),
         optimize=_ACTOR_CRITIC,
     ),
     ("td_actor_critic", "CartPole-v1"): Preset(
@@ -90,10 +90,10 @@ PRESETS: dict[tuple[str, str], Preset] = {
     ("impala", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
-        collect=collect.Config(num_envs=16, steps_per_rollout=16, lag=4),
+        collect=collect.Config(num_envs=8, steps_per_rollout=8, lag=4),
         # Truncation at 1 lets a wrong critic push the policy on the way that it last moved, until it is deterministic.
         method=impala.Config(gamma=0.99, td_lambda=0.95, rho_clip=2.0, entropy_coef=0.01),
-        optimize=_ACTOR_CRITIC,
+        optimize=replace(_ACTOR_CRITIC, learning_rate=7e-4, whiten="none"),
     ),
     ("reinforce", "CartPole-v1"): Preset(
         steps=500_000,
@@ -176,20 +176,20 @@ PRESETS: dict[tuple[str, str], Preset] = {
         optimize=replace(_GROUPS, learning_rate=3e-3, epochs=4, whiten="batch"),
     ),
     ("discrete_sac", "CartPole-v1"): Preset(
-        steps=60_000,
+        steps=100_000,
         eval_every_steps=5_120,
         collect=collect.Config(num_envs=4, steps_per_rollout=32),
         policy=_TWINS,
-        method=discrete_sac.Config(target_rate=0.05),
-        optimize=replace(_REPLAY, minibatches=64),
+        method=discrete_sac.Config(target_rate=0.02),
+        optimize=replace(_REPLAY, schedule="linear", minibatches=64),
     ),
     ("replay_actor_critic", "CartPole-v1"): Preset(
-        steps=60_000,
+        steps=100_000,
         eval_every_steps=5_120,
         collect=collect.Config(num_envs=4, steps_per_rollout=32),
         policy=_TWINS,
-        method=replay_actor_critic.Config(target_rate=0.05, entropy_coef=0.05),
-        optimize=replace(_REPLAY, minibatches=64),
+        method=replay_actor_critic.Config(target_rate=0.02, entropy_coef=0.05),
+        optimize=replace(_REPLAY, schedule="linear", minibatches=64),
     ),
 }
 
