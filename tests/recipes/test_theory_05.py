@@ -12,7 +12,13 @@ from matplotlib.figure import Figure
 
 from recipes.theory_figures import tabular
 
-EFFORTS = {"fig05_step_size": 0.01, "fig07_clipping": 0.02, "fig08_epochs": 0.02, "fig10_monotone_improvement": 0.02}
+EFFORTS = {
+    "fig05_step_size": 0.01,
+    "fig07_clipping": 0.02,
+    "fig08_epochs": 0.02,
+    "fig09_stale_data": 0.02,
+    "fig10_monotone_improvement": 0.02,
+}
 
 
 def module(name: str) -> Any:
@@ -57,3 +63,29 @@ def test_planners_never_decrease_the_return_and_the_bound_holds():
     )
     assert (error > 1e-3).all()
     assert (error < bound).all()
+
+
+def test_products_of_ratios_are_unbiased_and_single_ratios_are_not():
+    data = module("fig09_stale_data").compute(seeds=2, effort=0.02)
+    near = np.median(data["kl"], axis=-1) < 0.1
+    for name in ("marginal ratio", "product until the action", "product over the trajectory"):
+        assert data[f"bias {name}"][near].max() < 1e-9, name
+    for name in ("uncorrected", "ratio of the action"):
+        assert data[f"bias {name}"].min() > 1e-4, name
+
+
+def test_enumerated_gradient_is_that_of_backward_recursion():
+    figure, worlds = module("fig09_stale_data"), tabular.random_worlds(1, num_states=3, num_actions=2, seed=3)
+    rollout, by_chance = figure.trajectories(worlds, torch.zeros_like(worlds.rewards))
+
+    def value(logits):
+        """By recursion over the steps that are left, without any trajectory."""
+        policy, values = logits.softmax(-1), torch.zeros(3, dtype=torch.float64)
+        for _ in range(figure.STEPS):
+            values = (policy * (worlds.rewards[0] + worlds.transitions[0] @ values)).sum(-1)
+        return (worlds.start[0] * values).sum()
+
+    logits = torch.tensor([[0.3, -0.2], [1.0, 0.0], [-0.5, 0.4]], dtype=torch.float64)
+    expected = torch.func.grad(value)(logits)
+    found = figure.true_gradient(rollout, by_chance, logits.unsqueeze(0))[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
