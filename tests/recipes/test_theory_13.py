@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 
-from recipes.theory_figures import fig14_chain, fig15_stochastic_policies
+from recipes.theory_figures import fig14_chain, fig15_stochastic_policies, fig16_imitation
 from recipes.theory_figures.episodes import expected_sum, play, step
 from rlhf.algorithms import reinforce
 from rlhf.control.chain import Chain
 from rlhf.core.mdp import Mdp, policy_gradient
 
-FIGURES = [fig14_chain, fig15_stochastic_policies]
+FIGURES = [fig14_chain, fig15_stochastic_policies, fig16_imitation]
 SMALL = {"seeds": 2, "effort": 0.005}
+
+
+@cache
+def computed(figure) -> dict[str, np.ndarray]:
+    return figure.compute(**SMALL)
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: f"figure-{figure.NUMBER}")
 def test_figure_is_deterministic_and_drawn(figure):
-    data = figure.compute(**SMALL)
+    data = computed(figure)
     again = figure.compute(**SMALL)
     assert data.keys() == again.keys()
     for name in data:
@@ -81,7 +88,7 @@ def test_figure_14_shares_are_those_of_the_formula():
 
 
 def test_figure_14_starts_at_chance_and_clones_near_the_demonstrator():
-    data = fig14_chain.compute(seeds=4, effort=0.005)
+    data = computed(fig14_chain)
     for horizon in (10, 20):
         first = data[str(horizon)][:, :, 0]
         np.testing.assert_allclose(first[[0, 2, 3]], 3.0**-horizon, rtol=1e-9)
@@ -89,7 +96,7 @@ def test_figure_14_starts_at_chance_and_clones_near_the_demonstrator():
 
 
 def test_figure_15_deterministic_policies_lose_what_the_text_books_say():
-    data = fig15_stochastic_policies.compute(**SMALL)
+    data = computed(fig15_stochastic_policies)
     # From three of five cells the treasure, from the other side never.
     np.testing.assert_allclose(data["grid"][[0, -1]], 0.6, atol=1e-9)
     np.testing.assert_allclose(data["grid_deterministic"].max(), 0.6, atol=1e-9)
@@ -99,3 +106,20 @@ def test_figure_15_deterministic_policies_lose_what_the_text_books_say():
     np.testing.assert_allclose(data["adapts"][-1], -np.mean(rounds / (rounds + 3.0)), atol=1e-9)
     # Paper always, against half rock and a quarter scissors.
     np.testing.assert_allclose(data["fixed"][-1], 0.25, atol=1e-9)
+
+
+def test_figure_16_loses_on_the_road_what_its_errors_say():
+    """The chance of being on the road after t steps is that of a chain of two states with turns e and u."""
+    for with_dagger in (False, True):
+        lost = fig16_imitation.lost_on_the_road(0, with_dagger=with_dagger)
+        (e, u), t = lost[:2], np.arange(1, fig16_imitation.HORIZON + 1)
+        on_the_road = u / (e + u) + e / (e + u) * (1.0 - e - u) ** t
+        np.testing.assert_allclose(lost[2:], np.cumsum(1.0 - on_the_road), rtol=1e-9)
+        assert (u > 0.5) == with_dagger
+
+
+def test_figure_16_scale_has_the_uniform_policy_at_0():
+    data = computed(fig16_imitation)
+    np.testing.assert_allclose(data["scratch"][0], 0.0, atol=1e-9)
+    assert (data["demonstrator"] > 0.3).all()
+    assert (data["demonstrator_greedy"] <= 1.0 + 1e-9).all()
