@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from recipes.theory_figures import fig14_chain, fig15_stochastic_policies, fig16_imitation
+from recipes.theory_figures import fig14_chain, fig15_stochastic_policies, fig16_imitation, fig17_every_method
 from recipes.theory_figures.episodes import expected_sum, play, step
 from rlhf.algorithms import reinforce
 from rlhf.control.chain import Chain
@@ -123,3 +124,39 @@ def test_figure_16_scale_has_the_uniform_policy_at_0():
     np.testing.assert_allclose(data["scratch"][0], 0.0, atol=1e-9)
     assert (data["demonstrator"] > 0.3).all()
     assert (data["demonstrator_greedy"] <= 1.0 + 1e-9).all()
+
+
+def write_run(folder, steps, returns, *, finished=True):
+    folder.mkdir(parents=True)
+    rows = [
+        {"update": i, "steps": a, "eval_return_mean": b} for i, (a, b) in enumerate(zip(steps, returns, strict=True))
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if finished:
+        (folder / "final").mkdir()
+
+
+def test_figure_17_draws_finished_runs_and_tries_settings(tmp_path, monkeypatch):
+    write_run(tmp_path / "ppo-0" / "ppo", [0, 100, 200], [0.0, 10.0, 20.0])
+    write_run(tmp_path / "ppo-1" / "ppo", [0, 150], [0.0, 30.0])
+    write_run(tmp_path / "ppo-2" / "ppo", [0, 10], [0.0, 1.0], finished=False)
+    write_run(tmp_path / "pendulum-sac-0" / "sac", [0, 100], [-1500.0, -150.0])
+    monkeypatch.setattr(fig17_every_method, "RUNS", tmp_path)
+    monkeypatch.setattr(fig17_every_method, "METHODS", ("a2c", "replay_actor_critic"))
+    data, again = (fig17_every_method.compute(seeds=2, effort=0.001) for _ in range(2))
+    assert {name for name in data if name.startswith("curve")} == {"curve/CartPole-v1/ppo", "curve/Pendulum-v1/sac"}
+    # Up to where both have come, step 150, straight between evaluations.
+    steps, first, second = data["curve/CartPole-v1/ppo"]
+    assert steps[-1] == 150
+    np.testing.assert_allclose(first, steps / 10, atol=1e-12)
+    np.testing.assert_allclose(second, steps / 5, atol=1e-12)
+    for name in data:
+        np.testing.assert_array_equal(data[name], again[name], err_msg=name)
+    assert isinstance(fig17_every_method.plot(data), Figure)
+
+
+def test_figure_17_settings_are_within_what_it_says():
+    for setting in fig17_every_method.random_settings(200):
+        assert 1e-4 <= setting["learning_rate"] <= 1e-2
+        assert 0.9 <= setting["gamma"] <= 0.997
+        assert setting["batch"] in (0.5, 1.0, 2.0)
