@@ -100,6 +100,7 @@ def sample(world: Mdp, logits: Tensor, *, num_episodes: int, num_steps: int, see
         mask=torch.ones(runs.shape, dtype=torch.bool),
         sample_ids=ids,
         costs=torch.full_like(ids, num_steps),
+        next_inputs={"states": path[:, 1:]},
     )
 
 
