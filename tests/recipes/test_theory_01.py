@@ -13,6 +13,7 @@ from recipes.theory_figures import (
     fig03_reward_scale,
     fig04_bias_and_variance,
     fig06_natural_steps,
+    fig11_batches_and_rewards,
     sampling,
 )
 from rlhf.algorithms import reinforce
@@ -26,6 +27,7 @@ FIGURES = [
     fig03_reward_scale,
     fig04_bias_and_variance,
     fig06_natural_steps,
+    fig11_batches_and_rewards,
 ]
 SMALL = {"seeds": 2, "effort": 0.02}
 
@@ -84,6 +86,27 @@ def test_figure_4_error_of_a_mean_is_least_strictly_inside():
         bias, variance = np.median(data[name], axis=0)
         best = (bias + variance / fig04_bias_and_variance.AVERAGED).argmin()
         assert 0 < best < len(bias) - 1
+
+
+def test_figure_11_both_rewards_of_a_crossing_add_up_to_one():
+    logits = torch.zeros(1, 4, 2, dtype=torch.float64)
+    paid = {}
+    for pay in fig11_batches_and_rewards.REWARDS:
+        world = fig11_batches_and_rewards.corridor(4, pay, 1)
+        rollout = sampling.play(world, logits, num_episodes=200, num_steps=10, seed=0)
+        paid[pay] = rollout.rewards.sum(1)
+    crossed = rollout.terminals.any(1)
+    assert 0 < crossed.sum() < 200
+    np.testing.assert_array_equal(paid["sparse"], crossed.double())
+    np.testing.assert_allclose(paid["dense"][crossed], 1.0, atol=1e-12)
+    assert (paid["dense"][~crossed] < 1.0 - 1e-9).all()
+
+
+def test_figure_11_signal_to_noise_grows_as_the_root_of_the_batch():
+    ratios = fig11_batches_and_rewards.signal_to_noise(
+        fig11_batches_and_rewards.corridor(4, "dense", 2), (1, 4, 16), reinforce, reinforce.Config(), num_episodes=4000
+    )
+    np.testing.assert_allclose(ratios[1:] / ratios[:-1], 2.0, rtol=0.1)
 
 
 def test_sampling_gradients_average_to_that_of_the_return():
