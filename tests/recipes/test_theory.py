@@ -86,6 +86,7 @@ def test_theory_code_hash_sees_the_computation_and_not_the_look():
 
 def test_theory_numbers_files_and_figures_alike():
     assert SIX in theory.find_figures()
+    assert len(theory.find_figures()) == len(list(theory.FOLDER.glob("fig*.py")))
     for number, name in theory.find_figures().items():
         module = theory.importlib.import_module(f"recipes.theory_figures.{name}")
         assert number == module.NUMBER

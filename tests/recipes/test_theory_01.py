@@ -16,6 +16,7 @@ from recipes.theory_figures import (
     fig11_batches_and_rewards,
     sampling,
 )
+from recipes.theory_figures.tabular import random_worlds
 from rlhf.algorithms import reinforce
 from rlhf.control.chain import Chain
 from rlhf.core import mdp
@@ -68,7 +69,7 @@ def test_figure_4_ends_of_lambda_are_ends_of_n():
 
 
 def test_figure_4_exact_critic_has_no_bias_and_one_step_only_the_noise_of_the_next_state():
-    world = fig04_bias_and_variance.random_worlds(3, num_states=5, num_actions=2, seed=0)
+    world = random_worlds(3, num_states=5, num_actions=2, seed=0)
     logits = torch.zeros(3, 5, 2, dtype=torch.float64)
     by_n, by_lambda = fig04_bias_and_variance.errors(world, logits, torch.zeros(3, 5).double(), num_episodes=4000)
     np.testing.assert_allclose(by_n[:, 0], 0.0, atol=1e-12)
@@ -111,7 +112,7 @@ def test_figure_11_signal_to_noise_grows_as_the_root_of_the_batch():
 
 def test_sampling_gradients_average_to_that_of_the_return():
     """Every credit's mean gradient is that of J over two steps, here by differentiating the enumerated return."""
-    world = fig01_variance_and_horizon.worlds(1)
+    world = random_worlds(1, num_states=5, num_actions=3, seed=0)
     logits = torch.zeros(1, 5, 3, dtype=torch.float64)
 
     def total(x):
