@@ -18,6 +18,10 @@ from rlhf.core.vtrace import vtrace
 from rlhf.errors import InputError
 from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
+# The ratio is in the advantage: with the mean taken off, an action that the learner has left (ratio near 0) would get a
+# negative advantage at full weight, and be left further and further.
+WHITEN = "none"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

@@ -57,13 +57,19 @@ PRESETS = {
     "impala": Preset(
         critic="shared",
         improve=ImproveConfig(
-            collect=replace(_ONE_EACH, lag=2), method=impala.Config(), train=_TRAIN, optimize=_ONE_STEP
+            collect=replace(_ONE_EACH, lag=2),
+            method=impala.Config(rho_clip=2.0),
+            train=_TRAIN,
+            optimize=replace(_ONE_STEP, learning_rate=5e-4, whiten="none"),
         ),
     ),
     "off_policy": Preset(
         critic="shared",
         improve=ImproveConfig(
-            collect=replace(_ONE_EACH, lag=2), method=off_policy.Config(), train=_TRAIN, optimize=_ONE_STEP
+            collect=replace(_ONE_EACH, lag=2),
+            method=off_policy.Config(),
+            train=_TRAIN,
+            optimize=replace(_ONE_STEP, learning_rate=3e-4),
         ),
     ),
     "grpo": Preset(
