@@ -22,6 +22,7 @@ from .tabular import (
     repeat,
     sampler,
     success,
+    successes,
     trust_region_updates,
     updates,
 )
@@ -69,7 +70,7 @@ def compute(*, seeds: int, effort: float) -> dict[str, np.ndarray]:
         config = trpo.Config(**ACTOR, max_kl=max_kl, damping=1e-3)
         collect = sampler(trpo, config, worlds, **SAMPLES)
         ends.append(_last(trust_region_updates(config, uniform[:seeds], collect, num_updates=num_updates)))
-    data["return TRPO TRPO"] = torch.stack([success(worlds, x) for x in ends]).numpy()
+    data["return TRPO TRPO"] = successes(worlds, ends).numpy()
     data["gradient TRPO TRPO"] = torch.stack([_norms(worlds, x) for x in ends]).numpy()
     return data
 

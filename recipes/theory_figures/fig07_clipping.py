@@ -26,7 +26,7 @@ from .tabular import (
     run_means,
     sampler,
     score,
-    success,
+    successes,
     updates,
 )
 
@@ -104,9 +104,9 @@ def _trained(worlds: Any, effort: float) -> dict[str, np.ndarray]:
             epochs=10,
             num_updates=max(2, round(40 * effort)),
         )
-        rows = [(success(many, update.new), _wrong_way(update)) for update in training]
-        for label, values in zip(("return", "wrong"), zip(*rows, strict=True), strict=True):
-            data[f"{label} {name}"] = torch.stack(values).view(len(rows), len(sizes), seeds).numpy()
+        policies, wrong = zip(*((update.new, _wrong_way(update)) for update in training), strict=True)
+        data[f"return {name}"] = successes(many, policies).view(-1, len(sizes), seeds).numpy()
+        data[f"wrong {name}"] = torch.stack(wrong).view(-1, len(sizes), seeds).numpy()
     return data
 
 

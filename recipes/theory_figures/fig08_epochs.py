@@ -14,7 +14,7 @@ from torch import Tensor
 from rlhf.algorithms import ppo, ppo_kl, trpo
 from rlhf.core.kl import categorical_kl
 
-from .tabular import GAMMA, Update, draw_band, random_worlds, run_means, sampler, score, success, updates
+from .tabular import GAMMA, Update, draw_band, random_worlds, run_means, sampler, score, successes, updates
 
 NUMBER = 8
 TITLE = "Several steps on one batch: KL, ratios, return, and PPO-KL's coefficient"
@@ -58,8 +58,8 @@ def compute(*, seeds: int, effort: float) -> dict[str, np.ndarray]:
                 epochs=number,
                 num_updates=max(2, round(40 * effort)),
             )
-            rows = [torch.stack([success(worlds, u.new), *_movement(u), _penalty(u)]) for u in training]
-            each.append(torch.stack(rows))
+            policies, rows = zip(*((u.new, torch.stack([*_movement(u), _penalty(u)])) for u in training), strict=True)
+            each.append(torch.cat([successes(worlds, policies).unsqueeze(1), torch.stack(rows)], dim=1))
         # (epochs, updates, seeds) each.
         for label, values in zip(("return", "kl", "outside", "penalty"), torch.stack(each).unbind(2), strict=True):
             data[f"{label} {name}"] = values.numpy()

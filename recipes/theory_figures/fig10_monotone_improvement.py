@@ -26,7 +26,7 @@ from .tabular import (
     expectation,
     random_worlds,
     sampler,
-    success,
+    successes,
     trust_region_updates,
     updates,
 )
@@ -71,7 +71,7 @@ def compute(*, seeds: int, effort: float) -> dict[str, np.ndarray]:
             runs |= {PLANNERS[1]: planning(worlds, safest, num_updates)}
         for name, policies in runs.items():
             every = torch.stack([torch.zeros_like(worlds.rewards), *policies])
-            data[f"J {setting} {name}"] = torch.stack([success(worlds, x) for x in every]).numpy()
+            data[f"J {setting} {name}"] = successes(worlds, list(every)).numpy()
             if setting == "exact batches" and name != PLANNERS[0]:
                 pairs = [errors(worlds, old, new) for old, new in pairwise(every)]
                 data[f"error {name}"], data[f"bound {name}"] = (

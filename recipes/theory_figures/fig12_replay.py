@@ -19,7 +19,7 @@ from rlhf.core.mdp import Mdp
 from rlhf.core.random import categorical, gaussians, uniforms
 
 from .replay_tables import BOTH, DRAWN, LADDER, Q, V, accepted_gradient, expected_gradient, loss, transitions
-from .tabular import GAMMA, draw_band, exact_gradient, random_worlds, sample, success
+from .tabular import GAMMA, draw_band, exact_gradient, random_worlds, sample, successes
 
 NUMBER = 12
 TITLE = "Replay: what each resampling mends; score function against reparameterisation"
@@ -100,7 +100,7 @@ def _trained(seeds: int, effort: float, *, offline: bool) -> dict[str, np.ndarra
         critic = torch.zeros_like(world.rewards[..., : None if of_actions else 1]).requires_grad_()
         optimizer = torch.optim.Adam([{"params": [x], "lr": lr} for x, lr in zip((logits, critic), RATES, strict=True)])
         kept = _steps(world, skewed, 8 * num_iterations, 0) if offline else torch.empty(seeds, 0, 3, dtype=torch.int64)
-        returns = []
+        policies = []
         for i in range(num_iterations):
             if not offline:
                 kept = torch.cat([kept, _steps(world, logits.detach(), 8, i)], dim=1)
@@ -113,8 +113,8 @@ def _trained(seeds: int, effort: float, *, offline: bool) -> dict[str, np.ndarra
                 optimizer.zero_grad()
                 loss(rung, logits, critic, batch).sum().backward()
                 optimizer.step()
-            returns.append(success(world, logits.detach()))
-        data[f"return {offline} {rung}"] = torch.stack(returns).numpy()
+            policies.append(logits.detach().clone())
+        data[f"return {offline} {rung}"] = successes(world, policies).numpy()
     return data
 
 

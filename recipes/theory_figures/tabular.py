@@ -65,6 +65,11 @@ def success(world: Mdp, logits: Tensor) -> Tensor:
     return (exact_return(world, logits) - low) / (high - low)
 
 
+def successes(world: Mdp, history: Sequence[Tensor]) -> Tensor:
+    """`(len(history), R)` success of each of the policies of every run; all at once costs little more than one."""
+    return success(repeat(world, len(history)), torch.cat(list(history))).view(len(history), -1)
+
+
 def score(logits: Tensor, inputs: dict[str, Tensor]) -> PolicyOutput:
     """The seam's forward; the values are in the rollout, exact, and no figure here has an entropy bonus."""
     logprobs = logits.log_softmax(-1)
