@@ -10,13 +10,19 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from recipes.theory_figures import fig14_chain, fig15_stochastic_policies, fig16_imitation, fig17_every_method
+from recipes.theory_figures import (
+    fig13_lag,
+    fig14_chain,
+    fig15_stochastic_policies,
+    fig16_imitation,
+    fig17_every_method,
+)
 from recipes.theory_figures.episodes import expected_sum, play, step
 from rlhf.algorithms import reinforce
 from rlhf.control.chain import Chain
 from rlhf.core.mdp import Mdp, policy_gradient
 
-FIGURES = [fig14_chain, fig15_stochastic_policies, fig16_imitation]
+FIGURES = [fig13_lag, fig14_chain, fig15_stochastic_policies, fig16_imitation]
 SMALL = {"seeds": 2, "effort": 0.005}
 
 
@@ -78,6 +84,35 @@ def test_episodes_step_follows_the_gradient_of_the_expected_return():
     moved = step(reinforce, reinforce.Config(baseline="none"), logits, rollout, step_size=1.0)
     exact = policy_gradient(world, logits[0], gamma=1.0)
     assert (moved[0] - exact).abs().max() < 4 * 0.5 / 4_000**0.5
+
+
+def test_figure_13_without_lag_v_trace_is_the_actor_critic():
+    """The ratios are 1, so both learn the same, and the lag makes them differ."""
+    data = computed(fig13_lag)
+    for part in ("return", "critic"):
+        plain, corrected = data[f"{part} uncorrected"], data[f"{part} V-trace"]
+        np.testing.assert_allclose(plain[0], corrected[0], atol=1e-9)
+        assert np.abs(plain[1] - corrected[1]).max() > 1e-6
+
+
+def test_figure_13_draws_a3c_by_its_seconds():
+    data = dict(computed(fig13_lag)) | {"machine": np.array([2, 0.5])}
+    for workers in (1, 2):
+        data[f"a3c {workers} 0"] = np.array([[0.0, 2.0 / workers], [0, 1_000], [20.0, 200.0]])
+    panel = fig13_lag.plot(data).axes[3]
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == [
+        "1 worker, 500 steps/s, 1 seeds",
+        "2 workers, 1,000 steps/s, 1 seeds",
+    ]
+
+
+@pytest.mark.slow
+def test_figure_13_a3c_runs_to_its_last_step():
+    seconds, steps, returns = fig13_lag.asynchronous(2, seed=0, steps=2_000)
+    assert steps[0] == 0
+    assert steps[-1] >= 2_000
+    assert (np.diff(seconds) > 0).all()
+    assert (returns > 0).all()
 
 
 def test_figure_14_shares_are_those_of_the_formula():
