@@ -38,10 +38,10 @@ SEES = (
     "0.85, while the uncorrected one falls to 0.77 at a lag of 16 updates and 0.76 at 32; V-trace is ahead in all "
     "10 seeds at every lag from 1 on. What suffers first is the critic, which learns the value of a policy that "
     "is gone: at lag 32 it is 1.85 off the exact V, V-trace's 0.28 (0.19 without lag). In the end the uncorrected "
-    "learner arrives all the same (0.97 against 0.99), since here the old policies come to rest as well. A3C was "
-    "timed on 2 cores that other processes were using too (the title says how many wanted one): two workers made "
-    "between 0.6 and 1.7 times as many steps a second as one, so nothing can be said here of the gain; with a "
-    "core for each it is for the reader's machine to show."
+    "learner arrives all the same (0.97 against 0.99), since here the old policies come to rest as well. A3C's "
+    "seconds are those of the machine that drew the page, whose load stands in the title: on 2 cores that other "
+    "processes were using too, two workers made between 0.1 and 1.7 times the steps a second of one, in six pairs "
+    "of runs, so their gain is not shown here; it needs a free core for each."
 )
 
 METHODS: dict[str, tuple[Any, Any]] = {
