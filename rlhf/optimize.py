@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -80,6 +80,26 @@ class Config:
         return self.whiten == "minibatch" and self.minibatches > 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """What takes the optimizer steps, and where in the run it is."""
+
+    policy: nn.Module
+    """As Accelerate prepared it."""
+    optimizer: torch.optim.Optimizer
+    config: Config
+    accelerator: Accelerator
+    seed: int
+    update_index: int = 0
+    progress: float = 0.0
+    """Share of the run that is done, in [0, 1): what linear schedules follow."""
+
+    @property
+    def module(self) -> Any:
+        """The policy itself, without what data parallelism puts around it."""
+        return self.accelerator.unwrap_model(self.policy)
+
+
 def make_optimizer(policy: nn.Module, config: Config) -> torch.optim.Optimizer:
     """AdamW over what is trainable, fused where the device has it."""
     trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
@@ -128,17 +148,7 @@ def gradient(
 
 
 def update(
-    policy: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    loss: Loss,
-    config: Config,
-    *,
-    accelerator: Accelerator,
-    seed: int,
-    update_index: int,
-    progress: float,
-    after_step: Callable[[], None] | None = None,
+    learner: Learner, batch: Batch, loss: Loss, *, after_step: Callable[[], None] | None = None
 ) -> dict[str, float]:
     """Epochs of minibatch steps on one batch; returns metrics averaged over the steps, `_max` ones by maximum.
 
@@ -146,20 +156,20 @@ def update(
 
     Args:
         loss: Per-action terms and metrics, the algorithm's state and config already bound.
-        progress: Share of the run that is done, in [0, 1): what linear schedules follow.
         after_step: Called after each optimizer step, as target networks need it.
 
     Raises:
         NonFiniteError: Before the optimizer step that a NaN or infinity would have entered.
         RuntimeError: The first minibatch shows that acting and scoring disagree (float32 or float64 only).
     """
-    rate = set_learning_rate(optimizer, config, update_index=update_index, progress=progress)
+    policy, optimizer, config, accelerator = learner.policy, learner.optimizer, learner.config, learner.accelerator
+    rate = set_learning_rate(learner)
     if config.whitens_batch:
         batch = batch._replace(advantages=global_whiten(accelerator, batch.advantages, batch.mask))
     parameters = list(policy.parameters())
     filler = batch.rows(torch.zeros(1, dtype=torch.int64, device=batch.mask.device))
     history: list[dict[str, float]] = []
-    for rows in _minibatches(batch, config, accelerator, seed=seed, update_index=update_index):
+    for rows in _minibatches(learner, batch):
         if config.whitens_minibatches:
             rows = rows._replace(advantages=global_whiten(accelerator, rows.advantages, rows.mask))
         optimizer.zero_grad()
@@ -183,12 +193,13 @@ def update(
     return averaged(history, config) | {"learning_rate": rate, "gradient_steps": len(history)}
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, *, update_index: int, progress: float) -> float:
+def set_learning_rate(learner: Learner) -> float:
     """Sets and returns the step size that schedule and warm-up give at this point of the run."""
-    rate = config.learning_rate * (1.0 - progress if config.schedule == "linear" else 1.0)
-    if update_index < config.warmup_updates:
-        rate *= (update_index + 1) / config.warmup_updates
-    for group in optimizer.param_groups:
+    config = learner.config
+    rate = config.learning_rate * (1.0 - learner.progress if config.schedule == "linear" else 1.0)
+    if learner.update_index < config.warmup_updates:
+        rate *= (learner.update_index + 1) / config.warmup_updates
+    for group in learner.optimizer.param_groups:
         group["lr"] = rate
     return rate
 
@@ -208,15 +219,14 @@ def averaged(history: list[dict[str, float]], config: Config) -> dict[str, float
     return metrics
 
 
-def _minibatches(
-    batch: Batch, config: Config, accelerator: Accelerator, *, seed: int, update_index: int
-) -> Iterator[Batch]:
+def _minibatches(learner: Learner, batch: Batch) -> Iterator[Batch]:
     """This rank's rows of each minibatch of each epoch; the minibatches are cut from one global order."""
+    config, accelerator = learner.config, learner.accelerator
     acted, _ = gather_rows(accelerator, batch.mask.any(dim=1).long())
     ids, offset = gather_rows(accelerator, batch.sample_ids)
     if config.minibatches > ids.shape[0]:
         raise InputError(f"minibatches is {config.minibatches}, but a rollout has {ids.shape[0]} rows; lower it.")
-    for order in hashed_orders(seed, config.passes, update_index, ids):
+    for order in hashed_orders(learner.seed, config.passes, learner.update_index, ids):
         # Rows without an action, such as padding or samples that lack a score, have nothing to step on.
         for chosen in order[acted[order] > 0].tensor_split(config.minibatches):
             if chosen.shape[0]:

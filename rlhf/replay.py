@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf.core import losses
 from rlhf.errors import InputError
@@ -52,12 +51,11 @@ def critic_metrics(values: Tensor, targets: Tensor) -> dict[str, Tensor]:
     }
 
 
-def follow(policy: nn.Module, accelerator: Accelerator, *, rate: float) -> Callable[[], None]:
+def follow(policy: Any, *, rate: float) -> Callable[[], None]:
     """Moves the target critics by Polyak averaging: target += rate * (critic - target) (Lillicrap et al., 2016, alg. 1;
     https://arxiv.org/abs/1509.02971).
     """
-    plain = accelerator.unwrap_model(policy)
-    sources, targets = (list(module.parameters()) for module in (plain.critic, plain.target_critic))
+    sources, targets = (list(module.parameters()) for module in (policy.critic, policy.target_critic))
 
     @torch.no_grad()
     def step() -> None:

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
@@ -22,6 +21,7 @@ from rlhf import optimize
 from rlhf.core.masked import whiten
 from rlhf.core.random import hashed_orders
 from rlhf.errors import InputError
+from rlhf.optimize import Learner
 from rlhf.rollout import Batch, NonFiniteError, Rollout, batch_of
 
 _ESTIMATES = ("advantages", "returns", "weights", "units")
@@ -50,45 +50,34 @@ class StackedAlgorithm:
         return batch_of(rollout, **_flat(estimates)), _flat(metrics)
 
     def update(
-        self,
-        policy: Any,
-        optimizer: torch.optim.Optimizer,
-        rollout: Rollout,
-        batch: Batch,
-        state: dict[str, Tensor],
-        config: Any,
-        optimize_config: optimize.Config,
-        *,
-        accelerator: Accelerator,
-        seed: int,
-        update_index: int,
-        progress: float,
+        self, learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor], config: Any
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """What `optimize.update` does, for all seeds side by side; metrics are averaged over seeds, `_max` ones not."""
-        if optimize_config.target_kl:
+        policy, optimizer, how = learner.module, learner.optimizer, learner.config
+        if how.target_kl:
             raise InputError(
                 "target_kl would end each seed's update elsewhere; set it to 0, or run one seed at a time."
             )
-        rate = optimize.set_learning_rate(optimizer, optimize_config, update_index=update_index, progress=progress)
+        rate = optimize.set_learning_rate(learner)
         tensors = {name: self._split(value) for name, value in batch._asdict().items() if value is not None}
-        if optimize_config.whitens_batch:
+        if how.whitens_batch:
             tensors["advantages"] = vmap(whiten)(tensors["advantages"], tensors["mask"])
         parameters = policy.stacked()
         objective = vmap(partial(self._objective, policy.alone, config), in_dims=(0, 0, self._axes(state)))
         history: list[dict[str, Tensor]] = []
-        for rows in self._minibatches(tensors, optimize_config, update_index):
-            if optimize_config.whitens_minibatches:
+        for rows in self._minibatches(tensors, how, learner.update_index):
+            if how.whitens_minibatches:
                 rows["advantages"] = vmap(whiten)(rows["advantages"], rows["mask"])
             optimizer.zero_grad()
             losses, metrics = objective(parameters, rows, state)
             # No seed's loss depends on another's parameters.
             losses.sum().backward()
-            metrics["gradient_norm"] = _clip(list(parameters.values()), optimize_config.max_gradient_norm)
+            metrics["gradient_norm"] = _clip(list(parameters.values()), how.max_gradient_norm)
             _stop_if_not_finite(metrics["gradient_norm"], self.seeds)
             optimizer.step()
             history.append(metrics)
         optimizer.zero_grad()
-        each = [optimize.averaged(steps, optimize_config) for steps in _by_seed(history)]
+        each = [optimize.averaged(steps, how) for steps in _by_seed(history)]
         state = self._adapted(state, each, config)
         return _over_seeds(each) | {"learning_rate": rate, "gradient_steps": len(history)}, state
 

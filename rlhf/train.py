@@ -6,7 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,10 +40,10 @@ class Policy(Protocol):
 class Algorithm(Protocol):
     """A file of `rlhf/algorithms`: pure functions of `(B, T)` tensors. `adapt` runs after each update.
 
-    One whose step is of another kind than `optimize.update` also has an `update(policy, optimizer, rollout, batch,
-    state, config, optimize_config, *, accelerator, seed, update_index, progress)`, which gets the batch as the policy
-    scores it (step by step if it is memoryless), and returns metrics and the next state. One that is defined by how it
-    scales advantages has `WHITEN`, the only `whiten` of `optimize.Config` that it goes with.
+    One whose step is of another kind than `optimize.update` also has an `update(learner, rollout, batch, state,
+    config)`, which gets the batch as the policy scores it (step by step if it is memoryless), and returns metrics and
+    the next state. One that is defined by how it scales advantages has `WHITEN`, the only `whiten` of
+    `optimize.Config` that it goes with.
     """
 
     def initial_state(self, config: Any) -> dict[str, Tensor]: ...
@@ -130,6 +130,9 @@ def train(
     # Accelerate's wrapper looks for optional packages at every step (7 % of an update on control), and only serves
     # fp16 scaling, which is not offered; the optimizer inside is this very one.
     wrapped, _ = accelerator.prepare(policy, optimizer)
+    learner = optimize.Learner(
+        policy=wrapped, optimizer=optimizer, config=optimize_config, accelerator=accelerator, seed=seed
+    )
 
     def save(update: int) -> None:
         content = {"optimizer": optimizer.state_dict(), "algorithm": state, "steps": steps}
@@ -142,20 +145,8 @@ def train(
             save(0)
         done = steps if config.steps else update
         while done < config.target:
-            state, row, samples = _collect_and_learn(
-                wrapped,
-                policy,
-                optimizer,
-                algorithm,
-                algorithm_config,
-                optimize_config,
-                collector,
-                accelerator,
-                state=state,
-                index=update,
-                progress=done / config.target,
-                seed=seed,
-            )
+            learner = replace(learner, update_index=update, progress=done / config.target)
+            state, row, samples = _collect_and_learn(learner, collector, algorithm, algorithm_config, state)
             steps += row["steps"]
             row["steps"] = steps
             update, before, stopped = update + 1, done, signals.requested()
@@ -208,43 +199,28 @@ def _take_up(
 
 
 def _collect_and_learn(
-    wrapped: nn.Module,
-    policy: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    algorithm: Algorithm,
-    algorithm_config: Any,
-    optimize_config: optimize.Config,
-    collector: Collector,
-    accelerator: Accelerator,
-    *,
-    state: dict[str, Tensor],
-    index: int,
-    progress: float,
-    seed: int,
+    learner: optimize.Learner, collector: Collector, algorithm: Algorithm, config: Any, state: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
     """One update: the algorithm's next state, what to log (`steps` are those of this update), and the samples."""
-    state = {**state, "progress": torch.tensor(progress), "update": torch.tensor(index)}
+    policy, accelerator, index = learner.module, learner.accelerator, learner.update_index
+    state = {**state, "progress": torch.tensor(learner.progress), "update": torch.tensor(index)}
     seconds: dict[str, Any] = {}
     with _timed(seconds, "collect"), accelerator.autocast():
         rollout, metrics, samples = collector.collect(policy, index)
     with _timed(seconds, "update"):
-        batch, cells = algorithm.estimate(rollout, state, algorithm_config)
+        batch, cells = algorithm.estimate(rollout, state, config)
         # A collector that hands over other steps than it took says itself how many it took.
         metrics = _describe(rollout, batch, cells, accelerator) | metrics
         if policy.memoryless:
             batch = single_steps(batch)
-        step = {"accelerator": accelerator, "seed": seed, "update_index": index, "progress": progress}
         if hasattr(algorithm, "update"):
-            learned, state = algorithm.update(
-                wrapped, optimizer, rollout, batch, state, algorithm_config, optimize_config, **step
-            )
+            learned, state = algorithm.update(learner, rollout, batch, state, config)
         else:
-            loss = partial(algorithm.loss, state=state, config=algorithm_config)
-            learned = optimize.update(wrapped, optimizer, batch, loss, optimize_config, **step)
+            learned = optimize.update(learner, batch, partial(algorithm.loss, state=state, config=config))
         metrics |= learned
-    state = algorithm.adapt(state, metrics, algorithm_config)
+    state = algorithm.adapt(state, metrics, config)
     # With several seeds side by side there is one each: their mean.
-    metrics |= {name: float(state[name].double().mean()) for name in algorithm.initial_state(algorithm_config)}
+    metrics |= {name: float(state[name].double().mean()) for name in algorithm.initial_state(config)}
     return state, metrics | _speed(metrics["steps"], seconds) | _memory(accelerator), samples
 
 

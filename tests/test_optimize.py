@@ -13,6 +13,7 @@ from rlhf import optimize
 from rlhf.optimize import micro_batches
 from rlhf.rollout import Batch, NonFiniteError, PolicyOutput, single_steps
 from tests.batches import make_batch, ppo_loss
+from tests.learners import learner_of
 from tests.tabular import TabularPolicy
 
 
@@ -58,10 +59,7 @@ def test_micro_batches_keep_to_the_budget_and_lose_no_row() -> None:
 
 
 def run_update(policy: nn.Module, batch: Batch, config: optimize.Config, *, seed: int = 0) -> dict[str, float]:
-    optimizer = optimize.make_optimizer(policy, config)
-    return optimize.update(
-        policy, optimizer, batch, ppo_loss(), config, accelerator=Accelerator(), seed=seed, update_index=0, progress=0.0
-    )
+    return optimize.update(learner_of(policy, config, seed=seed), batch, ppo_loss())
 
 
 @pytest.mark.parametrize("whiten", ["none", "minibatch", "batch"])
@@ -98,10 +96,7 @@ def test_minibatches_of_an_epoch_hold_every_row_once() -> None:
         return output.logprobs + 0.0 * output.values, {}
 
     config = optimize.Config(epochs=2, minibatches=4)
-    optimizer = optimize.make_optimizer(policy, config)
-    optimize.update(
-        policy, optimizer, batch, loss, config, accelerator=Accelerator(), seed=0, update_index=0, progress=0.0
-    )
+    optimize.update(learner_of(policy, config), batch, loss)
     assert sorted(seen[:9]) == sorted(seen[9:]) == batch.sample_ids.sort().values.tolist()
     assert seen[:9] != seen[9:]
 
@@ -145,10 +140,7 @@ def test_whitening_leaves_value_targets_alone() -> None:
         return output.logprobs + output.values, {}
 
     config = optimize.Config(epochs=1, whiten="batch")
-    optimizer = optimize.make_optimizer(policy, config)
-    optimize.update(
-        policy, optimizer, batch, loss, config, accelerator=Accelerator(), seed=0, update_index=0, progress=0.0
-    )
+    optimize.update(learner_of(policy, config), batch, loss)
     returns, advantages, mask = targets[0]
     assert sorted(returns.flatten().tolist()) == sorted(batch.returns.flatten().tolist())
     assert float(advantages[mask].mean()) == pytest.approx(0.0, abs=1e-9)
@@ -200,12 +192,9 @@ def test_non_finite_gradient_stops_before_the_step() -> None:
         return (output.values * 0.0).sqrt() + output.logprobs, {}
 
     config = optimize.Config()
-    optimizer = optimize.make_optimizer(policy, config)
     before = policy.logits.detach().clone()
     with pytest.raises(NonFiniteError, match="gradient"):
-        optimize.update(
-            policy, optimizer, batch, loss, config, accelerator=Accelerator(), seed=0, update_index=0, progress=0.0
-        )
+        optimize.update(learner_of(policy, config), batch, loss)
     assert torch.equal(policy.logits.detach(), before)
 
 
@@ -229,11 +218,8 @@ def test_on_policy_batch_has_ratio_one_kl_zero_and_nothing_clipped() -> None:
 def test_learning_rate_falls_linearly_with_progress() -> None:
     policy = TabularPolicy(4, 3)
     config = optimize.Config(schedule="linear", learning_rate=0.4)
-    optimizer = optimize.make_optimizer(policy, config)
     batch = make_batch(policy, rows=9, steps=5)
-    metrics = optimize.update(
-        policy, optimizer, batch, ppo_loss(), config, accelerator=Accelerator(), seed=0, update_index=3, progress=0.75
-    )
+    metrics = optimize.update(learner_of(policy, config, update_index=3, progress=0.75), batch, ppo_loss())
     assert metrics["learning_rate"] == pytest.approx(0.1)
 
 
@@ -252,17 +238,8 @@ def test_learning_rate_rises_over_the_warmup() -> None:
     for update_index in range(5):
         policy = TabularPolicy(4, 3)
         config = optimize.Config(learning_rate=0.4, warmup_updates=4, epochs=1)
-        metrics = optimize.update(
-            policy,
-            optimize.make_optimizer(policy, config),
-            make_batch(policy, rows=9, steps=5),
-            ppo_loss(),
-            config,
-            accelerator=Accelerator(),
-            seed=0,
-            update_index=update_index,
-            progress=0.0,
-        )
+        learner = learner_of(policy, config, update_index=update_index)
+        metrics = optimize.update(learner, make_batch(policy, rows=9, steps=5), ppo_loss())
         rates.append(metrics["learning_rate"])
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
 

@@ -17,6 +17,7 @@ from rlhf.algorithms import ppo
 from rlhf.lm.policy import CausalLM
 from rlhf.rollout import Batch
 from tests.batches import make_batch, make_rollout, ppo_loss
+from tests.learners import learner_of
 from tests.tabular import TabularPolicy
 
 ROWS, STEPS, UPDATES = 11, 5, 10
@@ -69,17 +70,8 @@ def compute(accelerator: Accelerator, output: Path, policy: nn.Module, whole: Ba
     )
     result = {f"gradient/{name}": p.grad.clone() for name, p in policy.named_parameters()}
     for update in range(UPDATES):
-        metrics = optimize.update(
-            wrapped,
-            optimizer,
-            _rescored(policy, batch),
-            ppo_loss(),
-            config,
-            accelerator=accelerator,
-            seed=0,
-            update_index=update,
-            progress=0.0,
-        )
+        learner = learner_of(wrapped, config, optimizer=optimizer, accelerator=accelerator, update_index=update)
+        metrics = optimize.update(learner, _rescored(policy, batch), ppo_loss())
     result |= {f"change/{name}": tensor - start[name] for name, tensor in policy.state_dict().items()}
     if accelerator.is_main_process:
         output.mkdir()

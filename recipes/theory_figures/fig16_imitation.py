@@ -7,6 +7,7 @@ shown the way out of the ditch. recipes/imitation.py does the same on CartPole.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -85,26 +86,26 @@ def guide(observation: np.ndarray) -> int:
 def lost_on_the_road(seed: int, *, with_dagger: bool, rounds: int = ROUNDS) -> np.ndarray:
     """Probabilities of a turn on the road and in the ditch, and the exact pay lost in the first 1 to HORIZON steps."""
     accelerator = Accelerator(cpu=True)
-    learner = ControlPolicy(spaces_of(make_env(ROAD)), PolicyConfig(hidden_sizes=(16,)), seed=seed)
+    policy = ControlPolicy(spaces_of(make_env(ROAD)), PolicyConfig(hidden_sizes=(16,)), seed=seed)
     sizes = dagger.Config(num_envs=8, steps_per_rollout=50)
     if with_dagger:
         envs = make_envs(ROAD, sizes.num_envs)
         collector: Any = dagger.DaggerCollector(envs, guide, config=sizes, seed=seed, accelerator=accelerator)
     else:
         env_id, episodes = f"{ROAD},max_episode_steps={sizes.steps_per_rollout}", sizes.num_envs * rounds
-        shown = demonstrations(guide, learner, env_id, episodes=episodes, seed=seed)
+        shown = demonstrations(guide, policy, env_id, episodes=episodes, seed=seed)
         collector = DemonstrationCollector(shown, rows_per_update=len(shown.mask), seed=seed, accelerator=accelerator)
     how = optimize.Config(learning_rate=1e-2, epochs=20, whiten="none")
-    optimizer, loss = optimize.make_optimizer(learner, how), partial(bc.loss, state={}, config=bc.Config())
+    optimizer, loss = optimize.make_optimizer(policy, how), partial(bc.loss, state={}, config=bc.Config())
+    learner = optimize.Learner(policy=policy, optimizer=optimizer, config=how, accelerator=accelerator, seed=seed)
     for update in range(rounds):
-        batch, _ = bc.estimate(collector.collect(learner, update).rollout, {}, bc.Config())
-        step = {"accelerator": accelerator, "seed": seed, "update_index": update, "progress": 0.0}
-        optimize.update(learner, optimizer, batch, loss, how, **step)
+        batch, _ = bc.estimate(collector.collect(policy, update).rollout, {}, bc.Config())
+        optimize.update(replace(learner, update_index=update), batch, loss)
     collector.close()
-    policy = learner.actor(torch.eye(2)).detach().double().softmax(-1)
+    actions = policy.actor(torch.eye(2)).detach().double().softmax(-1)
     world = Road().mdp
-    paid = step_marginals(world, policy, num_steps=HORIZON) @ (policy * world.rewards).sum(-1)
-    return torch.cat([policy[:, TURN], (1.0 - paid).cumsum(0)]).numpy()
+    paid = step_marginals(world, actions, num_steps=HORIZON) @ (actions * world.rewards).sum(-1)
+    return torch.cat([actions[:, TURN], (1.0 - paid).cumsum(0)]).numpy()
 
 
 def compute(*, seeds: int, effort: float) -> dict[str, np.ndarray]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rlhf import optimize
 from rlhf.core import advantages, kl, losses
 from rlhf.core.random import derive_seed
 from rlhf.errors import InputError
+from rlhf.optimize import Learner
 from rlhf.rescore import rescored
 from rlhf.rollout import Batch, PolicyOutput, Rollout, single_steps
 
@@ -99,19 +99,13 @@ def policy_and_value_loss(
 
 
 def update(
-    policy: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    learner: Learner,
     rollout: Rollout,
     batch: Batch,
+    loss: optimize.Loss,
+    *,
     critic: Critic,
     evaluate: Callable[[Rollout], Batch],
-    loss: optimize.Loss,
-    config: optimize.Config,
-    *,
-    accelerator: Accelerator,
-    seed: int,
-    update_index: int,
-    progress: float,
 ) -> dict[str, float]:
     """One step of policy and critic together, or the critic first and then the policy by what the critic now says.
 
@@ -119,39 +113,30 @@ def update(
         batch: By the values captured while acting, as the policy scores it.
         evaluate: Advantages and critic targets, `(B, T)`, from a rollout whose values are the critic's.
     """
-    step: dict[str, Any] = {"accelerator": accelerator, "update_index": update_index, "progress": progress}
     if not critic.epochs:
-        return optimize.update(policy, optimizer, batch, loss, config, seed=seed, **step)
-    model: Any = accelerator.unwrap_model(policy)
+        return optimize.update(learner, batch, loss)
+    model, config = learner.module, learner.config
     own = model.critic_parameters()
     num_fits, epochs = (critic.epochs, 1) if critic.renew_labels else (1, critic.epochs)
     errors = []
     for fit in range(num_fits):
-        order = derive_seed(seed, "critic fit", fit)
-        errors.append(fit_critic(policy, optimizer, batch, replace(config, epochs=epochs), seed=order, **step))
-        rollout = rescored(model, rollout, accelerator=accelerator, micro_batch_cost=config.micro_batch_cost)
+        order = derive_seed(learner.seed, "critic fit", fit)
+        errors.append(fit_critic(replace(learner, config=replace(config, epochs=epochs), seed=order), batch))
+        rollout = rescored(model, rollout, accelerator=learner.accelerator, micro_batch_cost=config.micro_batch_cost)
         batch = evaluate(rollout)
         batch = single_steps(batch) if model.memoryless else batch
     fitted = {id(parameter) for parameter in own}
-    with stepping_only(optimizer, [parameter for parameter in model.parameters() if id(parameter) not in fitted]):
-        metrics = optimize.update(policy, optimizer, batch, loss, config, seed=seed, **step)
+    others = [parameter for parameter in model.parameters() if id(parameter) not in fitted]
+    with stepping_only(learner.optimizer, others):
+        metrics = optimize.update(learner, batch, loss)
     return metrics | {"value_loss_fitting": sum(row["value_loss"] for row in errors) / len(errors)}
 
 
-def fit_critic(
-    policy: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    config: optimize.Config,
-    *,
-    accelerator: Accelerator,
-    **step: Any,
-) -> dict[str, float]:
+def fit_critic(learner: Learner, batch: Batch) -> dict[str, float]:
     """Epochs of regression of the values on `batch.returns`, in which nothing but the critic's own parameters moves."""
-    own = accelerator.unwrap_model(policy).critic_parameters()
-    fitting = replace(config, whiten="none", target_kl=0.0)
-    with stepping_only(optimizer, own):
-        return optimize.update(policy, optimizer, batch, _critic_loss, fitting, accelerator=accelerator, **step)
+    fitting = replace(learner.config, whiten="none", target_kl=0.0)
+    with stepping_only(learner.optimizer, learner.module.critic_parameters()):
+        return optimize.update(replace(learner, config=fitting), batch, _critic_loss)
 
 
 @contextmanager

@@ -7,15 +7,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf import optimize, replay
 from rlhf.core import losses
 from rlhf.errors import InputError
+from rlhf.optimize import Learner
 from rlhf.rollout import Batch, Rollout
 
 
@@ -90,22 +89,12 @@ def soft_values(logits: Tensor, values: Tensor, temperature: Tensor) -> Tensor:
 
 
 def update(
-    policy: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    batch: Batch,
-    state: dict[str, Tensor],
-    config: Config,
-    optimize_config: optimize.Config,
-    *,
-    accelerator: Accelerator,
-    **step: Any,
+    learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor], config: Config
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Gradient steps on all parts at once, from the weights before the step, each followed by the target critics."""
     bound = partial(loss, state=state, config=config)
-    after = replay.follow(policy, accelerator, rate=config.target_rate)
-    step |= {"accelerator": accelerator, "after_step": after}
-    return optimize.update(policy, optimizer, batch, bound, optimize_config, **step), state
+    after = replay.follow(learner.module, rate=config.target_rate)
+    return optimize.update(learner, batch, bound, after_step=after), state
 
 
 def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:

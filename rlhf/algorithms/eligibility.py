@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from rlhf import optimize
 from rlhf.algorithms import actor_critic
 from rlhf.core import advantages
 from rlhf.core.traces import accumulate
 from rlhf.errors import InputError
+from rlhf.optimize import Learner, set_learning_rate
 from rlhf.reduce import MetricSums, gather_rows, global_sum
 from rlhf.rollout import Batch, NonFiniteError, PolicyOutput, Rollout, batch_of, charge_kl
 
@@ -67,21 +66,10 @@ def loss(
 
 
 def update(
-    policy: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    batch: Batch,
-    state: dict[str, Tensor],
-    config: Config,
-    optimize_config: optimize.Config,
-    *,
-    accelerator: Accelerator,
-    seed: int,
-    update_index: int,
-    progress: float,
+    learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor], config: Config
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """weights += rate * mean over rows of sum_t delta_t z_t. The state holds the traces of every rank's rows."""
-    model: Any = accelerator.unwrap_model(policy)
+    model, accelerator = learner.module, learner.accelerator
     if not model.memoryless:
         raise InputError("eligibility traces need the gradient of each action, so a policy without memory.")
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -99,8 +87,8 @@ def update(
         decay=decay,
     )
     step = rates * global_sum(accelerator, updates.sum(dim=0)) / global_sum(accelerator, batch.mask.sum()).clamp(min=1)
-    rate = optimize.set_learning_rate(optimizer, optimize_config, update_index=update_index, progress=progress)
-    norm = _step(parameters, step, rate=rate, most=optimize_config.max_gradient_norm)
+    rate = set_learning_rate(learner)
+    norm = _step(parameters, step, rate=rate, most=learner.config.max_gradient_norm)
     sums = MetricSums()
     sums.add(loss(output, batch, state, config)[1], batch.mask)
     metrics = sums.reduce(accelerator) | {"gradient_norm": norm, "gradient_steps": 1, "learning_rate": rate}

@@ -10,12 +10,11 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlhf import optimize
 from rlhf.algorithms import actor_critic
 from rlhf.errors import InputError
+from rlhf.optimize import Learner
 from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 
@@ -60,19 +59,10 @@ def loss(
 
 
 def update(
-    policy: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    batch: Batch,
-    state: dict[str, Tensor],
-    config: Config,
-    optimize_config: optimize.Config,
-    *,
-    accelerator: Accelerator,
-    **step: Any,
+    learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor], config: Config
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Takes the baseline off; then the plain update, or first the critic's fit, as `config.critic` says."""
-    model: Any = accelerator.unwrap_model(policy)
+    model = learner.module
     if not getattr(model, "values_actions", False):
         raise InputError("the critic values states; q_actor_critic needs one of actions: --policy.critic action.")
 
@@ -80,16 +70,12 @@ def update(
         return less_baseline(model, estimate(scored, state, config)[0], config)
 
     metrics = actor_critic.update(
-        policy,
-        optimizer,
+        learner,
         rollout,
         less_baseline(model, batch, config),
-        config.critic,
-        evaluate,
         partial(loss, state=state, config=config),
-        optimize_config,
-        accelerator=accelerator,
-        **step,
+        critic=config.critic,
+        evaluate=evaluate,
     )
     return metrics, state
 

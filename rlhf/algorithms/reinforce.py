@@ -15,6 +15,7 @@ from rlhf.algorithms import actor_critic
 from rlhf.core import advantages
 from rlhf.core.baselines import mean_return, mean_return_of_others, squared_gradient_norms
 from rlhf.errors import InputError
+from rlhf.optimize import Learner
 from rlhf.reduce import global_max, global_moments, global_sum
 from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
@@ -95,40 +96,27 @@ def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -
 
 
 def update(
-    policy: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    batch: Batch,
-    state: dict[str, Tensor],
-    config: Config,
-    optimize_config: optimize.Config,
-    *,
-    accelerator: Accelerator,
-    **step: Any,
+    learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor], config: Config
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Takes the baseline off, then one step of the policy; a value baseline is first fitted to this very batch."""
+    accelerator = learner.accelerator
     _require_whole_episodes(rollout, accelerator)
     bound = partial(loss, state=state, config=config)
     if config.baseline == "value":
-        critic = actor_critic.Critic(target="monte_carlo", epochs=config.critic_epochs)
         metrics = actor_critic.update(
-            policy,
-            optimizer,
+            learner,
             rollout,
             batch,
-            critic,
-            lambda scored: estimate(scored, state, config)[0],
             bound,
-            optimize_config,
-            accelerator=accelerator,
-            **step,
+            critic=actor_critic.Critic(target="monte_carlo", epochs=config.critic_epochs),
+            evaluate=lambda scored: estimate(scored, state, config)[0],
         )
         return metrics, state
     if config.baseline != "none":
-        baseline = batch_baseline(policy, batch, rollout.mask, config, accelerator).reshape(batch.mask.shape)
+        baseline = batch_baseline(learner.policy, batch, rollout.mask, config, accelerator).reshape(batch.mask.shape)
         batch = batch._replace(advantages=(batch.advantages - baseline).masked_fill(~batch.mask, 0.0))
     mean, variance = global_moments(accelerator, batch.advantages, batch.mask)
-    metrics = optimize.update(policy, optimizer, batch, bound, optimize_config, accelerator=accelerator, **step)
+    metrics = optimize.update(learner, batch, bound)
     return metrics | {"advantage_mean": float(mean), "advantage_std": float(variance.sqrt())}, state
 
 

@@ -11,15 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf import optimize, replay
 from rlhf.algorithms.discrete_sac import Output
 from rlhf.core import losses
 from rlhf.core.random import categorical, uniforms
 from rlhf.errors import InputError
+from rlhf.optimize import Learner
 from rlhf.rollout import Batch, Rollout
 
 
@@ -92,36 +91,15 @@ def loss(output: Output, batch: Batch, state: dict[str, Tensor], config: Config)
 
 
 def update(
-    policy: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    batch: Batch,
-    state: dict[str, Tensor],
-    config: Config,
-    optimize_config: optimize.Config,
-    *,
-    accelerator: Accelerator,
-    seed: int,
-    update_index: int,
-    progress: float,
+    learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor], config: Config
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Gradient steps on all parts at once, from the weights before the step, each followed by the target critics."""
     num_draws = 1 + config.sampled_actions
-    draws = uniforms(seed, "actions at replayed states", update_index, batch.sample_ids, num_draws).unsqueeze(1)
-    batch = batch._replace(inputs={**batch.inputs, "uniforms": draws})
-    metrics = optimize.update(
-        policy,
-        optimizer,
-        batch,
-        partial(loss, state=state, config=config),
-        optimize_config,
-        accelerator=accelerator,
-        seed=seed,
-        update_index=update_index,
-        progress=progress,
-        after_step=replay.follow(policy, accelerator, rate=config.target_rate),
-    )
-    return metrics, state
+    draws = uniforms(learner.seed, "actions at replayed states", learner.update_index, batch.sample_ids, num_draws)
+    batch = batch._replace(inputs={**batch.inputs, "uniforms": draws.unsqueeze(1)})
+    bound = partial(loss, state=state, config=config)
+    after = replay.follow(learner.module, rate=config.target_rate)
+    return optimize.update(learner, batch, bound, after_step=after), state
 
 
 def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf import optimize, replay
 from rlhf.core.random import gaussians, uniforms
+from rlhf.optimize import Learner
 from rlhf.rollout import Batch, Rollout
 
 
@@ -78,35 +77,16 @@ def loss(output: Output, batch: Batch, state: dict[str, Tensor], config: Config)
 
 
 def update(
-    policy: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    batch: Batch,
-    state: dict[str, Tensor],
-    config: Config,
-    optimize_config: optimize.Config,
-    *,
-    accelerator: Accelerator,
-    seed: int,
-    **step: Any,
+    learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor], config: Config
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Gradient steps on all parts at once, from the weights before the step, each followed by the target critics."""
     size = batch.inputs["actions"].shape[-1]
-    draws = uniforms(seed, "actions at replayed states", step["update_index"], batch.sample_ids, 2 * size)
+    draws = uniforms(learner.seed, "actions at replayed states", learner.update_index, batch.sample_ids, 2 * size)
     noise, next_noise = gaussians(draws).to(batch.mask.device, batch.values.dtype).unsqueeze(1).chunk(2, dim=-1)
     batch = batch._replace(inputs={**batch.inputs, "noise": noise, "next_noise": next_noise})
-    metrics = optimize.update(
-        policy,
-        optimizer,
-        batch,
-        partial(loss, state=state, config=config),
-        optimize_config,
-        accelerator=accelerator,
-        seed=seed,
-        after_step=replay.follow(policy, accelerator, rate=config.target_rate),
-        **step,
-    )
-    return metrics, state
+    bound = partial(loss, state=state, config=config)
+    after = replay.follow(learner.module, rate=config.target_rate)
+    return optimize.update(learner, batch, bound, after_step=after), state
 
 
 def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlhf import optimize
 from rlhf.algorithms import actor_critic
 from rlhf.core import advantages
+from rlhf.optimize import Learner
 from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 
@@ -55,27 +53,19 @@ def loss(
 
 
 def update(
-    policy: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    batch: Batch,
-    state: dict[str, Tensor],
-    config: Config,
-    optimize_config: optimize.Config,
-    **step: Any,
+    learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor], config: Config
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """The plain update, or the critic's fit and then the policy's step, as `config.critic` says."""
-    evaluate = partial(_batch, state=state, config=config)
-    bound = partial(loss, state=state, config=config)
     metrics = actor_critic.update(
-        policy, optimizer, rollout, batch, config.critic, evaluate, bound, optimize_config, **step
+        learner,
+        rollout,
+        batch,
+        partial(loss, state=state, config=config),
+        critic=config.critic,
+        evaluate=lambda scored: estimate(scored, state, config)[0],
     )
     return metrics, state
 
 
 def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
     return state
-
-
-def _batch(rollout: Rollout, *, state: dict[str, Tensor], config: Config) -> Batch:
-    return estimate(rollout, state, config)[0]

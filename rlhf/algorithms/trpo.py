@@ -12,14 +12,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf import optimize
 from rlhf.algorithms import actor_critic, natural
 from rlhf.core import advantages, importance, kl
 from rlhf.errors import InputError
+from rlhf.optimize import Learner
 from rlhf.reduce import global_whiten
 from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
@@ -92,32 +92,24 @@ def loss(
 
 
 def update(
-    policy: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    batch: Batch,
-    state: dict[str, Tensor],
-    config: Config,
-    optimize_config: optimize.Config,
-    *,
-    accelerator: Accelerator,
-    **step: Any,
+    learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor], config: Config
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """One step of the actor inside the trust region (appendix C), then the critic's fit to the returns.
 
     Raises:
         NonFiniteError: A number is NaN or infinite; the actor has not moved.
     """
+    policy, optimizer, accelerator = learner.policy, learner.optimizer, learner.accelerator
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise InputError("TRPO differentiates twice, which sharded parameters cannot; use plain data parallelism.")
-    model: Any = accelerator.unwrap_model(policy)
+    model = learner.module
     critic = {id(parameter) for parameter in model.critic_parameters()}
     actor = [p for p in model.parameters() if p.requires_grad and id(p) not in critic]
     acting = batch
-    if optimize_config.whiten != "none":
+    if learner.config.whiten != "none":
         acting = batch._replace(advantages=global_whiten(accelerator, batch.advantages, batch.mask))
     filler = acting.rows(torch.zeros(1, dtype=torch.int64, device=acting.mask.device))
-    budget: dict[str, Any] = {"accelerator": accelerator, "micro_batch_cost": optimize_config.micro_batch_cost}
+    budget: dict[str, Any] = {"accelerator": accelerator, "micro_batch_cost": learner.config.micro_batch_cost}
     surrogate = partial(loss, state=state, config=config)
 
     optimizer.zero_grad()
@@ -143,7 +135,7 @@ def update(
     )
     metrics |= {"ratio_error_max": first["ratio_error_max"], "gradient_norm": float(ascent.norm())}
     if critic:
-        fitted = actor_critic.fit_critic(policy, optimizer, batch, optimize_config, accelerator=accelerator, **step)
+        fitted = actor_critic.fit_critic(learner, batch)
         metrics = fitted | metrics
     return metrics, state
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -128,6 +129,9 @@ def work(number: int, policy: ControlPolicy, moments: list[dict[str, Tensor]], b
     )
     local = ControlPolicy(policy.spaces, policy.config, seed=0).to(policy.weight.dtype)
     optimizer: Any = SharedOptimizer(policy, local, moments, job.optimize)
+    learner = optimize.Learner(
+        policy=local, optimizer=optimizer, config=job.optimize, accelerator=accelerator, seed=seed
+    )
     loss = partial(a2c.loss, state={}, config=job.method)
     metrics: dict[str, float] = {}
     update = 0
@@ -140,8 +144,8 @@ def work(number: int, policy: ControlPolicy, moments: list[dict[str, Tensor]], b
         rollout, acted, _ = collector.collect(local, update)
         batch, _ = a2c.estimate(rollout, {}, job.method)
         progress = min(board.steps.value / job.steps, 1.0)
-        step = {"accelerator": accelerator, "seed": seed, "update_index": update, "progress": progress}
-        metrics = acted | optimize.update(local, optimizer, single_steps(batch), loss, job.optimize, **step)
+        learner = replace(learner, update_index=update, progress=progress)
+        metrics = acted | optimize.update(learner, single_steps(batch), loss)
         with board.steps.get_lock():
             board.steps.value += int(rollout.mask.sum())
         update += 1

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rlhf import optimize
 from rlhf.rollout import Rollout, single_steps
 from tests.algorithms.test_enumeration import TinyMdp, rollout_of
+from tests.learners import learner_of
 from tests.tabular import TabularPolicy
 
 CPU = Accelerator(cpu=True)
@@ -59,15 +60,14 @@ def updated(
     algorithm: Any, config: Any, policy: nn.Module, rollout: Rollout, *, rate: float = 1.0
 ) -> tuple[nn.Module, dict[str, float]]:
     """A copy of the policy after the algorithm's own update by plain gradient descent, and what it logs."""
-    learner = copy.deepcopy(policy)
+    moving = copy.deepcopy(policy)
     state = algorithm.initial_state(config) | STATE
     batch, _ = algorithm.estimate(rollout, state, config)
     plain = optimize.Config(learning_rate=rate, epochs=1, whiten="none", max_gradient_norm=0.0)
-    optimizer = torch.optim.SGD(learner.parameters(), lr=rate)
-    step = {"accelerator": CPU, "seed": 0, "update_index": 0, "progress": 0.0}
+    optimizer = torch.optim.SGD(moving.parameters(), lr=rate)
     batch = single_steps(batch) if policy.memoryless else batch
-    metrics, _ = algorithm.update(learner, optimizer, rollout, batch, state, config, plain, **step)
-    return learner, metrics
+    metrics, _ = algorithm.update(learner_of(moving, plain, optimizer=optimizer), rollout, batch, state, config)
+    return moving, metrics
 
 
 def expected_gradient(

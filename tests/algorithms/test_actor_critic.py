@@ -21,7 +21,6 @@ from rlhf.rollout import PolicyOutput, Rollout, single_steps
 from tests.algorithms.test_enumeration import PROBLEMS, TinyLm, TinyMdp, our_gradient, rollout_of
 from tests.batches import make_batch, make_rollout
 from tests.episodes import (
-    CPU,
     NUM_ACTIONS,
     NUM_STATES,
     STATE,
@@ -32,6 +31,7 @@ from tests.episodes import (
     gradient_by_weights,
     three_steps,
 )
+from tests.learners import learner_of
 from tests.tabular import TabularPolicy
 
 METHODS = pytest.mark.parametrize("algorithm", [a2c, td_actor_critic, q_actor_critic], ids=["a2c", "td", "q"])
@@ -181,9 +181,8 @@ def updated(policy: Any, rollout: Rollout, algorithm: ModuleType, config: Any, *
     optimizer = optimizer or torch.optim.SGD(policy.parameters(), lr=1.0)
     batch, _ = algorithm.estimate(rollout, STATE, config)
     batch = single_steps(batch) if policy.memoryless else batch
-    settings = replace(PLAIN, **changes)
-    step = {"accelerator": CPU, "seed": 0, "update_index": 0, "progress": 0.0}
-    metrics, _ = algorithm.update(policy, optimizer, rollout, batch, STATE, config, settings, **step)
+    learner = learner_of(policy, replace(PLAIN, **changes), optimizer=optimizer)
+    metrics, _ = algorithm.update(learner, rollout, batch, STATE, config)
     return policy, metrics
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from rlhf import optimize, replay
 from rlhf.algorithms import discrete_sac
 from rlhf.errors import InputError
+from tests.learners import learner_of
 from tests.twins import TabularTwins, replayed
 
 GAMMA, TEMPERATURE = 0.9, 0.5
@@ -72,7 +73,7 @@ def test_discrete_sac_critics_converge_to_the_soft_optimum() -> None:
     # The mean over six transitions makes this the whole way to the target.
     optimizer = torch.optim.SGD([policy.critic.values], lr=6.0)
     batch, _ = discrete_sac.estimate(replayed(*all_transitions()), {}, CONFIG)
-    follow = replay.follow(policy, CPU, rate=1.0)
+    follow = replay.follow(policy, rate=1.0)
     for _ in range(180):
         optimizer.zero_grad()
         discrete_sac.loss(policy(batch.inputs), batch, {}, CONFIG)[0].mean().backward()
@@ -128,11 +129,9 @@ def test_discrete_sac_update_moves_the_targets_after_each_step() -> None:
     optimize_config = optimize.Config(epochs=1, minibatches=3, whiten="none", learning_rate=0.1)
     for rate, same in ((1.0, True), (0.1, False)):
         policy, config = twins(torch.zeros(3, 2, dtype=torch.float64)), replace(CONFIG, target_rate=rate)
-        optimizer = optimize.make_optimizer(policy, optimize_config)
         rollout = replayed(*all_transitions())
         batch, _ = discrete_sac.estimate(rollout, {}, config)
-        step = {"accelerator": CPU, "seed": 0, "update_index": 0, "progress": 0.0}
-        metrics, _ = discrete_sac.update(policy, optimizer, rollout, batch, {}, config, optimize_config, **step)
+        metrics, _ = discrete_sac.update(learner_of(policy, optimize_config), rollout, batch, {}, config)
         assert metrics["gradient_steps"] == 3
         moved = policy.target_critic.values
         assert bool(moved.any())

@@ -17,7 +17,8 @@ from rlhf.errors import InputError
 from rlhf.rollout import Rollout, single_steps
 from tests.algorithms.test_enumeration import TinyLm, rollout_of
 from tests.batches import make_rollout
-from tests.episodes import CPU, STATE
+from tests.episodes import STATE
+from tests.learners import learner_of
 from tests.tabular import TabularPolicy
 
 GAMMA = 0.9
@@ -29,9 +30,7 @@ def updated(policy: Any, rollout: Rollout, state: dict[str, Tensor], settings: o
     config = eligibility.Config(gamma=GAMMA, **config)
     batch, _ = eligibility.estimate(rollout, state, config)
     batch = single_steps(batch) if policy.memoryless else batch
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1)
-    step = {"accelerator": CPU, "seed": 0, "update_index": 0, "progress": 0.5}
-    return eligibility.update(policy, optimizer, rollout, batch, state, config, settings, **step)
+    return eligibility.update(learner_of(policy, settings, progress=0.5), rollout, batch, state, config)
 
 
 def rollout_and_policy() -> tuple[TabularPolicy, Rollout]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf import optimize
@@ -25,6 +24,7 @@ from tests.algorithms.test_enumeration import (
     rollout_of,
 )
 from tests.batches import make_rollout
+from tests.learners import learner_of
 from tests.tabular import TabularPolicy
 
 
@@ -128,17 +128,8 @@ def test_larger_penalties_move_the_policy_less() -> None:
         state = ppo_kl.initial_state(config) | STATE
         batch, _ = ppo_kl.estimate(make_rollout(policy, rows=9, steps=5), state, config)
         optimizing = optimize.Config(epochs=40, learning_rate=0.02)
-        metrics = optimize.update(
-            policy,
-            optimize.make_optimizer(policy, optimizing),
-            batch,
-            partial(ppo_kl.loss, state=state, config=config),
-            optimizing,
-            accelerator=Accelerator(cpu=True),
-            seed=0,
-            update_index=0,
-            progress=0.0,
-        )
+        loss = partial(ppo_kl.loss, state=state, config=config)
+        metrics = optimize.update(learner_of(policy, optimizing), batch, loss)
         moved.append(metrics["approx_kl_k3_last"])
     assert moved[0] > 2.0 * moved[1] > 4.0 * moved[2] > 0.0
 

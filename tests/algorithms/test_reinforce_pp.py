@@ -13,9 +13,10 @@ from rlhf.algorithms import grpo, ppo, reinforce_pp
 from rlhf.algorithms.catalogue import require_whitening
 from rlhf.errors import InputError
 from rlhf.rollout import Rollout, single_steps
-from tests.algorithms.batches_of_episodes import CPU, STATE
+from tests.algorithms.batches_of_episodes import STATE
 from tests.algorithms.groups_of_episodes import one_group
 from tests.algorithms.test_enumeration import TinyMdp, rollout_of
+from tests.learners import learner_of
 
 CHOSEN = [0, 3, 3, 4, 6]
 
@@ -29,14 +30,14 @@ def rollout_and_policy(reference: Tensor | None = None) -> tuple[Rollout, nn.Mod
 
 def moved(rollout: Rollout, policy: nn.Module, config: reinforce_pp.Config) -> Tensor:
     """The step of the logits that the whole update makes by gradient descent of rate 1, whitening included."""
-    learner = copy.deepcopy(policy)
+    moving = copy.deepcopy(policy)
     batch, _ = reinforce_pp.estimate(rollout, {}, config)
     plain = optimize.Config(learning_rate=1.0, epochs=1, whiten=reinforce_pp.WHITEN, max_gradient_norm=0.0)
     loss = partial(reinforce_pp.loss, state=STATE, config=config)
-    step = {"accelerator": CPU, "seed": 0, "update_index": 0, "progress": 0.0}
-    optimize.update(learner, torch.optim.SGD(learner.parameters(), lr=1.0), single_steps(batch), loss, plain, **step)
-    assert torch.equal(learner.critic, policy.critic)
-    return learner.logits.detach() - policy.logits.detach()
+    learner = learner_of(moving, plain, optimizer=torch.optim.SGD(moving.parameters(), lr=1.0))
+    optimize.update(learner, single_steps(batch), loss)
+    assert torch.equal(moving.critic, policy.critic)
+    return moving.logits.detach() - policy.logits.detach()
 
 
 def predicted(rollout: Rollout, policy: nn.Module, credits: list[list[float]]) -> Tensor:

@@ -17,6 +17,7 @@ from rlhf.control.twin_policy import TwinPolicy
 from rlhf.core.squashed import squashed_gaussian_logprobs
 from rlhf.errors import InputError
 from rlhf.rollout import Rollout
+from tests.learners import learner_of
 
 CPU = Accelerator(cpu=True)
 SPACES = Spaces(observation_size=2, action_low=(-2.0, 0.0, -1.0), action_high=(2.0, 5.0, 1.0))
@@ -156,10 +157,8 @@ def update_once(
 ) -> dict[str, float]:
     config = sac.Config(target_rate=rate)
     optimize_config = optimize.Config(epochs=1, minibatches=minibatches, whiten="none")
-    optimizer = optimize.make_optimizer(policy, optimize_config)
     batch, _ = sac.estimate(rollout, {}, config)
-    step = {"accelerator": CPU, "seed": 0, "update_index": index, "progress": 0.0}
-    return sac.update(policy, optimizer, rollout, batch, {}, config, optimize_config, **step)[0]
+    return sac.update(learner_of(policy, optimize_config, update_index=index), rollout, batch, {}, config)[0]
 
 
 def test_sac_update_moves_every_part_and_the_targets() -> None:

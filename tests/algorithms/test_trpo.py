@@ -18,6 +18,7 @@ from rlhf.errors import InputError
 from rlhf.optimize import even_micro_batches
 from rlhf.rollout import Batch, Categorical, NonFiniteError, Rollout, single_steps
 from tests.batches import make_rollout
+from tests.learners import learner_of
 from tests.tabular import TabularPolicy
 
 CPU = Accelerator(cpu=True)
@@ -89,12 +90,8 @@ def actor_of(policy: Any) -> list[nn.Parameter]:
 def run(
     policy: Any, config: trpo.Config, *, fit: optimize.Config = FIT, batch: Batch | None = None
 ) -> dict[str, float]:
-    optimizer = optimize.make_optimizer(policy, fit)
-    step = {"accelerator": CPU, "seed": 0, "update_index": 0, "progress": 0.0}
-    rollout = rollout_of(policy)
-    metrics, _ = trpo.update(
-        policy, optimizer, rollout, batch_of(policy) if batch is None else batch, STATE, config, fit, **step
-    )
+    batch = batch_of(policy) if batch is None else batch
+    metrics, _ = trpo.update(learner_of(policy, fit), rollout_of(policy), batch, STATE, config)
     return metrics
 
 

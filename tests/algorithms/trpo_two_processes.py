@@ -16,6 +16,7 @@ from rlhf.algorithms import trpo
 from rlhf.diagnose import diagnose
 from rlhf.rollout import Batch, Rollout
 from tests.algorithms.test_trpo import STATE, gaussian_policy, rollout_of
+from tests.learners import learner_of
 from tests.lm.test_trpo import rollout_of as lm_rollout
 from tests.lm.worlds import word_policy
 
@@ -48,10 +49,8 @@ def compute(accelerator: Accelerator, output: Path, policy: nn.Module, whole: Ro
     batch, _ = trpo.estimate(rollout, STATE, trpo.Config())
     wrapped, _ = accelerator.prepare(policy, optimizer)
     for update in range(UPDATES):
-        step = {"accelerator": accelerator, "seed": 0, "update_index": update, "progress": 0.0}
-        metrics, _ = trpo.update(
-            wrapped, optimizer, rollout, rescored(policy, batch), STATE, trpo.Config(cg_iterations=4), config, **step
-        )
+        learner = learner_of(wrapped, config, optimizer=optimizer, accelerator=accelerator, update_index=update)
+        metrics, _ = trpo.update(learner, rollout, rescored(policy, batch), STATE, trpo.Config(cg_iterations=4))
     change = torch.cat([(x.detach() - start[name]).flatten() for name, x in sorted(policy.named_parameters())])
     if accelerator.is_main_process:
         output.mkdir()

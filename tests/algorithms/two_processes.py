@@ -17,6 +17,7 @@ from rlhf.algorithms import off_policy, reinforce
 from rlhf.reduce import MetricSums, global_sum
 from rlhf.rollout import Rollout, single_steps
 from tests.batches import make_rollout
+from tests.learners import learner_of
 from tests.tabular import TabularPolicy
 
 CELLS = ("behaviour_logprobs", "logprobs", "values", "next_values", "rewards", "dones", "mask")
@@ -44,8 +45,8 @@ def change(baseline: str, accelerator: Accelerator) -> Tensor:
     start = torch.cat([parameter.detach().clone().flatten() for parameter in policy.parameters()])
     wrapped, _ = accelerator.prepare(policy, optimizer)
     batch = single_steps(reinforce.estimate(rollout, {}, config)[0])
-    step = {"accelerator": accelerator, "seed": 0, "update_index": 0, "progress": 0.0}
-    reinforce.update(wrapped, optimizer, rollout, batch, {}, config, plain, **step)
+    learner = learner_of(wrapped, plain, optimizer=optimizer, accelerator=accelerator)
+    reinforce.update(learner, rollout, batch, {}, config)
     return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()]) - start
 
 

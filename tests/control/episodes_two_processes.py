@@ -19,6 +19,7 @@ from rlhf.control.collectors import make_collector
 from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.rollout import single_steps
+from tests.learners import learner_of
 
 METHODS: dict[str, Any] = {
     "grpo": (grpo, grpo.Config()),
@@ -52,8 +53,8 @@ def change(name: str, accelerator: Accelerator) -> Tensor:
     for update in range(3):
         rollout, metrics, _ = collector.collect(policy, update)
         batch = single_steps(algorithm.estimate(rollout, {}, config)[0])
-        step = {"accelerator": accelerator, "seed": 0, "update_index": update, "progress": 0.0}
-        optimize.update(wrapped, optimizer, batch, loss, settings, **step)
+        learner = learner_of(wrapped, settings, optimizer=optimizer, accelerator=accelerator, update_index=update)
+        optimize.update(learner, batch, loss)
     moved = torch.cat([parameter.detach().flatten() for parameter in policy.parameters()]) - start
     seen = torch.tensor(list(metrics.values()), dtype=torch.float64)
     return torch.cat([moved, policy.normalizer.mean, policy.normalizer.var, seen])

@@ -20,14 +20,15 @@ from rlhf.control.replay import Config as ReplayConfig
 from rlhf.control.replay import ReplayCollector
 from rlhf.control.twin_policy import TwinPolicy
 from rlhf.rollout import single_steps
+from tests.learners import learner_of
 
 
 def learn(algorithm: Any, env_id: str, accelerator: Accelerator) -> tuple[TwinPolicy, list[dict[str, float]]]:
     """Five updates of three steps on seven transitions: of so few, one process may at times hold none."""
     envs = make_envs(env_id, 2, num_processes=accelerator.num_processes)
     policy = TwinPolicy(spaces_of(envs), PolicyConfig(hidden_sizes=(8, 8), critic="action"), seed=0).double()
-    config, optimize_config = algorithm.Config(batch_size=7), optimize.Config(epochs=1, minibatches=3, whiten="none")
-    optimizer = optimize.make_optimizer(policy, optimize_config)
+    config, how = algorithm.Config(batch_size=7), optimize.Config(epochs=1, minibatches=3, whiten="none")
+    optimizer = optimize.make_optimizer(policy, how)
     collector = ReplayCollector(
         envs,
         config=Config(num_envs=2, steps_per_rollout=8),
@@ -41,8 +42,8 @@ def learn(algorithm: Any, env_id: str, accelerator: Accelerator) -> tuple[TwinPo
     for update in range(5):
         rollout, metrics, _ = collector.collect(policy, update)
         batch = single_steps(algorithm.estimate(rollout, {}, config)[0])
-        step = {"accelerator": accelerator, "seed": 0, "update_index": update, "progress": 0.0}
-        learned, _ = algorithm.update(wrapped, optimizer, rollout, batch, {}, config, optimize_config, **step)
+        learner = learner_of(wrapped, how, optimizer=optimizer, accelerator=accelerator, update_index=update)
+        learned, _ = algorithm.update(learner, rollout, batch, {}, config)
         history.append(metrics | learned)
     return policy, history
 

@@ -20,6 +20,7 @@ from rlhf.core.random import derive_seed
 from rlhf.errors import InputError
 from rlhf.rollout import single_steps
 from tests.control.worlds import CPU
+from tests.learners import learner_of
 
 JOB = a3c.Job(
     "CartPole-v1",
@@ -54,8 +55,8 @@ def test_a_lone_worker_is_a2c_bit_for_bit() -> None:
         rollout = collector.collect(by_hand, k).rollout
         batch, _ = a2c.estimate(rollout, {}, JOB.method)
         loss = partial(a2c.loss, state={}, config=JOB.method)
-        step = {"accelerator": CPU, "seed": seed, "update_index": k, "progress": 10 * k / 120}
-        optimize.update(by_hand, optimizer, single_steps(batch), loss, JOB.optimize, **step)
+        where = {"seed": seed, "update_index": k, "progress": 10 * k / 120}
+        optimize.update(learner_of(by_hand, JOB.optimize, optimizer=optimizer, **where), single_steps(batch), loss)
     assert shared.steps.value == 120
     for ours, expected in zip(policy.parameters(), by_hand.parameters(), strict=True):
         assert torch.equal(ours, expected)

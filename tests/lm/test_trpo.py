@@ -16,6 +16,7 @@ from rlhf.errors import InputError
 from rlhf.lm.policy import CausalLM
 from rlhf.optimize import even_micro_batches
 from rlhf.rollout import Batch, Rollout
+from tests.learners import learner_of
 from tests.lm.test_policy_gradients import run as improved
 from tests.lm.tiny import ARCHITECTURES, ODD_ARCHITECTURES, random_inputs, save_tiny, tiny_policy
 from tests.lm.worlds import word_policy
@@ -122,9 +123,7 @@ def test_update_keeps_to_the_constraint_and_moves_critic_and_actor_apart(critic:
     config = trpo.Config(max_kl=0.02)
     fit = optimize.Config(epochs=3, learning_rate=0.01)
     for each in (policy, twin):
-        step = {"accelerator": CPU, "seed": 0, "update_index": 0, "progress": 0.0}
-        optimizer = optimize.make_optimizer(each, fit)
-        metrics, _ = trpo.update(each, optimizer, rollout_of(policy), batch, STATE, config, fit, **step)
+        metrics, _ = trpo.update(learner_of(each, fit), rollout_of(policy), batch, STATE, config)
     with torch.no_grad():
         divergence = float(old.kl(policy(batch.inputs, distribution=True)[1])[batch.mask].mean())
     assert 1e-4 < divergence <= 0.02

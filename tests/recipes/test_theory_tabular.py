@@ -6,12 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from recipes.theory_figures import tabular
 from rlhf import optimize
 from rlhf.algorithms import ppo_kl, trpo
 from rlhf.core import mdp
+from tests.learners import learner_of
 from tests.tabular import TabularPolicy
 
 SAMPLES = {"num_episodes": 4, "num_steps": 6, "seed": 3}
@@ -50,8 +50,8 @@ def test_updates_of_many_runs_are_those_of_optimize(worlds):
         optimizer, state = optimize.make_optimizer(policy, plain), ppo_kl.initial_state(config)
         for index, update in enumerate(history):
             loss = partial(ppo_kl.loss, state=state, config=config)
-            step = {"accelerator": Accelerator(), "seed": 0, "update_index": index, "progress": 0.0}
-            metrics = optimize.update(policy, optimizer, of_run(update.batch, run, 6), loss, plain, **step)
+            learner = learner_of(policy, plain, optimizer=optimizer, update_index=index)
+            metrics = optimize.update(learner, of_run(update.batch, run, 6), loss)
             state = ppo_kl.adapt(state, metrics, config)
             torch.testing.assert_close(update.new[run], policy.logits.data, rtol=0, atol=1e-9)
             assert float(update.state["penalty"][run]) == float(state["penalty"])
@@ -68,9 +68,8 @@ def test_trust_region_updates_of_many_runs_are_those_of_trpo(worlds):
     for run, policy in enumerate(policies(logits)):
         policy.critic_parameters = list
         batch = of_run(update.batch, run, 3)
-        metrics, _ = trpo.update(
-            policy, torch.optim.SGD(policy.parameters()), None, batch, {}, config, plain, accelerator=Accelerator()
-        )
+        learner = learner_of(policy, plain, optimizer=torch.optim.SGD(policy.parameters()))
+        metrics, _ = trpo.update(learner, None, batch, {}, config)
         shares.add(metrics["step_share"])
         # Conjugate gradient stops at a residual of 1e-6.
         torch.testing.assert_close(update.new[run], policy.logits.data, rtol=0, atol=1e-5)
