@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from recipes import cartpole
-from rlhf import optimize, train
+from rlhf import optimize
 from rlhf.algorithms import ppo
 from rlhf.control import collect, evaluate
-from rlhf.control.assemble import assemble, length
+from rlhf.control.assemble import assemble
 from rlhf.runs.run import Run
 
 EQUAL = cartpole.Config(
@@ -82,7 +82,7 @@ def stable_baselines3(steps: int) -> float:
 
 
 def ours(config: cartpole.Config, steps: int) -> float:
-    """Seconds of `train.train`, less those spent in evaluations."""
+    """Seconds of `Parts.train`, less those spent in evaluations."""
     accelerator = Accelerator(cpu=True)
     config = cartpole.Config(**{**vars(config), "steps": steps, "eval_every_steps": steps})
     parts, judging = assemble(config, accelerator), 0.0
@@ -97,18 +97,7 @@ def ours(config: cartpole.Config, steps: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         phase = Run(Path(folder) / "run", config, resume=False, accelerator=accelerator).phase("ppo")
         start = time.perf_counter()
-        train.train(
-            policy=parts.policy,
-            algorithm=parts.algorithm,
-            algorithm_config=config.method,
-            optimize_config=config.optimize,
-            collector=parts.collector,
-            evaluate=evaluated,
-            phase=phase,
-            accelerator=accelerator,
-            config=length(config),
-            seed=0,
-        )
+        parts._replace(evaluate=evaluated).train(config, phase=phase, accelerator=accelerator)
         return time.perf_counter() - start - judging
 
 

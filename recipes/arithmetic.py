@@ -20,8 +20,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig
 
 from rlhf import optimize, train
 from rlhf.algorithms.catalogue import ALGORITHMS, algorithm_of
@@ -32,8 +31,10 @@ from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.finetune import CloneConfig, ImproveConfig, Precision, clone, improve
 from rlhf.lm.generate import Sampling
 from rlhf.lm.load import build_policy
+from rlhf.lm.policy import CausalLM
 from rlhf.lm.presets import preset
 from rlhf.lm.rewards import Rewards
+from rlhf.lm.tokenizers import character_tokenizer
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines, trackers
 from rlhf.runs.run import Run
@@ -105,15 +106,6 @@ def without_carries(prompt: str) -> str:
     return digits.rstrip("0") or "0"
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character."""
-    vocabulary = {character: i for i, character in enumerate(["<eos>", *"0123456789+="])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
-
-
 def demonstrations(rows: list[dict[str, str]], *, dropped_carries: float, seed: int) -> list[dict[str, str]]:
     """The teacher's answers: each sum is either right or has lost every carry, drawn once for each."""
     draws = uniforms(seed, "dropped carries", 0, torch.arange(len(rows)), 1).squeeze(1).tolist()
@@ -126,20 +118,7 @@ def demonstrations(rows: list[dict[str, str]], *, dropped_carries: float, seed: 
     ]
 
 
-def main(config: Config) -> dict[str, float]:
-    start = time.perf_counter()
-    accelerator = Accelerator(
-        mixed_precision=config.precision.mixed_precision,
-        **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir),
-    )
-    run = Run(
-        config.output_dir,
-        config,
-        resume=config.resume,
-        accelerator=accelerator,
-        extendable={"improve.train.updates"},
-    )
-    tokenizer = make_tokenizer()
+def new_policy(config: Config, tokenizer: Any) -> CausalLM:
     policy = build_policy(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -157,16 +136,30 @@ def main(config: Config) -> dict[str, float]:
         gradient_checkpointing=config.precision.gradient_checkpointing,
     )
     policy.tokenizer = tokenizer
-    rows = problems()
-    train_rows, held_out_rows = hold_out(len(rows), num_held_out=config.held_out, seed=config.seed)
-    training = [rows[i] for i in train_rows.tolist()]
-    data = load_data(demonstrations(training, dropped_carries=config.dropped_carries, seed=config.seed))
-    sampling = Sampling(max_new_tokens=DIGITS + 2, stop_tokens=(tokenizer.eos_token_id,))
-    train_prompts, held_out_prompts = (
-        prompt_rows(load_data(part), tokenizer, max_new_tokens=sampling.max_new_tokens, context=CONTEXT)
-        for part in (training, [rows[i] for i in held_out_rows.tolist()])
+    return policy
+
+
+def main(config: Config) -> dict[str, float]:
+    start = time.perf_counter()
+    accelerator = Accelerator(
+        mixed_precision=config.precision.mixed_precision,
+        **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir),
     )
-    rewards = Rewards([exact_match])
+    run = Run(
+        config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}
+    )
+    tokenizer = character_tokenizer("0123456789+=")
+    policy, rewards = new_policy(config, tokenizer), Rewards([exact_match])
+    rows = problems()
+    training, held_out = (
+        [rows[i] for i in part.tolist()] for part in hold_out(len(rows), num_held_out=config.held_out, seed=config.seed)
+    )
+    shown = load_data(demonstrations(training, dropped_carries=config.dropped_carries, seed=config.seed))
+    sampling = Sampling(max_new_tokens=DIGITS + 2, stop_tokens=(tokenizer.eos_token_id,))
+    prompts, held_out_prompts = (
+        prompt_rows(load_data(part), tokenizer, max_new_tokens=sampling.max_new_tokens, context=CONTEXT)
+        for part in (training, held_out)
+    )
     evaluate = ResponseEvaluator(
         held_out_prompts,
         tokenizer,
@@ -177,28 +170,11 @@ def main(config: Config) -> dict[str, float]:
         micro_batch_cost=config.improve.optimize.micro_batch_cost,
         use_reference=False,
     )
-    clone(
-        policy,
-        demonstration_rollout(data, tokenizer, context=CONTEXT),
-        evaluate,
-        config=config.clone,
-        phase=run.phase("clone"),
-        accelerator=accelerator,
-        seed=config.seed,
-    )
-    phase = run.phase(config.algorithm)
-    improve(
-        policy,
-        train_prompts,
-        tokenizer,
-        rewards,
-        evaluate,
-        sampling=sampling,
-        config=config.improve,
-        phase=phase,
-        accelerator=accelerator,
-        seed=config.seed,
-    )
+    where: dict[str, Any] = {"accelerator": accelerator, "seed": config.seed}
+    demonstrated = demonstration_rollout(shown, tokenizer, context=CONTEXT)
+    clone(policy, demonstrated, evaluate, config=config.clone, phase=run.phase("clone"), **where)
+    phase, method = run.phase(config.algorithm), config.improve
+    improve(policy, prompts, tokenizer, rewards, evaluate, sampling=sampling, config=method, phase=phase, **where)
     evaluations = [row for row in read_lines(phase.folder / "metrics.jsonl") if "eval_score_mean" in row]
     before, after = evaluations[0], evaluations[-1]
     result = {

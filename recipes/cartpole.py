@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from rlhf import optimize, train
+from rlhf import optimize
 from rlhf.algorithms.catalogue import ALGORITHMS, Method, algorithm_of, require_whitening
 from rlhf.control import collect, evaluate, replay
-from rlhf.control.assemble import assemble, length
+from rlhf.control.assemble import assemble
 from rlhf.control.policy import PolicyConfig
 from rlhf.control.presets import preset
 from rlhf.errors import InputError
@@ -90,18 +90,7 @@ def main(config: Config) -> dict[str, float | None]:
     parts = assemble(config, accelerator)
     run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"steps"})
     phase = run.phase(config.algorithm)
-    train.train(
-        policy=parts.policy,
-        algorithm=parts.algorithm,
-        algorithm_config=config.method,
-        optimize_config=config.optimize,
-        collector=parts.collector,
-        evaluate=parts.evaluate,
-        phase=phase,
-        accelerator=accelerator,
-        config=length(config),
-        seed=config.seed,
-    )
+    parts.train(config, phase=phase, accelerator=accelerator)
     result = summarise(phase.folder / "metrics.jsonl", config)
     conclude(run, result)
     return result

@@ -15,30 +15,32 @@ this measures is sense: a model of this size writes the words of a review, seldo
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from rlhf import optimize, train
 from rlhf.algorithms import ppo
 from rlhf.core.random import derive_seed
-from rlhf.errors import InputError
 from rlhf.lm import collect
-from rlhf.lm.classify import ClassifierConfig, NaiveBayes, distinct_bigrams, train_classifier
+from rlhf.lm.classify import ClassifierConfig, NaiveBayes, distinct_bigrams, labelled_texts, train_classifier
 from rlhf.lm.data import Prompt, demonstration_rollout, hold_out, load_data, prompt_rows
 from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.finetune import CloneConfig, ImproveConfig, Precision, clone, improve
 from rlhf.lm.generate import Sampling
 from rlhf.lm.load import build_policy
+from rlhf.lm.policy import CausalLM
 from rlhf.lm.reward_model import RewardModel
 from rlhf.lm.rewards import Rewards
+from rlhf.lm.tokenizers import byte_pair_tokenizer
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines
-from rlhf.runs.run import Phase, Run
+from rlhf.runs.run import Run
 from rlhf.runs.summary import conclude
 
 CONTEXT = 96
@@ -91,37 +93,6 @@ class Config:
     )
 
 
-def load_reviews(source: str, split: str) -> tuple[list[str], list[int]]:
-    """Texts and labels of a split."""
-    folder = Path(source).expanduser()
-    if source.startswith(("/", ".", "~")) and not folder.is_dir():
-        raise InputError(f"there is no folder {source}; give one with train.jsonl and test.jsonl, or a hub name.")
-    data = load_data(folder / f"{split}.jsonl") if folder.is_dir() else load_data(source, split=split)
-    texts = data.strings("text")
-    labels = [row.get("label") for row in data.rows]
-    if set(labels) != {0, 1}:
-        found = ", ".join(sorted({repr(label) for label in labels})[:5])
-        raise InputError(f"{data.name}: label must be 1 for positive and 0 for negative reviews; there is {found}.")
-    return texts, [int(label) for label in labels if label is not None]
-
-
-def write_tokenizer(folder: Path, texts: list[str], *, size: int) -> None:
-    """Byte-pair encoding, trained on the texts; every text begins with <bos>."""
-    special = ["<pad>", "<bos>", "<eos>"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
-    ).save_pretrained(folder)
-
-
 def beginnings(texts: list[str], tokenizer: Any, config: Config) -> list[Prompt]:
     """The first words of every text that has more of them."""
     words = [text.split() for text in texts]
@@ -130,88 +101,17 @@ def beginnings(texts: list[str], tokenizer: Any, config: Config) -> list[Prompt]
     return prompt_rows(rows, tokenizer, max_new_tokens=config.max_new_tokens, context=CONTEXT)
 
 
-def share(values: list[bool]) -> float:
-    return sum(values) / len(values)
+def share(odds: Iterable[float]) -> float:
+    """Of those called positive."""
+    called = [value > 0 for value in odds]
+    return sum(called) / len(called)
 
 
-def summary(
-    phase: Phase, real: list[str], tokenizer: Any, reward_model: RewardModel, bayes: NaiveBayes, config: Config
-) -> dict[str, float]:
-    """The responses to held-out prompts, before and after, beside real positive reviews cut in the same way."""
-    records = [record for record in read_lines(phase.folder / "samples.jsonl") if record["kind"] == "evaluation"]
-    before, after = (
-        [record for record in records if record["update"] == update] for update in (0, records[-1]["update"])
-    )
-    starts = beginnings(real, tokenizer, config)
-    real = [text for text in real if len(text.split()) > config.prompt_words]
-    tokens = tokenizer(real)["input_ids"]
-    lengths = [
-        min(len(whole) + 1 - len(start.tokens), config.max_new_tokens)
-        for whole, start in zip(tokens, starts, strict=True)
-    ]
-    continuations = [" ".join(text.split()[config.prompt_words :]) for text in real]
-    responses = ([record["response"] for record in part] for part in (before, after))
-    distinct = distinct_bigrams(*responses, continuations)
-    result = {}
-    for name, part in (("before", before), ("after", after)):
-        result[f"positive_{name}"] = share([record["parts"]["reward_model"] > 0 for record in part])
-        result[f"second_classifier_{name}"] = share([record["parts"]["second_classifier"] > 0 for record in part])
-        result[f"length_{name}"] = sum(record["length"] for record in part) / len(part)
-    scores = reward_model(real, [""] * len(real), [True] * len(real))
-    return result | {
-        "kl_per_response": sum(record["kl"] for record in after) / len(after),
-        "distinct2_before": distinct[0],
-        "distinct2_after": distinct[1],
-        "real_positive": share([score > 0 for score in scores]),
-        "real_second_classifier": share([score > 0 for score in bayes(real)]),
-        "real_length": sum(lengths) / len(lengths),
-        "real_distinct2": distinct[2],
-    }
+def accuracy(odds: list[float], labels: list[int]) -> float:
+    return sum((value > 0) == (label == 1) for value, label in zip(odds, labels, strict=True)) / len(labels)
 
 
-def main(config: Config) -> dict[str, float]:
-    start = time.perf_counter()
-    accelerator = Accelerator(mixed_precision=config.precision.mixed_precision)
-    texts, labels = load_reviews(config.data, "train")
-    test_texts, test_labels = load_reviews(config.data, "test")
-    run = Run(
-        config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}
-    )
-    sft, phase = run.phase("sft"), run.phase("ppo")
-    folder = sft.once("tokenizer", lambda folder: write_tokenizer(folder, texts, size=config.vocabulary))
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    first, second = (half.tolist() for half in hold_out(len(texts), num_held_out=len(texts) // 2, seed=config.seed))
-    classifier = phase.once(
-        "classifier",
-        lambda folder: train_classifier(
-            folder,
-            BertConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=config.hidden_size,
-                intermediate_size=2 * config.hidden_size,
-                num_hidden_layers=1,
-                num_attention_heads=4,
-                # Three bytes stand for each that is no text, so a response can grow when it is read again.
-                max_position_embeddings=4 * CONTEXT,
-                hidden_dropout_prob=0.5,
-                pad_token_id=tokenizer.pad_token_id,
-                id2label={0: "positive"},
-            ),
-            tokenizer,
-            [texts[i] for i in first],
-            [labels[i] for i in first],
-            config=config.classifier,
-            seed=derive_seed(config.seed, "classifier"),
-        ),
-    )
-    reward_model = RewardModel(str(classifier), device=accelerator.device)
-    bayes = NaiveBayes([texts[i] for i in second], [labels[i] for i in second])
-
-    def second_classifier(prompts: list[str], completions: list[str]) -> list[float]:
-        return bayes([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
-
-    # The second is only watched: its weight is 0.
-    rewards = Rewards([reward_model, second_classifier], [1.0, 0.0])
+def new_writer(config: Config, tokenizer: Any) -> CausalLM:
     policy = build_policy(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -231,52 +131,113 @@ def main(config: Config) -> dict[str, float]:
         gradient_checkpointing=config.precision.gradient_checkpointing,
     )
     policy.tokenizer = tokenizer
+    return policy
+
+
+def write_classifier(folder: Path, config: Config, tokenizer: Any, texts: Sequence[str], labels: Sequence[int]) -> None:
+    model = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=2 * config.hidden_size,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        # Three bytes stand for each that is no text, so a response can grow when it is read again.
+        max_position_embeddings=4 * CONTEXT,
+        hidden_dropout_prob=0.5,
+        pad_token_id=tokenizer.pad_token_id,
+        id2label={0: "positive"},
+    )
+    seed = derive_seed(config.seed, "classifier")
+    train_classifier(folder, model, tokenizer, texts, labels, config=config.classifier, seed=seed)
+
+
+def summary(records: list[dict[str, Any]], real: list[str], tokenizer: Any, config: Config) -> dict[str, float]:
+    """The responses to held-out prompts, before and after, beside real texts cut in the same way: all longer than the
+    prompts.
+    """
+    before, after = ([row for row in records if row["update"] == update] for update in (0, records[-1]["update"]))
+    starts = beginnings(real, tokenizer, config)
+    lengths = [
+        min(len(whole) + 1 - len(start.tokens), config.max_new_tokens)
+        for whole, start in zip(tokenizer(real)["input_ids"], starts, strict=True)
+    ]
+    continuations = [" ".join(text.split()[config.prompt_words :]) for text in real]
+    responses = ([row["response"] for row in part] for part in (before, after))
+    distinct = distinct_bigrams(*responses, continuations)
+    result = {}
+    for name, part in (("before", before), ("after", after)):
+        result[f"positive_{name}"] = share(row["parts"]["reward_model"] for row in part)
+        result[f"second_classifier_{name}"] = share(row["parts"]["second_classifier"] for row in part)
+        result[f"length_{name}"] = sum(row["length"] for row in part) / len(part)
+    return result | {
+        "kl_per_response": sum(row["kl"] for row in after) / len(after),
+        "distinct2_before": distinct[0],
+        "distinct2_after": distinct[1],
+        "real_distinct2": distinct[2],
+        "real_length": sum(lengths) / len(lengths),
+    }
+
+
+def main(config: Config) -> dict[str, float]:
+    start = time.perf_counter()
+    accelerator = Accelerator(mixed_precision=config.precision.mixed_precision)
+    texts, labels = labelled_texts(config.data, "train")
+    test_texts, test_labels = labelled_texts(config.data, "test")
+    run = Run(
+        config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}
+    )
+    sft, phase = run.phase("sft"), run.phase("ppo")
+    vocabulary = sft.once(
+        "tokenizer", lambda folder: byte_pair_tokenizer(texts, size=config.vocabulary).save_pretrained(folder)
+    )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(vocabulary)
+    halves = hold_out(len(texts), num_held_out=len(texts) // 2, seed=config.seed)
+    first, second = (([texts[i] for i in half], [labels[i] for i in half]) for half in (x.tolist() for x in halves))
+    classifier = phase.once("classifier", lambda folder: write_classifier(folder, config, tokenizer, *first))
+    reward_model, bayes = RewardModel(str(classifier), device=accelerator.device), NaiveBayes(*second)
+
+    def second_classifier(prompts: list[str], completions: list[str]) -> list[float]:
+        return bayes([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
+
+    # The second is only watched: its weight is 0.
+    rewards = Rewards([reward_model, second_classifier], [1.0, 0.0])
+    policy = new_writer(config, tokenizer)
     sampling = Sampling(max_new_tokens=config.max_new_tokens, stop_tokens=(tokenizer.eos_token_id,))
+    where: dict[str, Any] = {"accelerator": accelerator, "seed": config.seed}
+    judge: Any = partial(
+        ResponseEvaluator,
+        tokenizer=tokenizer,
+        rewards=rewards,
+        sampling=sampling,
+        micro_batch_cost=config.improve.optimize.micro_batch_cost,
+        **where,
+    )
     held_out = beginnings(test_texts, tokenizer, config)
-    evaluate, evaluate_with_kl = (
-        ResponseEvaluator(
-            prompts,
-            tokenizer,
-            rewards,
-            sampling=sampling,
-            seed=config.seed,
-            accelerator=accelerator,
-            micro_batch_cost=config.improve.optimize.micro_batch_cost,
-            use_reference=use_reference,
-        )
-        for prompts, use_reference in ((held_out[:100], False), (held_out, True))
-    )
     short = [text for text, tokens in zip(texts, tokenizer(texts)["input_ids"], strict=True) if len(tokens) < CONTEXT]
-    clone(
-        policy,
-        demonstration_rollout(load_data([{"text": text} for text in short]), tokenizer, context=CONTEXT),
-        evaluate,
-        config=config.clone,
-        phase=sft,
-        accelerator=accelerator,
-        seed=config.seed,
-    )
+    shown = demonstration_rollout(load_data([{"text": text} for text in short]), tokenizer, context=CONTEXT)
+    clone(policy, shown, judge(held_out[:100], use_reference=False), config=config.clone, phase=sft, **where)
     improve(
         policy,
         beginnings(texts, tokenizer, config),
         tokenizer,
         rewards,
-        evaluate_with_kl,
+        judge(held_out, use_reference=True),
         sampling=sampling,
         config=config.improve,
         phase=phase,
-        accelerator=accelerator,
-        seed=config.seed,
+        **where,
     )
-    real = [text for text, label in zip(test_texts, test_labels, strict=True) if label]
-    is_positive = [label == 1 for label in test_labels]
-    calls = (reward_model(test_texts, [""] * len(test_texts), [True] * len(test_texts)), bayes(test_texts))
-    accuracies = [share([(odds > 0) == label for odds, label in zip(each, is_positive, strict=True)]) for each in calls]
-    result = summary(phase, real, tokenizer, reward_model, bayes, config) | {
-        "classifier_accuracy": accuracies[0],
-        "second_classifier_accuracy": accuracies[1],
-        "seconds": time.perf_counter() - start,
-    }
+    records = [row for row in read_lines(phase.folder / "samples.jsonl") if row["kind"] == "evaluation"]
+    positive = [text for text, label in zip(test_texts, test_labels, strict=True) if label]
+    real = [text for text in positive if len(text.split()) > config.prompt_words]
+    result = summary(records, real, tokenizer, config)
+    # To the reward model whole texts are prompts after which nothing comes.
+    for kind, name, odds in (
+        ("positive", "classifier", lambda texts: reward_model(texts, [""] * len(texts), [True] * len(texts))),
+        ("second_classifier", "second_classifier", bayes),
+    ):
+        result |= {f"real_{kind}": share(odds(real)), f"{name}_accuracy": accuracy(odds(test_texts), test_labels)}
+    result["seconds"] = time.perf_counter() - start
     conclude(run, result)
     return result
 

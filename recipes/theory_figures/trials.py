@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from rlhf import train
 from rlhf.control import evaluate
-from rlhf.control.assemble import assemble, length
+from rlhf.control.assemble import assemble
 from rlhf.control.presets import Preset
 
 
@@ -63,17 +62,5 @@ def trained(method: str, settings: Preset, *, seed: int) -> np.ndarray:
     trial, curve, accelerator = Trial(algorithm=method, seed=seed, settings=settings), Curve(), Accelerator(cpu=True)
     parts = assemble(trial, accelerator)
     parts.evaluate.cache = None
-    phase: Any = curve
-    train.train(
-        policy=parts.policy,
-        algorithm=parts.algorithm,
-        algorithm_config=settings.method,
-        optimize_config=settings.optimize,
-        collector=parts.collector,
-        evaluate=parts.evaluate,
-        phase=phase,
-        accelerator=accelerator,
-        config=length(trial),
-        seed=seed,
-    )
+    parts.train(trial, phase=curve, accelerator=accelerator)
     return np.array(curve.points).T

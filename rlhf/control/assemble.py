@@ -27,6 +27,21 @@ class Parts(NamedTuple):
     evaluate: Any
     algorithm: Any
 
+    def train(self, config: Any, *, phase: Any, accelerator: Accelerator) -> None:
+        """Trains the policy by the settings that the parts were assembled from."""
+        train.train(
+            policy=self.policy,
+            algorithm=self.algorithm,
+            algorithm_config=config.method,
+            optimize_config=config.optimize,
+            collector=self.collector,
+            evaluate=self.evaluate,
+            phase=phase,
+            accelerator=accelerator,
+            config=length(config),
+            seed=config.seed,
+        )
+
 
 def assemble(config: Any, accelerator: Accelerator) -> Parts:
     """The parts of a run on control.

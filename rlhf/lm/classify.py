@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from rlhf.core.random import hashed_order
 from rlhf.errors import InputError
+from rlhf.lm.data import load_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,27 @@ class ClassifierConfig:
     """Step size of AdamW; it falls linearly to 0."""
     weight_decay: float = 0.01
     """AdamW's weight decay."""
+
+
+def labelled_texts(source: str, split: str) -> tuple[list[str], list[int]]:
+    """Columns `text` and `label` (1 positive, 0 negative) of a split.
+
+    Args:
+        source: Folder with SPLIT.jsonl, or a data set of the hub.
+
+    Raises:
+        InputError: There is no such folder, or labels are others than these two.
+    """
+    folder = Path(source).expanduser()
+    if source.startswith(("/", ".", "~")) and not folder.is_dir():
+        raise InputError(f"there is no folder {source}; give one with train.jsonl and test.jsonl, or a hub name.")
+    data = load_data(folder / f"{split}.jsonl") if folder.is_dir() else load_data(source, split=split)
+    texts = data.strings("text")
+    labels = [row.get("label") for row in data.rows]
+    if set(labels) != {0, 1}:
+        found = ", ".join(sorted({repr(label) for label in labels})[:5])
+        raise InputError(f"{data.name}: label must be 1 for positive and 0 for negative ones; there is {found}.")
+    return texts, [int(label) for label in labels if label is not None]
 
 
 def train_classifier(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rlhf.core.random import hashed_order
 from rlhf.errors import InputError
 from rlhf.lm.chat import Message, conversation, prompt_tokens, require_messages
+from rlhf.lm.readers import READERS, read_hub
 from rlhf.rollout import Rollout
 
 
@@ -92,14 +92,14 @@ def load_data(
     """
     if isinstance(source, (str, Path)):
         path, name = Path(source).expanduser(), str(source)
-        if path.suffix in _READERS:
+        if path.suffix in READERS:
             if not path.is_file():
                 raise InputError(f"there is no data file {path.resolve()}.")
-            rows = _READERS[path.suffix](path)
+            rows = READERS[path.suffix](path)
         elif path.is_file():
-            raise InputError(f"{path} is no data file that can be read; it must end in {', '.join(_READERS)}.")
+            raise InputError(f"{path} is no data file that can be read; it must end in {', '.join(READERS)}.")
         else:
-            rows = _read_hub(name, split, subset)
+            rows = read_hub(name, split, subset)
     else:
         name, rows = "the data", list(source)
     for index, row in enumerate(rows):
@@ -275,62 +275,3 @@ def _conversations(data: Data, tokenizer: Any) -> list[tuple[list[int], list[int
 
 
 _FORMATS = {("text",): _texts, ("prompt", "completion"): _completions, ("messages",): _conversations}
-
-
-def _read_jsonl(path: Path) -> list[Any]:
-    rows = []
-    # Not splitlines: JSON strings may hold other line separators, such as U+2028, as they are.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if line.strip():
-            rows.append(_parse(line, f"{path}, line {number}"))
-    return rows
-
-
-def _read_json(path: Path) -> list[Any]:
-    rows = _parse(_read_text(path), str(path))
-    if not isinstance(rows, list):
-        raise InputError(f"{path} holds {type(rows).__name__}; it must hold a list of rows, or end in .jsonl.")
-    return rows
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}).") from error
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error}).") from error
-
-
-def _read_table(path: Path) -> list[Any]:
-    import pyarrow
-    from pyarrow import csv, parquet
-
-    options = csv.ParseOptions(newlines_in_values=True)
-    try:
-        table = csv.read_csv(path, parse_options=options) if path.suffix == ".csv" else parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
-    return table.to_pylist()
-
-
-_READERS: dict[str, Callable[[Path], list[Any]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_table,
-    ".parquet": _read_table,
-}
-
-
-def _read_hub(name: str, split: str, subset: str | None) -> list[Any]:
-    import datasets
-
-    try:
-        return datasets.load_dataset(name, subset, split=split).to_list()
-    except (FileNotFoundError, ValueError, ConnectionError) as error:
-        raise InputError(f"data set {name} (split {split}, subset {subset}) cannot be loaded: {error}") from error

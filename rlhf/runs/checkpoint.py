@@ -19,7 +19,7 @@ MANIFEST = "manifest.json"
 # Whatever is being written carries this prefix until it is whole; leftovers of a kill are recognised by it.
 TEMPORARY = ".tmp-"
 
-Writer = Callable[[Path], None]
+Writer = Callable[[Path], object]
 
 
 class Damaged(Exception):
