@@ -169,7 +169,7 @@ def update(
     parameters = list(policy.parameters())
     filler = batch.rows(torch.zeros(1, dtype=torch.int64, device=batch.mask.device))
     history: list[dict[str, float]] = []
-    for rows in _minibatches(learner, batch):
+    for rows in shares(learner, batch, config.passes, config.minibatches):
         if config.whitens_minibatches:
             rows = rows._replace(advantages=global_whiten(accelerator, rows.advantages, rows.mask))
         optimizer.zero_grad()
@@ -219,16 +219,17 @@ def averaged(history: list[dict[str, float]], config: Config) -> dict[str, float
     return metrics
 
 
-def _minibatches(learner: Learner, batch: Batch) -> Iterator[Batch]:
-    """This rank's rows of each minibatch of each epoch; the minibatches are cut from one global order."""
-    config, accelerator = learner.config, learner.accelerator
-    acted, _ = gather_rows(accelerator, batch.mask.any(dim=1).long())
-    ids, offset = gather_rows(accelerator, batch.sample_ids)
-    if config.minibatches > ids.shape[0]:
-        raise InputError(f"minibatches is {config.minibatches}, but a rollout has {ids.shape[0]} rows; lower it.")
-    for order in hashed_orders(learner.seed, config.passes, learner.update_index, ids):
+def shares(learner: Learner, batch: Batch, purposes: list[str], num_shares: int) -> Iterator[Batch]:
+    """This rank's rows of each of so many shares of all rows, drawn from one global order for each purpose."""
+    acted, _ = gather_rows(learner.accelerator, batch.mask.any(dim=1).long())
+    ids, offset = gather_rows(learner.accelerator, batch.sample_ids)
+    if num_shares > ids.shape[0]:
+        raise InputError(
+            f"a rollout has {ids.shape[0]} rows, which make no {num_shares} parts; lower minibatches or fisher_shares."
+        )
+    for order in hashed_orders(learner.seed, purposes, learner.update_index, ids):
         # Rows without an action, such as padding or samples that lack a score, have nothing to step on.
-        for chosen in order[acted[order] > 0].tensor_split(config.minibatches):
+        for chosen in order[acted[order] > 0].tensor_split(num_shares):
             if chosen.shape[0]:
                 # The order within a minibatch plays no part, so a whole batch need not be copied.
                 yield batch if chosen.shape[0] == ids.shape[0] else _local_rows(batch, chosen, offset)

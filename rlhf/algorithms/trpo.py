@@ -37,7 +37,10 @@ class Config:
     damping: float = 0.1
     """Added to the Fisher matrix as a multiple of the identity; the surer the policy, the more it takes."""
     cg_iterations: int = 10
-    """Of conjugate gradient, each of which differentiates the KL of the whole batch twice."""
+    """Of conjugate gradient, each of which differentiates the KL twice."""
+    fisher_shares: int = 1
+    """The Fisher matrix is that of one in so many rows, drawn anew at each update; 1: of all (appendix C: 10). Gradient
+    and line search always take all."""
     backtracks: int = 10
     """Steps tried before the policy is left as it is."""
     shrinkage: float = 0.8
@@ -51,10 +54,9 @@ class Config:
             raise InputError(f"max_kl is {self.max_kl}; it must be positive, 0.01 is usual.")
         if not 0.0 < self.shrinkage < 1.0:
             raise InputError(f"shrinkage is {self.shrinkage}; it must lie between 0 and 1.")
-        if self.cg_iterations < 1 or self.backtracks < 1:
-            raise InputError(
-                f"cg_iterations is {self.cg_iterations} and backtracks {self.backtracks}; both must be at least 1."
-            )
+        for name in ("cg_iterations", "fisher_shares", "backtracks"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
 
 def initial_state(config: Config) -> dict[str, Tensor]:
@@ -119,8 +121,10 @@ def update(
     optimizer.zero_grad()
 
     parts = optimize.even_micro_batches(acting, filler, **budget)
+    shown = next(optimize.shares(learner, acting, ["fisher rows"], config.fisher_shares))
+    curved = optimize.even_micro_batches(shown, filler, **budget)
     search = natural.step(
-        natural.fisher_products(policy, actor, parts, damping=config.damping, accelerator=accelerator),
+        natural.fisher_products(policy, actor, curved, damping=config.damping, accelerator=accelerator),
         ascent,
         num_iterations=config.cg_iterations,
         max_kl=config.max_kl,

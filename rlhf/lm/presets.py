@@ -41,8 +41,10 @@ PRESETS = {
         improve=ImproveConfig(collect=_ONE_EACH, method=ppo_kl.Config(), train=_TRAIN, optimize=_SEVERAL_STEPS),
     ),
     "trpo": Preset(
-        critic="separate",
-        improve=ImproveConfig(collect=_ONE_EACH, method=trpo.Config(), train=_TRAIN, optimize=_SEVERAL_STEPS),
+        critic="shared",
+        improve=ImproveConfig(
+            collect=_ONE_EACH, method=trpo.Config(fisher_shares=10), train=_TRAIN, optimize=_SEVERAL_STEPS
+        ),
     ),
     "a2c": Preset(
         critic="shared",

@@ -201,6 +201,30 @@ def test_step_before_the_line_search_has_exactly_the_quadratic_kl(make: Any, max
     assert float(0.5 * step @ damped @ step) == pytest.approx(max_kl, rel=1e-9)
 
 
+def test_fisher_shares_take_the_matrix_from_some_rows_and_the_gradient_from_all() -> None:
+    """With as many shares as rows each step is the closed form for the matrix of one row, of another at other updates.
+
+    The surrogate's gain and the KL are those of all rows, so the step's length may differ: the direction is compared.
+    """
+    config, seen = trpo.Config(max_kl=1e-6, damping=0.1, cg_iterations=60), []
+    for index in range(6):
+        policy = TabularPolicy(4, 3)
+        batch, start = batch_of(policy), policy.logits.detach().clone()
+        gradient, rows = surrogate_gradient(policy, batch), torch.arange(len(batch.mask))[batch.mask.any(1)]
+        directions = []
+        for row in rows:
+            damped = fisher_by_enumeration(policy, batch.rows(row[None])) + 0.1 * torch.eye(12, dtype=torch.float64)
+            directions.append(torch.linalg.solve(damped, gradient))
+        learner = learner_of(policy, replace(FIT, whiten="none"), update_index=index)
+        shared = replace(config, fisher_shares=len(rows))
+        trpo.update(learner, rollout_of(policy), batch, STATE, shared)
+        moved = (policy.logits.detach() - start).flatten()
+        matches = [float(moved @ d / (moved.norm() * d.norm())) > 1.0 - 1e-9 for d in directions]
+        assert any(matches)
+        seen.append(tuple(matches))
+    assert len(set(seen)) > 1
+
+
 def test_small_steps_have_the_kl_of_their_quadratic_model() -> None:
     """Where max_kl is small the model holds: the first step is taken whole and has nearly that KL."""
     policy = TabularPolicy(4, 3)

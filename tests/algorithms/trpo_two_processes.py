@@ -46,11 +46,14 @@ def compute(accelerator: Accelerator, output: Path, policy: nn.Module, whole: Ro
     config = optimize.Config(epochs=2, minibatches=2, micro_batch_cost=9, learning_rate=0.01)
     optimizer = optimize.make_optimizer(policy, config)
     start = {name: x.detach().clone() for name, x in policy.named_parameters()}
-    batch, _ = trpo.estimate(rollout, STATE, trpo.Config())
+    method = trpo.Config(cg_iterations=4, fisher_shares=2)
+    batch, _ = trpo.estimate(rollout, STATE, method)
     wrapped, _ = accelerator.prepare(policy, optimizer)
     for update in range(UPDATES):
         learner = learner_of(wrapped, config, optimizer=optimizer, accelerator=accelerator, update_index=update)
-        metrics, _ = trpo.update(learner, rollout, rescored(policy, batch), STATE, trpo.Config(cg_iterations=4))
+        metrics, _ = trpo.update(
+            learner, rollout, rescored(policy, batch), STATE, trpo.Config(cg_iterations=4, fisher_shares=2)
+        )
     change = torch.cat([(x.detach() - start[name]).flatten() for name, x in sorted(policy.named_parameters())])
     if accelerator.is_main_process:
         output.mkdir()
