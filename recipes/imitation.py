@@ -54,6 +54,8 @@ class Config:
     """Continue the run in output_dir."""
     tensorboard: bool = False
     """Also log for tensorboard, into output_dir/tensorboard."""
+    checkpoint_every: int = 10
+    """Updates between checkpoints, in every phase."""
     expert_steps: int = 10_240
     """Environment steps of the expert's own training: few, so that it can be passed."""
     demonstrations: int = 5
@@ -76,7 +78,14 @@ class Config:
     evaluate: evaluate.Config = evaluate.Config(sampled_episodes=0)
 
     def __post_init__(self) -> None:
-        for name in ("expert_steps", "demonstrations", "clone_updates", "improve_steps", "dagger_updates"):
+        for name in (
+            "checkpoint_every",
+            "expert_steps",
+            "demonstrations",
+            "clone_updates",
+            "improve_steps",
+            "dagger_updates",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not self.kl_coef > 0:
@@ -105,7 +114,7 @@ def main(config: Config) -> dict[str, float]:
     dealt = DemonstrationCollector(
         shown, rows_per_update=config.rows_per_update, seed=config.seed, accelerator=accelerator
     )
-    clone(cloned, clone_phase, fit, dealt, config.clone_updates, config.clone_optimize)
+    clone(cloned, clone_phase, fit, dealt, length(config.clone_updates, config), config.clone_optimize)
 
     # The critic of a clone has learned nothing, and meets long episodes at once: it gets time, and returns of size 1.
     # At their own size they saturate its tanh units, which never recover.
@@ -118,7 +127,14 @@ def main(config: Config) -> dict[str, float]:
 
     envs = make_envs(config.env_id, config.dagger.num_envs, num_processes=accelerator.num_processes)
     taught = dagger.DaggerCollector(envs, expert, config=config.dagger, seed=config.seed, accelerator=accelerator)
-    clone(new_policy(config), run.phase("dagger"), fit, taught, config.dagger_updates, config.dagger_optimize)
+    clone(
+        new_policy(config),
+        run.phase("dagger"),
+        fit,
+        taught,
+        length(config.dagger_updates, config),
+        config.dagger_optimize,
+    )
 
     result = {"expert_return": evaluator(expert).metrics["eval_return_mean"], "clone_labels": len(shown.mask)}
     result |= summarise(config.output_dir)
@@ -168,12 +184,19 @@ def improve(
         optimize_config=how,
         collector=collector,
         phase=phase,
-        config=train.Config(updates=-(-steps // (acting.num_envs * acting.steps_per_rollout))),
+        config=train.Config(
+            updates=-(-steps // (acting.num_envs * acting.steps_per_rollout)), checkpoint_every=config.checkpoint_every
+        ),
     )
 
 
 def clone(
-    policy: ControlPolicy, phase: Phase, fit: Callable[..., None], collector: Any, updates: int, how: optimize.Config
+    policy: ControlPolicy,
+    phase: Phase,
+    fit: Callable[..., None],
+    collector: Any,
+    duration: train.Config,
+    how: optimize.Config,
 ) -> None:
     """Maximum likelihood on what the collector hands out: demonstrations, or all that an expert labelled so far."""
     fit(
@@ -183,8 +206,13 @@ def clone(
         optimize_config=how,
         collector=collector,
         phase=phase,
-        config=train.Config(updates=updates, eval_every=max(updates // 10, 1)),
+        config=duration,
     )
+
+
+def length(updates: int, config: Config) -> train.Config:
+    """Of a phase that clones: ten evaluations on its way."""
+    return train.Config(updates=updates, eval_every=max(updates // 10, 1), checkpoint_every=config.checkpoint_every)
 
 
 def summarise(folder: Path) -> dict[str, float]:

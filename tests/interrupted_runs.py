@@ -22,7 +22,8 @@ from typing import Any
 import matplotlib.pyplot  # noqa: F401
 
 import recipes.arithmetic
-import recipes.cartpole  # noqa: F401
+import recipes.cartpole
+import recipes.imitation  # noqa: F401
 from rlhf.runs import summary
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -36,8 +36,19 @@ ARGUMENTS = {
             "0.01",
         ),
     ],
+    # Five phases: demonstrations, a reference on control, and all that an expert was asked for.
+    "imitation.py": [
+        *("--expert-steps", "512", "--demonstrations", "2", "--clone-updates", "3", "--rows-per-update", "8"),
+        *("--improve-steps", "1024", "--dagger.num-envs", "2", "--dagger.steps-per-rollout", "8"),
+        *("--dagger-updates", "3", "--dagger-optimize.epochs", "2", "--dagger-optimize.minibatches", "2"),
+        *("--evaluate.episodes", "2", "--checkpoint-every", "1"),
+    ],
 }
-PHASES = {"cartpole.py": ["ppo"], "arithmetic.py": ["clone", "ppo"]}
+PHASES = {
+    "cartpole.py": ["ppo"],
+    "arithmetic.py": ["clone", "ppo"],
+    "imitation.py": ["expert", "clone", "ppo", "ppo_kl", "dagger"],
+}
 # What the clock and the machine say, which no two runs share.
 OF_THE_CLOCK = ("seconds", "steps_per_second", "memory", "env_steps_per_second")
 
