@@ -52,6 +52,46 @@ _FITTED = Critic(target="td_lambda", td_lambda=0.95, epochs=10)
 _REPLAY = optimize.Config(learning_rate=1e-3, epochs=1, minibatches=32, max_gradient_norm=0.0, whiten="none")
 _TWINS = PolicyConfig(critic="action")
 
+# Robots that walk; `pip install "rlhf[mujoco]"` brings them.
+_ROBOTS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
+_SCALED = PolicyConfig(normalise_observations=True)
+_FRAGMENTS = collect.Config(num_envs=8, steps_per_rollout=256, normalise_rewards=True)
+_ROBOT_PRESETS = {
+    "ppo": Preset(
+        steps=1_000_000,
+        eval_every_steps=102_400,
+        collect=_FRAGMENTS,
+        policy=_SCALED,
+        method=ppo.Config(gamma=0.99, gae_lambda=0.95, value_coef=0.5),
+        optimize=replace(_PPO, learning_rate=3e-4, schedule="linear", epochs=10, minibatches=32),
+    ),
+    "trpo": Preset(
+        steps=1_000_000,
+        eval_every_steps=102_400,
+        collect=_FRAGMENTS,
+        policy=_SCALED,
+        method=trpo.Config(gamma=0.99, gae_lambda=0.95),
+        optimize=replace(_PPO, epochs=20, minibatches=16, whiten="batch"),
+    ),
+    "a2c": Preset(
+        steps=1_000_000,
+        eval_every_steps=102_400,
+        collect=replace(_FRAGMENTS, num_envs=16, steps_per_rollout=16),
+        policy=_SCALED,
+        method=a2c.Config(gamma=0.99, gae_lambda=0.95, critic=_FITTED),
+        optimize=_ACTOR_CRITIC,
+    ),
+    "sac": Preset(
+        steps=200_000,
+        eval_every_steps=20_480,
+        collect=collect.Config(num_envs=1, steps_per_rollout=32),
+        replay=replay.Config(random_steps=10_000),
+        policy=replace(_TWINS, hidden_sizes=(256, 256)),
+        method=sac.Config(),
+        optimize=replace(_REPLAY, learning_rate=3e-4),
+    ),
+}
+
 _GROUPS = optimize.Config(
     learning_rate=5e-3, schedule="linear", epochs=10, minibatches=4, max_gradient_norm=0.5, whiten="none"
 )
@@ -191,6 +231,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
         method=replay_actor_critic.Config(target_rate=0.02, entropy_coef=0.05),
         optimize=replace(_REPLAY, schedule="linear", minibatches=64),
     ),
+    **{(name, env_id): settings for name, settings in _ROBOT_PRESETS.items() for env_id in _ROBOTS},
 }
 
 
