@@ -39,7 +39,7 @@ SEES = (
 )
 
 RUNS = Path("runs/learning")
-PROBLEMS = {"": "CartPole-v1", "acrobot-": "Acrobot-v1", "pendulum-": "Pendulum-v1"}
+PROBLEMS = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1", "pendulum": "Pendulum-v1"}
 METHODS = ("discrete_sac", "replay_actor_critic", "ppo", "trpo", "a2c")
 # Of the random settings: steps each may take, how many there are, and the return at the end that counts as working.
 STEPS, SETTINGS, WORKS = 20_000, 8, 195.0
@@ -80,14 +80,15 @@ def changed(method: str, *, learning_rate: float, gamma: float, batch: float, st
 
 def finished_runs(folder: Path) -> dict[str, list[np.ndarray]]:
     """By "problem/name": the curves of all its seeds that are done."""
-    curves = defaultdict(list)
+    curves: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     for metrics in sorted(folder.glob("*/*/metrics.jsonl")):
-        name = re.fullmatch(r"(acrobot-|pendulum-|)(.+)-\d+", metrics.parent.parent.name)
+        # Without a method in its name a run is PPO's.
+        name = re.fullmatch(rf"({'|'.join(PROBLEMS)})(?:-(.+))?-(\d+)", metrics.parent.parent.name)
         if name and (metrics.parent / "final").exists():
             rows = [row for row in read_lines(metrics) if "eval_return_mean" in row]
             points = [[row["steps"] for row in rows], [row["eval_return_mean"] for row in rows]]
-            curves[f"{PROBLEMS[name[1]]}/{name[2]}"].append(np.array(points, dtype=float))
-    return dict(curves)
+            curves[f"{PROBLEMS[name[1]]}/{name[2] or 'ppo'}"][name[3]] = np.array(points, dtype=float)
+    return {name: list(seeds.values()) for name, seeds in curves.items()}
 
 
 def on_one_grid(curves: list[np.ndarray]) -> np.ndarray:

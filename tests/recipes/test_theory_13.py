@@ -172,9 +172,12 @@ def write_run(folder, steps, returns, *, finished=True):
 
 
 def test_figure_17_draws_finished_runs_and_tries_settings(tmp_path, monkeypatch):
-    write_run(tmp_path / "ppo-0" / "ppo", [0, 100, 200], [0.0, 10.0, 20.0])
-    write_run(tmp_path / "ppo-1" / "ppo", [0, 150], [0.0, 30.0])
-    write_run(tmp_path / "ppo-2" / "ppo", [0, 10], [0.0, 1.0], finished=False)
+    # Without a method in its name a run is PPO's, and seed 0 stands but once.
+    write_run(tmp_path / "cartpole-0" / "ppo", [0, 100, 200], [0.0, 10.0, 20.0])
+    write_run(tmp_path / "cartpole-ppo-0" / "ppo", [0, 100, 200], [0.0, 10.0, 20.0])
+    write_run(tmp_path / "cartpole-ppo-1" / "ppo", [0, 150], [0.0, 30.0])
+    write_run(tmp_path / "cartpole-ppo-2" / "ppo", [0, 10], [0.0, 1.0], finished=False)
+    write_run(tmp_path / "arithmetic-ppo-0" / "ppo", [0, 100], [0.5, 1.0])
     write_run(tmp_path / "pendulum-sac-0" / "sac", [0, 100], [-1500.0, -150.0])
     monkeypatch.setattr(fig17_every_method, "RUNS", tmp_path)
     monkeypatch.setattr(fig17_every_method, "METHODS", ("a2c", "replay_actor_critic"))
