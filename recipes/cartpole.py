@@ -77,6 +77,11 @@ class Config:
         if algorithm_of(self.method) is not ALGORITHMS.get(self.algorithm):
             raise InputError(f"algorithm is {self.algorithm}, but method holds settings of {type(self.method)}.")
         require_whitening(self.method, self.optimize.whiten)
+        if getattr(self.method, "kl_coef", 0.0):
+            raise InputError(
+                "method.kl_coef charges for the KL to a reference policy, and there is none here; set it to 0, or see "
+                "recipes/imitation.py, whose `ppo_kl` is charged for its KL to the clone."
+            )
 
 
 def default_config(algorithm: str, env_id: str) -> Config:

@@ -5,8 +5,9 @@
     python recipes/theory.py --effort 0.1           # a first look: a tenth of the samples, updates and grid points
 
 Each figure is one file of recipes/theory_figures: `compute` measures, `plot` draws. OUTPUT_DIR/NN.npz keeps what was
-measured, so that drawing again computes nothing unless seeds, effort or the code of `compute` have changed; NN.png is
-the picture; report.html, readable offline, holds every figure drawn there so far, with what one sees and the code.
+measured, so that drawing again computes nothing unless seeds, effort, the package's code or the finished runs that a
+figure reads have changed; NN.png is the picture; report.html, readable offline, holds every figure drawn there so far,
+with what one sees and the code.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+import rlhf
 from rlhf.errors import InputError
 from rlhf.runs.launch import launch
 from rlhf.runs.report import PAGE
@@ -39,7 +41,8 @@ PACKAGE = f"{__package__}.{FOLDER.name}" if __package__ else FOLDER.name
 # In the archive of a figure's data: from what it was computed, and in how many seconds.
 KEY, SECONDS = "_key", "_seconds"
 INTRODUCTION = """<p>Each figure is a claim of the lectures, measured: what one sees, the picture, and the whole file
-that made it. The methods in them are those of the package, whose code trains the language models.</p>"""
+that made it; what figures share stands at the end. The methods in them are those of the package, whose code trains the
+language models.</p>"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,7 @@ def find_figures() -> dict[int, str]:
 
 def computed(module: ModuleType, config: Config) -> tuple[dict[str, np.ndarray], float]:
     """A figure's data, from the folder if it is there, and the seconds that computing it took."""
-    key = f"seeds {config.seeds}, effort {config.effort:g}, code {code_hash(inspect.getsource(module))}"
+    key = f"seeds {config.seeds}, effort {config.effort:g}, code {sources_hash(module)}, {inputs_of(module)}"
     path = config.output_dir / f"{module.NUMBER:02d}.npz"
     if path.exists():
         data = load(config.output_dir, module.NUMBER)
@@ -110,6 +113,22 @@ def computed(module: ModuleType, config: Config) -> tuple[dict[str, np.ndarray],
 def load(folder: Path, number: int) -> dict[str, np.ndarray]:
     with np.load(folder / f"{number:02d}.npz") as archive:
         return dict(archive)
+
+
+def inputs_of(module: ModuleType) -> str:
+    """What a figure reads beside its settings, as it says itself."""
+    return module.inputs() if hasattr(module, "inputs") else "no files"
+
+
+def sources_hash(module: ModuleType) -> str:
+    """Of the figure's code and of all that it may call: the package, and what figures share."""
+    package = Path(next(iter(rlhf.__path__)))
+    sources = [Path(inspect.getfile(module)), *shared_modules(), *sorted(package.rglob("*.py"))]
+    return hashlib.sha256(" ".join(code_hash(path.read_text("utf-8")) for path in sources).encode()).hexdigest()[:16]
+
+
+def shared_modules() -> list[Path]:
+    return sorted(path for path in FOLDER.glob("*.py") if not path.stem.startswith(("fig", "__")))
 
 
 def code_hash(source: str) -> str:
@@ -132,21 +151,30 @@ def png(figure: Figure) -> bytes:
 
 def write_report(folder: Path, modules: list[ModuleType]) -> None:
     """A page that reads offline: pictures are in it, and nothing is fetched."""
-    parts = ["<h1>The theory, measured</h1>", INTRODUCTION]
+    titles = [(f"figure-{module.NUMBER:02d}", module.NUMBER, html.escape(module.TITLE)) for module in modules]
+    contents = "".join(f'<li value="{number}"><a href="#{name}">{title}</a></li>' for name, number, title in titles)
+    parts = ["<h1>The theory, measured</h1>", INTRODUCTION, f"<ol>{contents}</ol>"]
     for module in modules:
         number = f"{module.NUMBER:02d}"
         image = base64.b64encode((folder / f"{number}.png").read_bytes()).decode("ascii")
-        source = html.escape(inspect.getsource(module))
         parts += [
             f'<h2 id="figure-{number}">{module.NUMBER}. {html.escape(module.TITLE)}</h2>',
             f"<p>{html.escape(inspect.getdoc(module) or '')}</p>",
             f'<img alt="figure {number}" src="data:image/png;base64,{image}">',
             f"<p><b>What one sees.</b> {html.escape(module.SEES)}</p>",
-            f"<details><summary>The code: {inspect.getmodulename(inspect.getfile(module))}.py</summary>",
-            f'<pre style="overflow: auto">{source}</pre></details>',
+            _code(Path(inspect.getfile(module)).name, inspect.getsource(module)),
         ]
+    parts.append("<h2>What the figures share</h2>")
+    parts += [_code(path.name, path.read_text("utf-8")) for path in shared_modules()]
     page = PAGE.format(title="The theory, measured", body="\n".join(parts))
     (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def _code(name: str, source: str) -> str:
+    return (
+        f"<details><summary>The code: {html.escape(name)}</summary>"
+        f'<pre style="overflow: auto">{html.escape(source)}</pre></details>'
+    )
 
 
 if __name__ == "__main__":

@@ -70,6 +70,9 @@ class StackedAlgorithm:
                 rows["advantages"] = vmap(whiten)(rows["advantages"], rows["mask"])
             optimizer.zero_grad()
             losses, metrics = objective(parameters, rows, state)
+            if not history and "ratio_error_max" in metrics:
+                error = float(metrics["ratio_error_max"].max())
+                optimize.check_identity({"ratio_error_max": error}, learner.accelerator)
             # No seed's loss depends on another's parameters.
             losses.sum().backward()
             metrics["gradient_norm"] = _clip(list(parameters.values()), how.max_gradient_norm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rlhf import optimize
+from rlhf.algorithms import eligibility, trpo
 from rlhf.optimize import micro_batches
 from rlhf.rollout import Batch, NonFiniteError, PolicyOutput, single_steps
-from tests.batches import make_batch, ppo_loss
+from tests.batches import make_batch, make_rollout, ppo_loss
 from tests.learners import learner_of
 from tests.tabular import TabularPolicy
 
@@ -204,6 +206,17 @@ def test_acting_and_scoring_that_disagree_are_an_error_that_names_causes() -> No
     batch = batch._replace(logprobs=batch.logprobs - 0.01)
     with pytest.raises(RuntimeError, match="dropout"):
         run_update(policy, batch, optimize.Config())
+
+
+@pytest.mark.parametrize("algorithm", [trpo, eligibility], ids=["trpo", "eligibility"])
+def test_updates_of_other_kinds_refuse_acting_and_scoring_that_disagree(algorithm: ModuleType) -> None:
+    policy = TabularPolicy(4, 3)
+    rollout, config = make_rollout(policy, rows=9, steps=5), algorithm.Config()
+    batch = single_steps(algorithm.estimate(rollout, {}, config)[0])
+    shifted, before = batch._replace(logprobs=batch.logprobs - 0.01), policy.logits.detach().clone()
+    with pytest.raises(RuntimeError, match="dropout"):
+        algorithm.update(learner_of(policy, optimize.Config()), rollout, shifted, {}, config)
+    assert torch.equal(policy.logits.detach(), before)
 
 
 def test_on_policy_batch_has_ratio_one_kl_zero_and_nothing_clipped() -> None:

@@ -91,6 +91,12 @@ def finished_runs(folder: Path) -> dict[str, list[np.ndarray]]:
     return {name: list(seeds.values()) for name, seeds in curves.items()}
 
 
+def inputs() -> str:
+    """Which finished runs there are: with others the figure is another."""
+    counts = {name: len(curves) for name, curves in sorted(finished_runs(RUNS).items())}
+    return f"runs {counts}"
+
+
 def on_one_grid(curves: list[np.ndarray]) -> np.ndarray:
     """`(1 + seeds, GRID)`: steps, up to where all have come, and each curve's returns there."""
     steps = np.linspace(0.0, min(curve[0, -1] for curve in curves), GRID)

@@ -19,7 +19,7 @@ from rlhf.algorithms import actor_critic
 from rlhf.core import advantages
 from rlhf.core.traces import accumulate
 from rlhf.errors import InputError
-from rlhf.optimize import Learner, set_learning_rate
+from rlhf.optimize import Learner, check_identity, set_learning_rate
 from rlhf.reduce import MetricSums, gather_rows, global_sum
 from rlhf.rollout import Batch, NonFiniteError, PolicyOutput, Rollout, batch_of, charge_kl
 
@@ -75,6 +75,10 @@ def update(
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     parameters = list(trained.values())
     gradients, output = _gradients(model, {name: x.detach() for name, x in trained.items()}, batch)
+    sums = MetricSums()
+    sums.add(loss(output, batch, state, config)[1], batch.mask)
+    metrics = sums.reduce(accelerator)
+    check_identity(metrics, accelerator)
     ids, offset = gather_rows(accelerator, rollout.sample_ids)
     traces = state.get("traces", gradients.new_zeros(len(ids), gradients.shape[-1]))
     shape = rollout.mask.shape
@@ -89,9 +93,7 @@ def update(
     step = rates * global_sum(accelerator, updates.sum(dim=0)) / global_sum(accelerator, batch.mask.sum()).clamp(min=1)
     rate = set_learning_rate(learner)
     norm = _step(parameters, step, rate=rate, most=learner.config.max_gradient_norm)
-    sums = MetricSums()
-    sums.add(loss(output, batch, state, config)[1], batch.mask)
-    metrics = sums.reduce(accelerator) | {"gradient_norm": norm, "gradient_steps": 1, "learning_rate": rate}
+    metrics |= {"gradient_norm": norm, "gradient_steps": 1, "learning_rate": rate}
     return metrics, {**state, "traces": accelerator.gather(traces)}
 
 

@@ -139,6 +139,18 @@ def test_seeds_resume_exactly(tmp_path: Path) -> None:
         assert torch.equal(tensor, parts.stacked()[name])
 
 
+def test_seeds_whose_acting_and_scoring_disagree_are_an_error(tmp_path: Path, monkeypatch: Any) -> None:
+    plain = StackedAlgorithm.estimate
+
+    def shifted(self: Any, *arguments: Any) -> Any:
+        batch, metrics = plain(self, *arguments)
+        return batch._replace(logprobs=batch.logprobs - 0.01), metrics
+
+    monkeypatch.setattr(StackedAlgorithm, "estimate", shifted)
+    with pytest.raises(RuntimeError, match="dropout"):
+        run_stack(tmp_path / "stack", CASES["ppo with an adapted penalty"])
+
+
 def test_what_seeds_cannot_share_is_refused() -> None:
     with pytest.raises(InputError, match="steps of its own kind"):
         StackedAlgorithm(trpo, SEEDS)

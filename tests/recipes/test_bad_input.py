@@ -110,6 +110,13 @@ def test_a_model_that_is_not_there_is_refused_before_there_is_a_run(inputs, monk
     assert not (inputs / "run").exists()
 
 
+def test_a_kl_charge_is_refused_where_there_is_no_reference(inputs, monkeypatch, capsys):
+    options = ["--method.kl-coef", "0.1", "--output-dir", "run"]
+    assert outcome(monkeypatch, cartpole, *options) == 2
+    assert "kl_coef charges for the KL to a reference policy" in " ".join(capsys.readouterr().err.split())
+    assert not (inputs / "run").exists()
+
+
 def test_a_model_without_a_tokenizer_is_refused(inputs, model, monkeypatch, capsys):
     bare = inputs / "bare"
     bare.mkdir()

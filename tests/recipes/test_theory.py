@@ -57,7 +57,15 @@ def test_theory_report_fetches_nothing(drawn):
     page = (drawn[0] / "report.html").read_text()
     sources = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'>\s]+)""", page.split("<pre")[0])
     assert sources
-    assert all(source.startswith("data:") for source in sources)
+    assert all(source.startswith(("data:", "#")) for source in sources)
+
+
+def test_theory_report_leads_to_each_figure_and_shows_what_they_share(drawn):
+    page = (drawn[0] / "report.html").read_text()
+    assert '<li value="6"><a href="#figure-06">' in page
+    assert '<h2 id="figure-06">' in page
+    for path in theory.shared_modules():
+        assert f"The code: {path.name}" in page
 
 
 def test_theory_draws_the_same_again_from_kept_data(drawn, marked_copy):
@@ -74,6 +82,24 @@ def test_theory_computes_again_for_other_settings(marked_copy):
     for change in ({"effort": 0.1}, {"seeds": 3}):
         mark(marked_copy)
         theory.computed(module, small_config(marked_copy, **change))
+        assert not marked(marked_copy)
+
+
+def test_theory_computes_again_where_what_it_calls_or_reads_has_changed(marked_copy, monkeypatch):
+    module, shared = theory.importlib.import_module("recipes.theory_figures.fig06_natural_steps"), theory.shared_modules
+    (marked_copy / "new.py").write_text("RATE = 1.0")
+    for change in (
+        lambda: monkeypatch.setattr(theory, "shared_modules", lambda: [*shared(), marked_copy / "new.py"]),
+        lambda: (marked_copy / "new.py").write_text("RATE = 2.0"),
+        lambda: monkeypatch.setattr(module, "inputs", lambda: "three runs", raising=False),
+        lambda: monkeypatch.setattr(module, "inputs", lambda: "four runs"),
+    ):
+        theory.computed(module, small_config(marked_copy))
+        mark(marked_copy)
+        theory.computed(module, small_config(marked_copy))
+        assert marked(marked_copy)
+        change()
+        theory.computed(module, small_config(marked_copy))
         assert not marked(marked_copy)
 
 
