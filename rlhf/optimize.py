@@ -152,7 +152,8 @@ def update(
 ) -> dict[str, float]:
     """Epochs of minibatch steps on one batch; returns metrics averaged over the steps, `_max` ones by maximum.
 
-    `approx_kl_k3_last` is averaged over the last epoch alone, so it shows how far the update came.
+    `approx_kl_k3_last` is averaged over the last steps, as many as an epoch has, so it shows how far the update came;
+    if `target_kl` ended it, it is that of the minibatch that did.
 
     Args:
         loss: Per-action terms and metrics, the algorithm's state and config already bound.
@@ -169,6 +170,7 @@ def update(
     parameters = list(policy.parameters())
     filler = batch.rows(torch.zeros(1, dtype=torch.int64, device=batch.mask.device))
     history: list[dict[str, float]] = []
+    stopped_at: dict[str, float] = {}
     for rows in shares(learner, batch, config.passes, config.minibatches):
         if config.whitens_minibatches:
             rows = rows._replace(advantages=global_whiten(accelerator, rows.advantages, rows.mask))
@@ -178,7 +180,11 @@ def update(
         )
         if not history:
             check_identity(metrics, accelerator)
+            if config.target_kl and "approx_kl_k3" not in metrics:
+                raise InputError(f"target_kl is {config.target_kl}, but this method measures no KL; set it to 0.")
         elif 0.0 < config.target_kl < metrics["approx_kl_k3"]:
+            # What the update came to, which adapted coefficients have to see.
+            stopped_at = {"approx_kl_k3_last": metrics["approx_kl_k3"]}
             break
         metrics["gradient_norm"] = _clip(policy, parameters, config.max_gradient_norm, accelerator)
         if not math.isfinite(metrics["gradient_norm"]):
@@ -190,7 +196,7 @@ def update(
             after_step()
         history.append(metrics)
     optimizer.zero_grad()
-    return averaged(history, config) | {"learning_rate": rate, "gradient_steps": len(history)}
+    return averaged(history, config) | stopped_at | {"learning_rate": rate, "gradient_steps": len(history)}
 
 
 def set_learning_rate(learner: Learner) -> float:

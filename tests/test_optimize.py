@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rlhf import optimize
-from rlhf.algorithms import eligibility, trpo
+from rlhf.algorithms import a2c, eligibility, ppo_kl, trpo
+from rlhf.algorithms.actor_critic import Critic
+from rlhf.errors import InputError
 from rlhf.optimize import micro_batches
 from rlhf.rollout import Batch, NonFiniteError, PolicyOutput, single_steps
 from tests.batches import make_batch, make_rollout, ppo_loss
@@ -208,14 +211,18 @@ def test_acting_and_scoring_that_disagree_are_an_error_that_names_causes() -> No
         run_update(policy, batch, optimize.Config())
 
 
-@pytest.mark.parametrize("algorithm", [trpo, eligibility], ids=["trpo", "eligibility"])
-def test_updates_of_other_kinds_refuse_acting_and_scoring_that_disagree(algorithm: ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "config"),
+    [(trpo, trpo.Config()), (eligibility, eligibility.Config()), (a2c, a2c.Config(critic=Critic(epochs=1)))],
+    ids=["trpo", "eligibility", "critic first"],
+)
+def test_updates_of_other_kinds_refuse_acting_and_scoring_that_disagree(algorithm: ModuleType, config: Any) -> None:
     policy = TabularPolicy(4, 3)
-    rollout, config = make_rollout(policy, rows=9, steps=5), algorithm.Config()
-    batch = single_steps(algorithm.estimate(rollout, {}, config)[0])
-    shifted, before = batch._replace(logprobs=batch.logprobs - 0.01), policy.logits.detach().clone()
+    rollout = make_rollout(policy, rows=9, steps=5)
+    rollout = replace(rollout, logprobs=rollout.logprobs - 0.01)
+    batch, before = single_steps(algorithm.estimate(rollout, {}, config)[0]), policy.logits.detach().clone()
     with pytest.raises(RuntimeError, match="dropout"):
-        algorithm.update(learner_of(policy, optimize.Config()), rollout, shifted, {}, config)
+        algorithm.update(learner_of(policy, optimize.Config()), rollout, batch, {}, config)
     assert torch.equal(policy.logits.detach(), before)
 
 
@@ -268,3 +275,24 @@ def test_last_kl_is_that_of_the_last_epoch() -> None:
     lasts = [row["approx_kl_k3_last"] for row in metrics]
     assert lasts == pytest.approx([sums[0], sums[1] - sums[0], sums[2] - sums[1]], abs=1e-12)
     assert 0.0 < lasts[0] < lasts[1] < lasts[2]
+
+
+def test_a_stop_shows_the_kl_that_it_stopped_at() -> None:
+    """One step too far: the penalty of PPO-KL, steered by this figure, has to grow and not to shrink."""
+    policy = TabularPolicy(4, 3)
+    config = optimize.Config(epochs=20, learning_rate=0.5, target_kl=0.03)
+    metrics = run_update(policy, make_batch(policy, rows=9, steps=5), config)
+    assert metrics["gradient_steps"] == 1
+    assert metrics["approx_kl_k3_last"] > 0.03
+    state = ppo_kl.initial_state(ppo_kl.Config(penalty=3.0))
+    assert float(ppo_kl.adapt(state, metrics, ppo_kl.Config(penalty=3.0))["penalty"]) > 3.0
+
+
+def test_a_target_for_a_kl_that_is_not_measured_is_refused() -> None:
+    policy = TabularPolicy(4, 3)
+
+    def loss(output: PolicyOutput, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return output.logprobs + 0.0 * output.values, {}
+
+    with pytest.raises(InputError, match="measures no KL"):
+        optimize.update(learner_of(policy, optimize.Config(target_kl=0.1)), make_batch(policy, rows=9, steps=5), loss)

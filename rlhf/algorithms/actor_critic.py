@@ -122,7 +122,10 @@ def update(
     for fit in range(num_fits):
         order = derive_seed(learner.seed, "critic fit", fit)
         errors.append(fit_critic(replace(learner, config=replace(config, epochs=epochs), seed=order), batch))
+        acted = rollout.logprobs
         rollout = rescored(model, rollout, accelerator=learner.accelerator, micro_batch_cost=config.micro_batch_cost)
+        # The fit left the policy as it was: what the policy's step is checked against is what was said while acting.
+        rollout = replace(rollout, logprobs=acted)
         batch = evaluate(rollout)
         batch = single_steps(batch) if model.memoryless else batch
     fitted = {id(parameter) for parameter in own}

@@ -68,7 +68,9 @@ def loss(
 def update(
     learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor], config: Config
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """weights += rate * mean over rows of sum_t delta_t z_t. The state holds the traces of every rank's rows."""
+    """weights += rate * sum of delta_t z_t over rows and steps, over the number of actions; the state holds every rank's
+    traces.
+    """
     model, accelerator = learner.module, learner.accelerator
     if not model.memoryless:
         raise InputError("eligibility traces need the gradient of each action, so a policy without memory.")

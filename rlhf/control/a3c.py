@@ -171,6 +171,8 @@ def _check(policy: ControlPolicy, job: Job, num_workers: int) -> None:
         raise InputError("a worker takes one gradient of each of its batches; set epochs and minibatches to 1.")
     if job.method.critic.epochs:
         raise InputError("A3C trains policy and critic together; set critic.epochs to 0, or use A2C.")
+    if job.method.kl_coef:
+        raise InputError(f"method.kl_coef is {job.method.kl_coef}, but A3C has no reference policy; set it to 0.")
     if policy.config.normalise_observations or job.collect.normalise_rewards or job.collect.lag:
         raise InputError("A3C shares weights only: normalise_observations, normalise_rewards and lag are not offered.")
 

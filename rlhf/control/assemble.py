@@ -54,6 +54,7 @@ def assemble(config: Any, accelerator: Accelerator) -> Parts:
     """
     if config.num_seeds > 1:
         return _side_by_side(config, accelerator)
+    _require_what_it_learns_from(config)
     algorithm, spaces = algorithm_of(config.method), spaces_of(make_env(config.env_id))
     judge = _evaluator(config, config.seed, accelerator)
     if config.algorithm not in REPLAYED:
@@ -94,6 +95,19 @@ def length(config: Any) -> train.Config:
     )
 
 
+def _require_what_it_learns_from(config: Any) -> None:
+    whole = config.algorithm == "reinforce_pp" or getattr(config.method, "ratios", "action") != "action"
+    if whole and not config.collect.episodes_per_rollout:
+        raise InputError(
+            f"{config.algorithm} with these settings learns from whole episodes; set --collect.episodes-per-rollout."
+        )
+    sampled = config.algorithm == "replay_actor_critic" and config.method.sampled_actions
+    if config.policy.critic == "state" and (config.algorithm == "discrete_sac" or sampled):
+        raise InputError(
+            f"policy.critic is 'state', from which {config.algorithm} cannot tell actions apart; choose 'action'."
+        )
+
+
 def _side_by_side(config: Any, accelerator: Accelerator) -> Parts:
     if accelerator.num_processes > 1:
         raise InputError(f"num_seeds is {config.num_seeds}, which runs on one process; start it without a launcher.")
@@ -102,6 +116,8 @@ def _side_by_side(config: Any, accelerator: Accelerator) -> Parts:
             f"num_seeds is {config.num_seeds}, which {config.algorithm} does not offer (it learns from more than "
             "fragments of its own policy's); run its seeds one by one."
         )
+    if config.optimize.target_kl:
+        raise InputError("target_kl would end each seed's update elsewhere; set it to 0, or run one seed at a time.")
     seeds = [config.seed + i for i in range(config.num_seeds)]
     algorithm, spaces = StackedAlgorithm(algorithm_of(config.method), seeds), spaces_of(make_env(config.env_id))
     policy = PolicyStack([ControlPolicy(spaces, config.policy, seed=seed) for seed in seeds])

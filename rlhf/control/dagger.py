@@ -85,8 +85,9 @@ class DaggerCollector:
             policy.normalizer.update(seen["observations"], lambda sums: global_sum(self.accelerator, sums))
         data = {name: x.to(device) for name, x in self.labelled.items()}
         rollout = step_rows(policy, data["observations"], data["actions"], data["sample_ids"])
-        labels = torch.tensor(len(rollout.mask), device=self.accelerator.device)
-        return Collected(rollout, metrics | {"labels": int(global_sum(self.accelerator, labels))}, samples)
+        counts = torch.tensor([len(rollout.mask), len(seen["sample_ids"])], device=self.accelerator.device)
+        labels, steps = global_sum(self.accelerator, counts).tolist()
+        return Collected(rollout, metrics | {"labels": int(labels), "steps": int(steps)}, samples)
 
     def state_dict(self) -> dict[str, Any]:
         return {"episodes": self.episodes.state_dict(), "labelled": self.labelled}

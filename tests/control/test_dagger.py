@@ -65,6 +65,7 @@ def test_first_update_follows_the_expert_and_the_next_the_learner() -> None:
         "expert_led": 0.0,
         "episodes": 0,
         "labels": 8,
+        "steps": 4,
     }
 
 
