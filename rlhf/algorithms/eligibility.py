@@ -68,8 +68,9 @@ def loss(
 def update(
     learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor], config: Config
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """weights += rate * sum of delta_t z_t over rows and steps, over the number of actions; the state holds every rank's
-    traces.
+    """weights += rate * sum of delta_t z_t over rows and steps, over the number of actions.
+
+    The state holds the traces of every rank's rows.
     """
     model, accelerator = learner.module, learner.accelerator
     if not model.memoryless:
