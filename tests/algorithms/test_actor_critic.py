@@ -123,6 +123,24 @@ def test_the_bias_of_an_imperfect_critic_is_the_predicted_one(lambda_: float) ->
         close(td["logits"], exact + bias)
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_the_bias_of_an_imperfect_critic_is_that_of_the_state_n_steps_on(num_steps: int) -> None:
+    """With errors e = V' - V the n-step advantage is off by gamma^n P_a P_pi^(n-1) e - e(s), where the second part is
+    the same for every action; no episode is longer than 3 steps, so at n = 3 nothing is left of the first."""
+    gamma, world = 0.8, three_steps()
+    policy = policy_of(a2c, gamma)
+    errors = torch.tensor([0.5, -0.3, 1.0, 0.2, -7.0, 4.0], dtype=torch.float64)
+    table = policy.logits.detach().softmax(-1)
+    follow = torch.einsum("sa,sat->st", table, world.transitions)
+    later = gamma**num_steps * world.transitions @ torch.linalg.matrix_power(follow, num_steps - 1) @ errors
+    bias = gradient_by_weights(world, policy, later - errors.unsqueeze(-1))
+    exact = gradient_by_weights(world, policy, mdp.action_values(world, table, gamma=gamma))
+    with_critic(policy, policy.critic + errors)
+    config = a2c.Config(gamma=gamma, advantage="n_step", num_steps=num_steps, critic=FROZEN)
+    close(expected_gradient(policy, enumerated(world, policy), a2c, config)["logits"], exact + bias)
+    assert (float(bias.abs().max()) > 1e-2) is (num_steps < 3)
+
+
 def test_the_bias_of_an_imperfect_q_is_its_error() -> None:
     world, policy = three_steps(), policy_of(q_actor_critic, 0.8)
     exact = policy.critic.detach().clone()

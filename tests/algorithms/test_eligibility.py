@@ -14,8 +14,10 @@ from rlhf import optimize
 from rlhf.algorithms import eligibility
 from rlhf.core.advantages import gae
 from rlhf.errors import InputError
+from rlhf.rescore import rescored
 from rlhf.rollout import Rollout, single_steps
-from tests.algorithms.test_enumeration import TinyLm, rollout_of
+from tests.algorithms.batches_of_episodes import CPU
+from tests.algorithms.test_enumeration import TinyLm, TinyMdp, rollout_of
 from tests.batches import make_rollout
 from tests.episodes import STATE
 from tests.learners import learner_of
@@ -79,6 +81,7 @@ def test_traces_go_on_across_updates() -> None:
     by_hand, traces = copy.deepcopy(policy), {}
     state = STATE
     for part in columns(rollout):
+        part = rescored(policy, part, accelerator=CPU, micro_batch_cost=100)
         _, state = updated(policy, part, state, actor_lambda=0.8, critic_lambda=0.5)
         steps = []
         for row in torch.nonzero(part.mask[:, 0]).flatten().tolist():
@@ -87,7 +90,7 @@ def test_traces_go_on_across_updates() -> None:
             z_actor, z_critic = traces.get(row, (0.0, 0.0))
             z_actor = GAMMA * 0.8 * z_actor + torch.autograd.grad(output.logprobs.sum(), by_hand.logits)[0]
             z_critic = GAMMA * 0.5 * z_critic + torch.autograd.grad(output.values.sum(), by_hand.critic)[0]
-            error = part.rewards[row, 0] - part.values[row, 0]
+            error = part.rewards[row, 0] - output.values.item()
             steps.append((error * z_actor, error * z_critic))
             traces[row] = (0.0, 0.0) if part.dones[row, 0] else (z_actor, z_critic)
         with torch.no_grad():
@@ -95,6 +98,53 @@ def test_traces_go_on_across_updates() -> None:
                 parameter.add_(sum(parts) / len(steps), alpha=0.5)
     for ours, right in zip(policy.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(ours.detach(), right.detach(), rtol=0, atol=1e-9)
+
+
+def one_step(policy: TabularPolicy, problem: TinyMdp, state: int, action: int) -> Rollout:
+    """What the policy and its critic, as they are, make of one step of the problem."""
+    done = torch.tensor([[(state, action) == problem.terminal]])
+    inputs = {"states": torch.tensor([[state]]), "actions": torch.tensor([[action]])}
+    with torch.no_grad():
+        output = policy(inputs)
+        following = policy.state_values({"states": torch.tensor([[problem.transition[state][action]]])})
+    return Rollout(
+        inputs=inputs,
+        behaviour_logprobs=output.logprobs,
+        logprobs=output.logprobs,
+        values=output.values,
+        next_values=following.masked_fill(done, 0.0),
+        rewards=torch.tensor([[problem.reward[state][action]]], dtype=torch.float64),
+        dones=done,
+        mask=torch.ones_like(done),
+        sample_ids=torch.tensor([0]),
+        costs=torch.tensor([1]),
+    )
+
+
+def test_step_by_step_it_is_the_books_online_algorithm() -> None:
+    """At each step, by the weights as the last one left them (section 13.6, without I):
+    delta = r + gamma V(s') - V(s);  z = gamma lambda z + grad V(s), V += rate delta z;  so the policy by grad log pi.
+    Three episodes that come back to their states; grad log pi is 1 - pi of the action and -pi of the others."""
+    problem = TinyMdp()
+    policy, state = problem.policy(), STATE
+    logits, values = policy.logits.detach().clone(), policy.critic.detach().clone()
+    for actions in ((0, 1), (1, 0, 0, 0, 1, 1), (0, 0, 1, 1)):
+        z_actor, z_critic, place = torch.zeros_like(logits), torch.zeros_like(values), 0
+        for action in actions:
+            rollout = one_step(policy, problem, place, action)
+            _, state = updated(policy, rollout, state, actor_lambda=0.8, critic_lambda=0.5, critic_rate=0.6)
+            ends, following = (place, action) == problem.terminal, problem.transition[place][action]
+            ahead = 0.0 if ends else float(values[following])
+            error = problem.reward[place][action] + GAMMA * ahead - float(values[place])
+            z_actor, z_critic = GAMMA * 0.8 * z_actor, GAMMA * 0.5 * z_critic
+            z_actor[place] -= logits[place].softmax(0)
+            z_actor[place, action] += 1.0
+            z_critic[place] += 1.0
+            logits, values = logits + 0.5 * error * z_actor, values + 0.5 * 0.6 * error * z_critic
+            torch.testing.assert_close(policy.logits.detach(), logits, rtol=0, atol=1e-12)
+            torch.testing.assert_close(policy.critic.detach(), values, rtol=0, atol=1e-12)
+            place = following
+        assert ends
 
 
 def test_a_step_is_scaled_down_to_the_norm_and_follows_the_schedule() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms import grpo
+from rlhf.algorithms.catalogue import ALGORITHMS
 from rlhf.core import kl
 from rlhf.errors import InputError
 from rlhf.rollout import PolicyOutput, Rollout
@@ -20,7 +21,8 @@ from tests.algorithms.groups_of_episodes import (
     one_group,
     predicted_gradient,
 )
-from tests.algorithms.test_enumeration import TinyMdp, rollout_of
+from tests.algorithms.test_enumeration import PROBLEMS, STATE, TinyLm, TinyMdp, our_gradient, rollout_of
+from tests.algorithms.test_ppo_kl import distributions
 from tests.batches import make_rollout
 from tests.tabular import TabularPolicy
 
@@ -133,6 +135,60 @@ def test_the_reference_is_charged_in_the_loss_and_not_in_the_rewards() -> None:
     output = PolicyOutput(batch.logprobs + 0.1, batch.values, torch.zeros_like(batch.values))
     charged, free = (grpo.loss(output, batch, {}, config)[0] for config in (with_kl, without))
     check(charged - free, 0.7 * kl.k3(output.logprobs, batch.ref_logprobs))
+
+
+@PROBLEMS
+def test_the_charge_in_the_loss_pulls_by_the_kl_from_the_reference(problem: TinyMdp | TinyLm) -> None:
+    """With x = ref / pi, grad k3 = grad(x - 1 - log x) = (1 - x) grad log pi at fixed samples. Over actions of pi the
+    first part vanishes and the second is -sum_a ref(a) grad log pi(a): k3 estimates KL(pi || ref), but is descended as
+    KL(ref || pi), in the states that pi visits."""
+    policy, reference = problem.policy(), problem.policy(seed=7)
+    inputs, mask, _ = problem.trajectories()
+    with torch.no_grad():
+        ref = distributions(problem, reference, inputs)
+        ref_logprobs = problem.trajectory_logprobs(reference, inputs, mask)
+    rollout, probabilities = rollout_of(problem, policy, ref_logprobs)
+    parts = [
+        our_gradient(
+            policy, one_group(rollout), probabilities, grpo, grpo.Config(average="action", kl_coef=coef), 10_000
+        )
+        for coef in (0.7, 0.0)
+    ]
+    new = distributions(problem, policy, inputs)
+    forward, reverse = (ref.exp() * (ref - new)).sum(-1), (new.exp() * (new - ref)).sum(-1)
+    visits = probabilities.unsqueeze(1) * mask
+    names = [name for name, _ in policy.named_parameters() if name == "logits" or name.startswith("model.")]
+    parameters = [policy.get_parameter(name) for name in names]
+    pulls = [
+        torch.autograd.grad((visits * divergence).sum(), parameters, retain_graph=True)
+        for divergence in (forward, reverse)
+    ]
+    for name, pull in zip(names, pulls[0], strict=True):
+        check(parts[0][name] - parts[1][name], 0.7 * pull)
+    assert max(float((one - other).abs().max()) for one, other in zip(*pulls, strict=True)) > 1e-2
+
+
+CHARGING = sorted(name for name, module in ALGORITHMS.items() if "kl_coef" in module.Config.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("name", CHARGING)
+def test_every_method_but_grpo_charges_the_reference_in_the_rewards(name: str) -> None:
+    """r - kl_coef (log pi - log ref) of each action, pi the learner at the start of the update and not the actor."""
+    algorithm = ALGORITHMS[name]
+    config = algorithm.Config(kl_coef=0.7)
+    state = algorithm.initial_state(config) | STATE
+    generator = torch.Generator().manual_seed(3)
+    rollout = one_group(make_rollout(TabularPolicy(4, 3), rows=5, steps=4))
+    noise, reference = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
+    rollout = replace(rollout, behaviour_logprobs=rollout.logprobs + 0.3 * noise)
+    by_hand = replace(rollout, rewards=rollout.rewards - 0.7 * (rollout.logprobs - reference))
+    ours, charged, free = (
+        algorithm.estimate(x, state, config)[0] for x in (replace(rollout, ref_logprobs=reference), by_hand, rollout)
+    )
+    for cells in ("advantages", "returns", "weights", "units"):
+        check(getattr(ours, cells), getattr(free if name == "grpo" else charged, cells))
+    moved = (charged.advantages - free.advantages).abs() + (charged.returns - free.returns).abs()
+    assert float(moved.max()) > 0.1
 
 
 def test_the_critic_takes_part_and_is_not_trained() -> None:

@@ -73,6 +73,29 @@ def test_the_critic_settles_on_the_values_of_the_truncated_policy(rho_clip: floa
     assert float(own["critic"].abs().max()) > 1e-2
 
 
+@pytest.mark.parametrize(
+    ("rho_clip", "c_clip", "lambda_"), [(1.0, 1.0, 1.0), (1.0, 0.3, 1.0), (0.5, 0.5, 1.0), (1.0, 1.0, 0.6)]
+)
+def test_with_truncation_actions_are_weighed_by_the_truncated_policys_advantage(
+    rho_clip: float, c_clip: float, lambda_: float
+) -> None:
+    """sum_s d_mu(s) sum_a min(rho_clip mu, pi)(a | s) grad log pi(a | s) (Q(s, a) - V(s)), Q and V those of pi_rho, and
+    the critic at V: targets then are V in expectation, whatever the traces. States are the actor's visits."""
+    actor = lagging(learner())
+    pi = learner().logits.detach().softmax(-1)
+    truncated = torch.minimum(rho_clip * actor.softmax(-1), pi)
+    between = truncated / truncated.sum(-1, keepdim=True)
+    policy = learner(mdp.state_values(WORLD, between, gamma=GAMMA))
+    config = impala.Config(gamma=GAMMA, td_lambda=lambda_, rho_clip=rho_clip, c_clip=c_clip)
+    ours = expected_gradient(policy, enumerated(WORLD, policy, actor=actor), impala, config)["logits"]
+    advantages = mdp.advantages(WORLD, between, gamma=GAMMA)
+    # min(rho_clip mu, pi) grad log pi = grad pi min(rho_clip mu, pi) / pi
+    expected = gradient_by_weights(WORLD, policy, truncated / pi * advantages, actor=actor)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9)
+    learners = gradient_by_weights(WORLD, policy, mdp.advantages(WORLD, pi, gamma=GAMMA), actor=actor)
+    assert float((expected - learners).abs().max()) > 1e-2
+
+
 @pytest.mark.parametrize("lambda_", [0.5, 1.0])
 def test_actors_that_do_not_lag_give_lambda_returns(lambda_: float) -> None:
     rollout = make_rollout(TabularPolicy(4, 3), rows=6, steps=5)

@@ -16,7 +16,8 @@ from rlhf.core.mdp import Mdp, action_values, step_marginals, visits
 from rlhf.errors import InputError
 from rlhf.reduce import MetricSums
 from rlhf.rollout import Rollout
-from tests.algorithms.batches_of_episodes import CPU, gradient_of_return
+from tests.algorithms.batches_of_episodes import CPU, gradient_of_return, returns_to_go
+from tests.algorithms.test_action_averages import expected_over_batches, expected_quotient
 from tests.algorithms.test_enumeration import TinyLm, TinyMdp, our_gradient, rollout_of
 from tests.batches import make_rollout
 from tests.tabular import TabularPolicy
@@ -64,6 +65,23 @@ def test_products_of_ratios_make_the_expected_gradient_exact(problem, ratios: st
     ours = our_gradient(learner, rollout, probabilities, off_policy, config, 10_000)
     for name, gradient in exact(learner, problem).items():
         check(ours[name], gradient)
+
+
+@PROBLEMS
+@pytest.mark.parametrize("ratios", ["trajectory", "decision"])
+@pytest.mark.parametrize("baseline", ["none", "value"])
+def test_products_of_ratios_make_the_discounted_gradient_the_learners(problem, ratios: str, baseline: str) -> None:
+    """E_pi[sum_t grad log pi(a_t | s_t) G_t], G_t = sum_k gamma^k r_{t+k}, the usual gradient without gamma^t."""
+    learner, _, rollout, probabilities = lagging(problem)
+    config = off_policy.Config(gamma=0.6, ratios=ratios, baseline=baseline, value_coef=0.0)
+    ours = our_gradient(learner, rollout, probabilities, off_policy, config, 10_000)
+    logprobs = problem.trajectory_logprobs(learner, rollout.inputs, rollout.mask)
+    credits = logprobs.sum(1).exp().detach().unsqueeze(1) * returns_to_go(rollout.rewards, 0.6)
+    learner.zero_grad()
+    (-(credits * logprobs).sum()).backward()
+    for name, parameter in learner.named_parameters():
+        if parameter.grad is not None:
+            check(ours[name], parameter.grad)
 
 
 @PROBLEMS
@@ -186,6 +204,65 @@ def test_self_normalised_weights_are_a_share_of_their_sum(ratios: str, units: st
     if ratios == "trajectory" and units == "episode":
         products = (rollout.logprobs - rollout.behaviour_logprobs).sum(1).exp()
         check(batch.units.sum(), products.sum())
+
+
+def self_normalised(ratios: str, units: str, size: int) -> tuple[Tensor, Tensor]:
+    """The expected gradient over all batches of an actor that lags, ours and by its definition E[sum w g / sum w].
+
+    By episodes g = sum_t G_t grad log pi and w is the product of ratios; by actions g = G_t grad log pi, w the ratio of
+    the action or, with G_t corrected, the product until it, and both sums go over all actions of the batch.
+    """
+    problem = TinyMdp()
+    learner, actor, rollout, probabilities = lagging(problem)
+    config = off_policy.Config(ratios=ratios, units=units, self_normalised=True, baseline="none")
+    ours = expected_over_batches(off_policy, config, learner, rollout, probabilities, size)
+    logs = torch.log(learner.logits.softmax(-1) / actor.logits.softmax(-1)).detach()
+    single = logs[rollout.inputs["states"], rollout.inputs["actions"]].exp().masked_fill(~rollout.mask, 1.0)
+    returns, mask = returns_to_go(rollout.rewards, 1.0), rollout.mask
+    if ratios == "trajectory":
+        weights = single.prod(1, keepdim=True).expand_as(single)
+    elif ratios == "action":
+        weights = single
+    else:
+        weights = single.cumprod(1)
+        # sum_k (prod of the ratios after t until k) r_k
+        returns = returns_to_go(weights * rollout.rewards, 1.0) / weights
+    counts = weights[:, 0] if units == "episode" else (weights * mask).sum(1)
+    weighed = weights * returns
+    expected = expected_quotient(
+        learner, problem, probabilities, size, credits=lambda rows: weighed[rows], counts=counts
+    )
+    return ours, expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("ratios", "units"),
+    [("trajectory", "episode"), ("trajectory", "action"), ("action", "action"), ("decision", "action")],
+)
+def test_self_normalised_weights_have_the_predicted_bias(ratios: str, units: str, size: int) -> None:
+    """E_b[sum w g / sum w] over all batches of N episodes."""
+    ours, expected = self_normalised(ratios, units, size)
+    check(ours, expected)
+
+
+def test_self_normalised_alone_an_episode_tells_of_its_actor() -> None:
+    """At N = 1 the weight cancels, E_b[g] = sum_s d_b(s) sum_a b(a | s) grad log pi(a | s) Q_b(s, a)."""
+    problem = TinyMdp()
+    learner, actor, _, _ = lagging(problem)
+    world = Unrolled(problem)
+    acted, table = world.table(actor).detach(), world.table(learner).detach()
+    counts, returns = visits(world.mdp, acted, gamma=1.0), action_values(world.mdp, acted, gamma=1.0)
+    # grad log pi = grad pi / pi
+    check(self_normalised("trajectory", "episode", 1)[0], world.gradient(learner, counts, returns * acted / table))
+
+
+def test_self_normalised_weights_lose_their_bias_with_more_episodes() -> None:
+    """|E[sum w g / sum w] - grad J| falls with N = 1, 2, 3."""
+    problem = TinyMdp()
+    truth = gradient_of_return(problem.policy(), problem, 1.0)
+    biases = [float((self_normalised("trajectory", "episode", size)[0] - truth).norm()) for size in (1, 2, 3)]
+    assert biases[0] > biases[1] > biases[2] > 0.01
 
 
 @pytest.mark.parametrize("ratios", ["action", "trajectory", "decision"])

@@ -1,4 +1,4 @@
-"""Two processes (gloo) equal one: baselines and effective sample sizes are those of the episodes of all ranks."""
+"""Two processes (gloo) equal one: baselines, importance weights and sample sizes are those of all ranks' episodes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.algorithms.two_processes import BASELINES
+from tests.algorithms.two_processes import UPDATES
 from tests.processes import run
 
 
@@ -24,9 +24,9 @@ def test_there_really_are_two_processes(results: list[dict[str, Tensor]]) -> Non
     assert [int(result["processes"]) for result in results] == [1, 2]
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
-def test_two_processes_step_like_one(results: list[dict[str, Tensor]], baseline: str) -> None:
-    one, two = (result[baseline] for result in results)
+@pytest.mark.parametrize("update", UPDATES)
+def test_two_processes_step_like_one(results: list[dict[str, Tensor]], update: str) -> None:
+    one, two = (result[update] for result in results)
     assert float(one.norm()) > 1e-2
     torch.testing.assert_close(two, one, rtol=0, atol=1e-12)
 

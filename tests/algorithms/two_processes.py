@@ -1,11 +1,13 @@
-"""Run by test_two_processes.py, alone and under torchrun: REINFORCE's update, episodes dealt unevenly over ranks."""
+"""Run by test_two_processes.py, alone and under torchrun: updates by REINFORCE and of what lagging actors did, episodes
+dealt unevenly over ranks."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from rlhf import optimize
 from rlhf.algorithms import off_policy, reinforce
+from rlhf.algorithms.catalogue import algorithm_of
 from rlhf.reduce import MetricSums, global_sum
 from rlhf.rollout import Rollout, single_steps
 from tests.batches import make_rollout
@@ -22,6 +25,16 @@ from tests.tabular import TabularPolicy
 
 CELLS = ("behaviour_logprobs", "logprobs", "values", "next_values", "rewards", "dones", "mask")
 BASELINES = get_args(get_type_hints(reinforce.Config)["baseline"])
+UPDATES: dict[str, Any] = {
+    **{baseline: reinforce.Config(baseline=baseline, critic_epochs=3) for baseline in BASELINES},
+    "of another, by action": off_policy.Config(ratios="action"),
+    "of another, by action, self-normalised": off_policy.Config(ratios="action", self_normalised=True),
+    "of another, by trajectory": off_policy.Config(ratios="trajectory", units="episode"),
+    "of another, by trajectory, self-normalised": off_policy.Config(
+        ratios="trajectory", units="episode", self_normalised=True
+    ),
+    "of another, by decision": off_policy.Config(ratios="decision", baseline="none"),
+}
 
 
 def dealt(whole: Rollout, accelerator: Accelerator) -> Rollout:
@@ -35,25 +48,32 @@ def dealt(whole: Rollout, accelerator: Accelerator) -> Rollout:
     return replace(rows, inputs={name: x[:, :width] for name, x in rows.inputs.items()}, **cut)
 
 
-def change(baseline: str, accelerator: Accelerator) -> Tensor:
-    """What one update with this baseline does to every weight, in one vector."""
-    policy = TabularPolicy(4, 3)
+def of_another(policy: TabularPolicy, accelerator: Accelerator) -> Rollout:
+    """What was done with other probabilities than the policy's own."""
     rollout = dealt(make_rollout(policy, rows=7, steps=5), accelerator)
-    config = reinforce.Config(baseline=baseline, critic_epochs=3)
-    plain = optimize.Config(learning_rate=0.5, epochs=1, whiten="none", max_gradient_norm=0.0)
+    return replace(rollout, behaviour_logprobs=rollout.logprobs + 0.1 * rollout.rewards)
+
+
+def change(name: str, accelerator: Accelerator) -> Tensor:
+    """What one update does to every weight, in one vector: REINFORCE's of one step, the other's of two."""
+    config, policy = UPDATES[name], TabularPolicy(4, 3)
+    own = isinstance(config, reinforce.Config)
+    rollout = dealt(make_rollout(policy, rows=7, steps=5), accelerator) if own else of_another(policy, accelerator)
+    plain = optimize.Config(learning_rate=0.5, epochs=1 if own else 2, whiten="none", max_gradient_norm=0.0)
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.5)
     start = torch.cat([parameter.detach().clone().flatten() for parameter in policy.parameters()])
     wrapped, _ = accelerator.prepare(policy, optimizer)
-    batch = single_steps(reinforce.estimate(rollout, {}, config)[0])
+    batch = single_steps(algorithm_of(config).estimate(rollout, {}, config)[0])
     learner = learner_of(wrapped, plain, optimizer=optimizer, accelerator=accelerator)
-    reinforce.update(learner, rollout, batch, {}, config)
+    if own:
+        reinforce.update(learner, rollout, batch, {}, config)
+    else:
+        optimize.update(learner, batch, partial(off_policy.loss, state={}, config=config))
     return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()]) - start
 
 
 def effective_samples(ratios: str, accelerator: Accelerator) -> Tensor:
-    rollout = dealt(make_rollout(TabularPolicy(4, 3), rows=7, steps=5), accelerator)
-    rollout = replace(rollout, behaviour_logprobs=rollout.logprobs + 0.1 * rollout.rewards)
-    config = off_policy.Config(ratios=ratios)
+    rollout, config = of_another(TabularPolicy(4, 3), accelerator), off_policy.Config(ratios=ratios)
     _, cells = off_policy.estimate(rollout, {}, config)
     sums = MetricSums()
     sums.add(cells, rollout.mask, rollout.dones)
@@ -63,7 +83,7 @@ def effective_samples(ratios: str, accelerator: Accelerator) -> Tensor:
 
 def main() -> None:
     accelerator = Accelerator(cpu=True)
-    result = {baseline: change(baseline, accelerator) for baseline in BASELINES}
+    result = {name: change(name, accelerator) for name in UPDATES}
     result |= {ratios: effective_samples(ratios, accelerator) for ratios in ("action", "trajectory", "decision")}
     result["processes"] = torch.tensor(accelerator.num_processes)
     if accelerator.is_main_process:

@@ -24,16 +24,17 @@ from rlhf.runs.log import read_lines
 from rlhf.runs.run import Run
 from tests.whole_loops import RunConfig
 
-# Method, steps in each environment between updates, lag.
-METHODS: dict[str, tuple[Any, int, int]] = {
-    "a2c": (a2c.Config(gamma=0.97, entropy_coef=0.01), 6, 0),
-    "a2c_fitted": (a2c.Config(gamma=0.97, critic=Critic(target="td0", epochs=2, renew_labels=True)), 6, 0),
-    "td": (td_actor_critic.Config(gamma=0.97), 6, 0),
-    "q": (q_actor_critic.Config(gamma=0.97, critic=Critic(target="td_lambda", td_lambda=0.9, epochs=2)), 6, 0),
-    "traces": (eligibility.Config(gamma=0.97), 1, 0),
-    "impala": (impala.Config(gamma=0.97), 6, 2),
-    "ppo_kl": (ppo_kl.Config(gamma=0.97), 6, 0),
-    "trpo": (trpo.Config(gamma=0.97), 6, 0),
+# Method, steps in each environment between updates, epochs, lag.
+METHODS: dict[str, tuple[Any, int, int, int]] = {
+    "a2c": (a2c.Config(gamma=0.97, entropy_coef=0.01), 6, 1, 0),
+    "a2c_fitted": (a2c.Config(gamma=0.97, critic=Critic(target="td0", epochs=2, renew_labels=True)), 6, 1, 0),
+    "td": (td_actor_critic.Config(gamma=0.97), 6, 1, 0),
+    "q": (q_actor_critic.Config(gamma=0.97, critic=Critic(target="td_lambda", td_lambda=0.9, epochs=2)), 6, 1, 0),
+    "traces": (eligibility.Config(gamma=0.97), 1, 1, 0),
+    "impala": (impala.Config(gamma=0.97), 6, 1, 2),
+    # At the old policy, where the first epoch is, the gradient of the penalty is 0.
+    "ppo_kl": (ppo_kl.Config(gamma=0.97), 6, 3, 0),
+    "trpo": (trpo.Config(gamma=0.97), 6, 1, 0),
 }
 
 
@@ -41,7 +42,7 @@ def trained(
     folder: Path, name: str, *, updates: int, accelerator: Accelerator, resume: bool = False
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """All weights, and the metrics of each update but those of the clock and of evaluations."""
-    method, steps, lag = METHODS[name]
+    method, steps, epochs, lag = METHODS[name]
     critic = "action" if name == "q" else "state"
     config = PolicyConfig(hidden_sizes=(8,), critic=critic)
     policy = ControlPolicy(spaces_of(make_env("CartPole-v1")), config, seed=0).double()
@@ -49,7 +50,7 @@ def trained(
         policy=policy,
         algorithm=algorithm_of(method),
         algorithm_config=method,
-        optimize_config=optimize.Config(learning_rate=0.01, epochs=1, whiten="none"),
+        optimize_config=optimize.Config(learning_rate=0.01, epochs=epochs, whiten="none"),
         collector=make_collector(
             "CartPole-v1",
             config=collect.Config(num_envs=4, steps_per_rollout=steps, lag=lag),

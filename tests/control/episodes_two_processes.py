@@ -29,8 +29,10 @@ METHODS: dict[str, Any] = {
 }
 
 
-def change(name: str, accelerator: Accelerator) -> Tensor:
-    """What three updates do to every weight, in one vector, and after them the metrics of the last rollout."""
+def learn(name: str, accelerator: Accelerator) -> dict[str, Tensor]:
+    """What three updates do to every weight, in one vector, and after them the metrics of the last rollout; and how far
+    the first scoring was from acting.
+    """
     algorithm, config = METHODS[name]
     policy = ControlPolicy(
         spaces_of(make_env("CartPole-v1")), PolicyConfig(hidden_sizes=(8,), normalise_observations=True), seed=0
@@ -50,19 +52,25 @@ def change(name: str, accelerator: Accelerator) -> Tensor:
     optimizer = optimize.make_optimizer(policy, settings)
     wrapped, _ = accelerator.prepare(policy, optimizer)
     loss = partial(algorithm.loss, state={}, config=config)
+    learned = []
     for update in range(3):
         rollout, metrics, _ = collector.collect(policy, update)
         batch = single_steps(algorithm.estimate(rollout, {}, config)[0])
         learner = learner_of(wrapped, settings, optimizer=optimizer, accelerator=accelerator, update_index=update)
-        optimize.update(learner, batch, loss)
+        learned.append(optimize.update(learner, batch, loss))
     moved = torch.cat([parameter.detach().flatten() for parameter in policy.parameters()]) - start
     seen = torch.tensor(list(metrics.values()), dtype=torch.float64)
-    return torch.cat([moved, policy.normalizer.mean, policy.normalizer.var, seen])
+    return {
+        name: torch.cat([moved, policy.normalizer.mean, policy.normalizer.var, seen]),
+        f"{name} first ratio error": torch.tensor(learned[0]["ratio_error_max"], dtype=torch.float64),
+    }
 
 
 def main() -> None:
     accelerator = Accelerator(cpu=True)
-    result = {name: change(name, accelerator) for name in METHODS}
+    result: dict[str, Tensor] = {}
+    for name in METHODS:
+        result |= learn(name, accelerator)
     result["processes"] = torch.tensor(accelerator.num_processes)
     if accelerator.is_main_process:
         save_file(result, Path(sys.argv[1]) / "result.safetensors")

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from rlhf import optimize
-from rlhf.algorithms import discrete_sac, sac
+from rlhf.algorithms import discrete_sac, replay_actor_critic, sac
 from rlhf.control.collect import Config
 from rlhf.control.envs import make_envs, spaces_of
 from rlhf.control.policy import PolicyConfig
@@ -21,6 +21,12 @@ from rlhf.control.replay import ReplayCollector
 from rlhf.control.twin_policy import TwinPolicy
 from rlhf.rollout import single_steps
 from tests.learners import learner_of
+
+METHODS = {
+    "sac": (sac, "Pendulum-v1"),
+    "discrete_sac": (discrete_sac, "CartPole-v1"),
+    "replay_actor_critic": (replay_actor_critic, "CartPole-v1"),
+}
 
 
 def learn(algorithm: Any, env_id: str, accelerator: Accelerator) -> tuple[TwinPolicy, list[dict[str, float]]]:
@@ -51,9 +57,9 @@ def learn(algorithm: Any, env_id: str, accelerator: Accelerator) -> tuple[TwinPo
 def main() -> None:
     output, accelerator = Path(sys.argv[1]), Accelerator()
     facts, weights = {"num_processes": accelerator.num_processes}, {}
-    for algorithm, env_id in ((sac, "Pendulum-v1"), (discrete_sac, "CartPole-v1")):
-        policy, facts[env_id] = learn(algorithm, env_id, accelerator)
-        weights |= {f"{env_id} {name}": tensor.contiguous() for name, tensor in policy.state_dict().items()}
+    for name, (algorithm, env_id) in METHODS.items():
+        policy, facts[name] = learn(algorithm, env_id, accelerator)
+        weights |= {f"{name} {of}": tensor.contiguous() for of, tensor in policy.state_dict().items()}
     if accelerator.is_main_process:
         save_file(weights, output / "weights.safetensors")
         (output / "facts.json").write_text(json.dumps(facts))

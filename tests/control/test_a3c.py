@@ -80,6 +80,30 @@ def test_two_workers_step_one_set_of_weights_and_moments() -> None:
         assert torch.equal(ours, expected)
 
 
+def test_workers_in_processes_of_their_own_share_the_weights_and_moments_of_the_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every update of either worker counts in the moments that the parent made, and moves the parent's weights."""
+    policy, made, rows = policy_of(), [], []
+    start = [parameter.detach().clone() for parameter in policy.parameters()]
+
+    def watched(of: ControlPolicy, make: Any = a3c.shared_moments) -> list[dict[str, torch.Tensor]]:
+        made.extend(make(of))
+        return made
+
+    monkeypatch.setattr(a3c, "shared_moments", watched)
+    job = JOB._replace(steps=100, optimize=replace(JOB.optimize, schedule="constant"))
+    a3c.train(policy, job, num_workers=2, eval_every_steps=1000, log=rows.append)
+    # The last to begin may do so just before the other's steps are counted.
+    assert rows[-1]["steps"] in (100, 110)
+    updates = rows[-1]["steps"] / (job.collect.num_envs * job.collect.steps_per_rollout)
+    counts = [float(own["step"]) for own in made]
+    assert max(counts) == updates
+    # There is no lock: where both workers add to one count in the same nanoseconds, one of the two is lost.
+    assert min(counts) >= updates - 1
+    assert all(not torch.equal(a, b) for a, b in zip(policy.parameters(), start, strict=True))
+
+
 def test_metrics_of_workers_are_averaged_or_the_largest() -> None:
     reports = [
         {"entropy": 0.5, "ratio_max": 1.0, "episodes": 2.0},

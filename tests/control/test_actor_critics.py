@@ -21,6 +21,9 @@ def test_a_run_that_goes_on_is_the_one_that_never_stopped(name: str, tmp_path: P
     assert not torch.equal(whole, part)
     assert torch.equal(whole, resumed)
     assert rows == logged
+    assert rows[0]["ratio_error_max"] <= 1e-9
+    # Where actors lag, the above compares the learner with itself. At first they have its weights.
+    assert "lag_kl_k3" not in rows[0] or abs(rows[0]["lag_kl_k3"]) <= 1e-15
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ def test_two_processes_learn_from_episodes_like_one(results: list[dict[str, Tens
     torch.testing.assert_close(two, one, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_right_after_acting_scoring_repeats_its_probabilities(results: list[dict[str, Tensor]], method: str) -> None:
+    assert all(float(result[f"{method} first ratio error"]) <= 1e-9 for result in results)
+
+
 def collector_on_two(**sizes: int) -> Any:
     return make_collector(
         "CartPole-v1",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.control.replay_two_processes import METHODS
 from tests.processes import run
 
 
@@ -17,8 +18,9 @@ def test_two_processes_replay_as_one(tmp_path: Path) -> None:
         run("tests/control/replay_two_processes.py", tmp_path / name, processes=processes)
     one, two = (json.loads((tmp_path / name / "facts.json").read_text()) for name in ("one", "two"))
     assert (one.pop("num_processes"), two.pop("num_processes")) == (1, 2)
-    for env_id, rows in one.items():
-        for a, b in zip(rows, two[env_id], strict=True):
+    assert one.keys() == two.keys() == METHODS.keys()
+    for method, rows in one.items():
+        for a, b in zip(rows, two[method], strict=True):
             assert b == {name: pytest.approx(value, rel=1e-7, abs=1e-9) for name, value in a.items()}
     weights = [load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two")]
     assert weights[0].keys() == weights[1].keys()

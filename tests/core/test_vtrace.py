@@ -49,9 +49,11 @@ def test_vtrace_matches_published_numbers() -> None:
     torch.testing.assert_close(targets - values, expected, rtol=0.0, atol=1e-7)
 
 
+@pytest.mark.parametrize("lambda_", [1.0, 0.7, 0.0])
 @pytest.mark.parametrize(("rho_clip", "c_clip"), [(1.0, 1.0), (2.0, 0.5), (math.inf, math.inf)])
-def test_targets_are_the_sum_of_corrected_td_errors(rho_clip: float, c_clip: float) -> None:
-    """Eq. 1: v_s = V(x_s) + sum_{t >= s} gamma^(t-s) (prod_{s <= i < t} c_i) rho_t (r_t + gamma V' - V), to the end."""
+def test_targets_are_the_sum_of_corrected_td_errors(rho_clip: float, c_clip: float, lambda_: float) -> None:
+    """Eq. 1: v_s = V(x_s) + sum_{t >= s} gamma^(t-s) (prod_{s <= i < t} c_i) rho_t (r_t + gamma V' - V), to the end;
+    c_i = lambda min(c_clip, ratio_i), remark 2."""
     rewards, values, next_values, dones, ratios = steps()
     expected, weighted = values.clone(), torch.zeros_like(values)
     for b, s in torch.cartesian_prod(torch.arange(4), torch.arange(9)).tolist():
@@ -59,13 +61,13 @@ def test_targets_are_the_sum_of_corrected_td_errors(rho_clip: float, c_clip: flo
         for t in range(s, 9):
             delta = rewards[b, t] + GAMMA * next_values[b, t] - values[b, t]
             expected[b, s] += GAMMA ** (t - s) * product * min(rho_clip, float(ratios[b, t])) * delta
-            product *= min(c_clip, float(ratios[b, t]))
+            product *= lambda_ * min(c_clip, float(ratios[b, t]))
             if dones[b, t]:
                 break
     for b, s in torch.cartesian_prod(torch.arange(4), torch.arange(9)).tolist():
         after = next_values[b, s] if dones[b, s] or s == 8 else expected[b, s + 1]
         weighted[b, s] = min(rho_clip, float(ratios[b, s])) * (rewards[b, s] + GAMMA * after - values[b, s])
-    targets, advantages = targets_of(*steps(), rho_clip=rho_clip, c_clip=c_clip)
+    targets, advantages = targets_of(*steps(), lambda_=lambda_, rho_clip=rho_clip, c_clip=c_clip)
     check(targets, expected)
     check(advantages, weighted)
 

@@ -1,4 +1,4 @@
-"""REINFORCE and off-policy policy gradient on a language model, by what a whole run logs and leaves behind."""
+"""Policy gradients on a language model: what a whole run logs and leaves behind, and how it goes on after a stop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf import optimize, train
-from rlhf.algorithms import off_policy, reinforce
+from rlhf.algorithms import grpo, impala, off_policy, reinforce
 from rlhf.lm import collect
 from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.finetune import ImproveConfig, improve
@@ -27,8 +27,10 @@ from tests.whole_loops import RunConfig, none_for_one_prompt
 UPDATES = 3
 
 
-def run(folder: Path, method: Any, *, lag: int = 0) -> tuple[CausalLM, list[dict[str, Any]]]:
-    """The policy after three updates, one step each, and what was logged of them; one prompt has no scores."""
+def run(
+    folder: Path, method: Any, *, lag: int = 0, epochs: int = 1, updates: int = UPDATES, resume: bool = False
+) -> tuple[CausalLM, list[dict[str, Any]]]:
+    """The policy after the updates, as many steps each as epochs, and what was logged; one prompt has no scores."""
     accelerator, policy = Accelerator(cpu=True), word_policy()
     rewards = Rewards([length_and_bonus, none_for_one_prompt], allow_none=True)
     sampling = Sampling(max_new_tokens=6, stop_tokens=(EOS, D))
@@ -52,10 +54,10 @@ def run(folder: Path, method: Any, *, lag: int = 0) -> tuple[CausalLM, list[dict
         config=ImproveConfig(
             collect=collect.Config(prompts_per_rollout=4, responses_per_prompt=3, lag=lag),
             method=method,
-            train=train.Config(updates=UPDATES, eval_every=0, checkpoint_every=0),
-            optimize=optimize.Config(learning_rate=0.01, epochs=1, micro_batch_cost=1000, whiten="none"),
+            train=train.Config(updates=updates, eval_every=0, checkpoint_every=0),
+            optimize=optimize.Config(learning_rate=0.01, epochs=epochs, micro_batch_cost=1000, whiten="none"),
         ),
-        phase=Run(folder, RunConfig(name="lm"), resume=False, accelerator=accelerator).phase("improve"),
+        phase=Run(folder, RunConfig(name="lm"), resume=resume, accelerator=accelerator).phase("improve"),
         accelerator=accelerator,
         seed=0,
     )
@@ -93,3 +95,24 @@ def test_off_policy_learns_from_actors_that_lag(ratios: str, tmp_path: Path) -> 
     assert second["behaviour_kl_k3"] > 1e-6
     assert second["effective_samples"] < counted[1] - first["steps"] * (ratios != "trajectory") - 1e-3
     assert all(row["ratio_error_max"] < 1e-9 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("method", "how"),
+    [(impala.Config(kl_coef=0.1), {"lag": 2}), (grpo.Config(), {"epochs": 2})],
+    ids=["impala, two updates late", "grpo"],
+)
+def test_a_run_that_goes_on_is_the_one_that_never_stopped(method: Any, how: dict[str, int], tmp_path: Path) -> None:
+    """With actors that lag, the weights of the last updates are part of the checkpoint."""
+    whole, rows = run(tmp_path / "whole", method, updates=5, **how)
+    part, _ = run(tmp_path / "part", method, updates=3, **how)
+    resumed, logged = run(tmp_path / "part", method, updates=5, resume=True, **how)
+    for critic in (False, True):
+        assert torch.equal(weights(whole, critic=critic), weights(resumed, critic=critic))
+    assert not torch.equal(weights(whole, critic=False), weights(part, critic=False))
+    # The shorter run evaluated where it ended.
+    other = ("seconds", "steps_per_second", "memory", "eval")
+    for a, b in zip(rows, logged, strict=True):
+        assert {k: v for k, v in a.items() if not k.startswith(other)} == {
+            k: v for k, v in b.items() if not k.startswith(other)
+        }

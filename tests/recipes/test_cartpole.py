@@ -7,7 +7,7 @@ import pytest
 
 from recipes import cartpole
 from rlhf import optimize
-from rlhf.algorithms import grpo
+from rlhf.algorithms import grpo, reinforce_pp, rloo
 from rlhf.control import collect, evaluate
 from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
@@ -97,21 +97,27 @@ def test_a_run_on_whole_episodes_ends_with_the_rollout_that_reaches_its_steps(tm
     assert rows[-2]["steps"] < 400 <= rows[-1]["steps"]
 
 
-def test_a_run_on_whole_episodes_goes_on_bitwise(tmp_path, no_report):
+@pytest.mark.parametrize(
+    ("algorithm", "method"),
+    [("grpo", grpo), ("rloo", rloo), ("reinforce_pp", reinforce_pp)],
+    ids=["grpo", "rloo", "reinforce_pp"],
+)
+def test_a_run_on_whole_episodes_goes_on_bitwise(algorithm, method, tmp_path, no_report):
     config = replace(
         small_config(tmp_path / "whole"),
-        algorithm="grpo",
-        method=grpo.Config(),
-        collect=collect.Config(episodes_per_rollout=4, episodes_per_start=2),
-        optimize=optimize.Config(learning_rate=0.01, epochs=2, minibatches=2, whiten="none"),
+        algorithm=algorithm,
+        method=method.Config(),
+        collect=collect.Config(episodes_per_rollout=4, episodes_per_start=2, normalise_rewards=True),
+        optimize=optimize.Config(learning_rate=0.01, epochs=2, minibatches=2, whiten=method.WHITEN),
         evaluate=evaluate.Config(episodes=1, sampled_episodes=0),
         steps=250,
     )
     run(cartpole.main, config)
     run(cartpole.main, replace(config, output_dir=tmp_path / "parts", steps=120))
+    part = files(tmp_path / "parts" / algorithm / "final" / "policy")
     run(cartpole.main, replace(config, output_dir=tmp_path / "parts", resume=True))
-    whole, parts = (files(tmp_path / name / "grpo" / "final" / "policy") for name in ("whole", "parts"))
-    assert whole == parts
+    whole, parts = (files(tmp_path / name / algorithm / "final" / "policy") for name in ("whole", "parts"))
+    assert whole == parts != part
 
 
 def test_seeds_side_by_side_report_each_of_them(tmp_path):
