@@ -16,7 +16,9 @@ from rlhf.core.random import derive_seed
 from rlhf.errors import InputError
 from rlhf.optimize import Learner
 from rlhf.rescore import rescored
-from rlhf.rollout import Batch, PolicyOutput, Rollout, single_steps
+from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl, single_steps
+
+Schedule = Literal["constant", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,26 @@ def check(config: Any, *, shares: Iterable[str], sizes: Iterable[str]) -> None:
     for name in sizes:
         if not getattr(config, name) >= 0:
             raise InputError(f"{name} is {getattr(config, name)}; it must not be negative.")
+
+
+def scheduled(size: float, schedule: Schedule, progress: Tensor) -> float | Tensor:
+    """`size` throughout, or, linear, falling from it to 0 over the run, of which the share `progress` is done."""
+    return size * (1.0 - progress) if schedule == "linear" else size
+
+
+def gae_batch(
+    rollout: Rollout, *, kl_coef: float | Tensor, gamma: float, gae_lambda: float
+) -> tuple[Batch, dict[str, Tensor]]:
+    """Charges the KL to a reference, if there is one, to the rewards, then GAE; returns are advantages plus the values
+    captured while acting.
+    """
+    rewards, metrics = charge_kl(rollout, kl_coef)
+    estimates = advantages.gae(
+        rewards, rollout.values, rollout.next_values, rollout.dones, gamma=gamma, gae_lambda=gae_lambda
+    )
+    metrics |= critic_metrics(rewards, rollout, gamma=gamma)
+    returns, units = estimates + rollout.values, rollout.mask.to(rewards)
+    return batch_of(rollout, advantages=estimates, returns=returns, weights=units, units=units), metrics
 
 
 def critic_targets(rewards: Tensor, rollout: Rollout, critic: Critic, *, gamma: float) -> Tensor:

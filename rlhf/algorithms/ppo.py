@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from rlhf.core import advantages, kl, losses
+from rlhf.algorithms import actor_critic
+from rlhf.core import kl, losses
 from rlhf.errors import InputError
-from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+from rlhf.rollout import Batch, PolicyOutput, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Config:
     """Bias-variance trade-off of the advantages, in [0, 1]; 1 is Monte Carlo minus the value."""
     clip: float = 0.2
     """The ratio new / old gains nothing beyond 1 +- clip."""
-    clip_schedule: Literal["constant", "linear"] = "constant"
+    clip_schedule: actor_critic.Schedule = "constant"
     """linear: the clip shrinks to 0 over the run."""
     value_clip: float = 0.0
     """The value moves at most this far from the old one before its loss stops falling; 0 is off."""
@@ -39,12 +39,8 @@ class Config:
     """Nats per episode that the coefficient is steered to (Ziegler et al., 2019, section 2.2); 0 keeps it fixed."""
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "gae_lambda"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must lie in [0, 1].")
-        for name in ("value_clip", "value_coef", "entropy_coef", "critic_warmup", "kl_coef", "kl_target"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        sizes = ("value_clip", "value_coef", "entropy_coef", "critic_warmup", "kl_coef", "kl_target")
+        actor_critic.check(self, shares=("gamma", "gae_lambda"), sizes=sizes)
         if not self.clip > 0:
             raise InputError(f"clip is {self.clip}; it must be positive, 0.2 is usual.")
         if self.kl_target > 0 and self.kl_coef == 0:
@@ -56,31 +52,15 @@ def initial_state(config: Config) -> dict[str, Tensor]:
 
 
 def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
-    """Charges the KL to the rewards, then GAE; returns are advantages plus the values captured while acting."""
-    rewards, metrics = charge_kl(rollout, state["kl_coef"])
-    estimates = advantages.gae(
-        rewards,
-        rollout.values,
-        rollout.next_values,
-        rollout.dones,
-        gamma=config.gamma,
-        gae_lambda=config.gae_lambda,
-    )
-    td_errors = rewards + config.gamma * rollout.next_values - rollout.values
-    metrics |= {"td_error": td_errors.abs(), "value_max": rollout.values}
-    units = rollout.mask.to(rewards)
-    return batch_of(
-        rollout, advantages=estimates, returns=estimates + rollout.values, weights=units, units=units
-    ), metrics
+    """GAE, less the KL to a reference, if there is one."""
+    return actor_critic.gae_batch(rollout, kl_coef=state["kl_coef"], gamma=config.gamma, gae_lambda=config.gae_lambda)
 
 
 def loss(
     output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Config
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate (eq. 7), value loss and entropy bonus (eq. 9) per action, and what to log of them."""
-    clip = (
-        config.clip * (1.0 - state["progress"].to(output.logprobs)) if config.clip_schedule == "linear" else config.clip
-    )
+    clip = actor_critic.scheduled(config.clip, config.clip_schedule, state["progress"].to(output.logprobs))
     policy_loss = losses.clipped_surrogate_loss(output.logprobs, batch.logprobs, batch.advantages, clip=clip)
     if config.value_clip > 0:
         value_loss = losses.clipped_value_loss(output.values, batch.values, batch.returns, clip=config.value_clip)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms import actor_critic
-from rlhf.core import advantages, importance, kl, losses
+from rlhf.core import importance, kl, losses
 from rlhf.errors import InputError
-from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+from rlhf.rollout import Batch, PolicyOutput, Rollout
 
 # Where the KL stays below its target for long, as that of a policy that has nothing more to learn, the coefficient must
 # not get so far away that it is not back in time: six halvings or doublings from where it started.
@@ -34,6 +34,8 @@ class Config:
     """Coefficient beta of KL(old || new) at the start, per nat and action; it stays within a factor of 64 of it."""
     penalty_target: float = 0.01
     """Nats per action, KL(old || new) of the last epoch, that the coefficient is steered to; 0 keeps it fixed."""
+    penalty_target_schedule: actor_critic.Schedule = "constant"
+    """linear: the target shrinks to 0 over the run."""
     value_coef: float = 0.5
     """Weight of the value loss, which is half a squared error."""
     entropy_coef: float = 0.0
@@ -53,19 +55,8 @@ def initial_state(config: Config) -> dict[str, Tensor]:
 
 
 def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
-    """Charges the KL to a reference, if there is one, to the rewards, then GAE."""
-    rewards, metrics = charge_kl(rollout, config.kl_coef)
-    estimates = advantages.gae(
-        rewards,
-        rollout.values,
-        rollout.next_values,
-        rollout.dones,
-        gamma=config.gamma,
-        gae_lambda=config.gae_lambda,
-    )
-    metrics |= actor_critic.critic_metrics(rewards, rollout, gamma=config.gamma)
-    returns, units = estimates + rollout.values, rollout.mask.to(rewards)
-    return batch_of(rollout, advantages=estimates, returns=returns, weights=units, units=units), metrics
+    """GAE, less the KL to a reference, if there is one."""
+    return actor_critic.gae_batch(rollout, kl_coef=config.kl_coef, gamma=config.gamma, gae_lambda=config.gae_lambda)
 
 
 def loss(
@@ -94,5 +85,6 @@ def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -
     if config.penalty_target == 0:
         return state
     reached = metrics["approx_kl_k3_last"]
-    factor = 0.5 if reached < config.penalty_target / 1.5 else 2.0 if reached > 1.5 * config.penalty_target else 1.0
+    target = float(actor_critic.scheduled(config.penalty_target, config.penalty_target_schedule, state["progress"]))
+    factor = 0.5 if reached < target / 1.5 else 2.0 if reached > 1.5 * target else 1.0
     return {**state, "penalty": (factor * state["penalty"]).clamp(config.penalty / _REACH, config.penalty * _REACH)}

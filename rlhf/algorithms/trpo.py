@@ -17,11 +17,11 @@ from torch import Tensor
 
 from rlhf import optimize
 from rlhf.algorithms import actor_critic, natural
-from rlhf.core import advantages, importance, kl
+from rlhf.core import importance, kl
 from rlhf.errors import InputError
 from rlhf.optimize import Learner
 from rlhf.reduce import global_whiten
-from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+from rlhf.rollout import Batch, PolicyOutput, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,8 @@ class Config:
     """Bias-variance trade-off of the advantages, in [0, 1]; 1 is Monte Carlo minus the value."""
     max_kl: float = 0.01
     """Most nats per action of KL(old || new) in one update: the delta of the paper."""
+    max_kl_schedule: actor_critic.Schedule = "constant"
+    """linear: the limit shrinks to 0 over the run."""
     damping: float = 0.1
     """Added to the Fisher matrix as a multiple of the identity; the surer the policy, the more it takes."""
     cg_iterations: int = 10
@@ -64,19 +66,8 @@ def initial_state(config: Config) -> dict[str, Tensor]:
 
 
 def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
-    """Charges the KL to a reference, if there is one, to the rewards, then GAE."""
-    rewards, metrics = charge_kl(rollout, config.kl_coef)
-    estimates = advantages.gae(
-        rewards,
-        rollout.values,
-        rollout.next_values,
-        rollout.dones,
-        gamma=config.gamma,
-        gae_lambda=config.gae_lambda,
-    )
-    metrics |= actor_critic.critic_metrics(rewards, rollout, gamma=config.gamma)
-    returns, units = estimates + rollout.values, rollout.mask.to(rewards)
-    return batch_of(rollout, advantages=estimates, returns=returns, weights=units, units=units), metrics
+    """GAE, less the KL to a reference, if there is one."""
+    return actor_critic.gae_batch(rollout, kl_coef=config.kl_coef, gamma=config.gamma, gae_lambda=config.gae_lambda)
 
 
 def loss(
@@ -113,6 +104,7 @@ def update(
     filler = acting.rows(torch.zeros(1, dtype=torch.int64, device=acting.mask.device))
     budget: dict[str, Any] = {"accelerator": accelerator, "micro_batch_cost": learner.config.micro_batch_cost}
     surrogate = partial(loss, state=state, config=config)
+    max_kl = float(actor_critic.scheduled(config.max_kl, config.max_kl_schedule, state["progress"]))
 
     optimizer.zero_grad()
     first = optimize.gradient(policy, acting, filler, surrogate, **budget)
@@ -127,13 +119,13 @@ def update(
         natural.fisher_products(policy, actor, curved, damping=config.damping, accelerator=accelerator),
         ascent,
         num_iterations=config.cg_iterations,
-        max_kl=config.max_kl,
+        max_kl=max_kl,
     )
     metrics = natural.line_search(
         actor,
         search,
         natural.Measure(policy, parts, surrogate, accelerator),
-        max_kl=config.max_kl,
+        max_kl=max_kl,
         shrinkage=config.shrinkage,
         num_tries=config.backtracks,
     )

@@ -119,7 +119,8 @@ PRESETS: dict[tuple[str, str], Preset] = {
         eval_every_steps=10_240,
         collect=collect.Config(num_envs=16, steps_per_rollout=16),
         policy=PolicyConfig(critic="action"),
-        method=q_actor_critic.Config(gamma=0.99, critic=_FITTED),
+        # Without, a policy may be deterministic before its critic knows anything.
+        method=q_actor_critic.Config(gamma=0.99, entropy_coef=0.01, critic=_FITTED),
         optimize=_ACTOR_CRITIC,
     ),
     ("td_lambda", "CartPole-v1"): Preset(
@@ -173,13 +174,14 @@ PRESETS: dict[tuple[str, str], Preset] = {
     ),
     ("ppo_kl", "CartPole-v1"): Preset(
         collect=collect.Config(num_envs=16, steps_per_rollout=32),
-        method=ppo_kl.Config(gamma=0.99, gae_lambda=0.9, penalty=3.0, value_coef=1.0),
+        # Whitened advantages of a solved policy are noise, along which a KL that stays would go on moving it.
+        method=ppo_kl.Config(gamma=0.99, gae_lambda=0.9, penalty=3.0, penalty_target_schedule="linear", value_coef=1.0),
         # While the coefficient is still catching up, an update ends at three times its target.
         optimize=replace(_PPO, schedule="linear", epochs=20, minibatches=2, target_kl=0.03),
     ),
     ("trpo", "CartPole-v1"): Preset(
         collect=collect.Config(num_envs=16, steps_per_rollout=64),
-        method=trpo.Config(gamma=0.99, gae_lambda=0.95, damping=0.01),
+        method=trpo.Config(gamma=0.99, gae_lambda=0.95, damping=0.01, max_kl_schedule="linear"),
         optimize=replace(_PPO, epochs=20, minibatches=4, whiten="batch"),
     ),
     ("trpo", "Pendulum-v1"): Preset(

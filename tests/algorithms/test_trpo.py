@@ -88,10 +88,15 @@ def actor_of(policy: Any) -> list[nn.Parameter]:
 
 
 def run(
-    policy: Any, config: trpo.Config, *, fit: optimize.Config = FIT, batch: Batch | None = None
+    policy: Any,
+    config: trpo.Config,
+    *,
+    fit: optimize.Config = FIT,
+    batch: Batch | None = None,
+    state: dict[str, Tensor] = STATE,
 ) -> dict[str, float]:
     batch = batch_of(policy) if batch is None else batch
-    metrics, _ = trpo.update(learner_of(policy, fit), rollout_of(policy), batch, STATE, config)
+    metrics, _ = trpo.update(learner_of(policy, fit), rollout_of(policy), batch, state, config)
     return metrics
 
 
@@ -233,6 +238,12 @@ def test_small_steps_have_the_kl_of_their_quadratic_model() -> None:
     assert metrics["kl_old_new"] == pytest.approx(1e-8, rel=0.01)
 
 
+def test_linear_limit_shrinks_with_the_run() -> None:
+    config = trpo.Config(**EXACT, max_kl=1e-8, max_kl_schedule="linear", shrinkage=0.999)
+    metrics = run(TabularPolicy(4, 3), config, state=STATE | {"progress": torch.tensor(0.75)})
+    assert metrics["kl_old_new"] == pytest.approx(0.25e-8, rel=0.01)
+
+
 @POLICIES
 def test_update_improves_the_surrogate_within_the_constraint(make: Any) -> None:
     """Measured by the test, in the direction KL(old || new), on the policy as the update leaves it."""
@@ -345,6 +356,7 @@ def test_policies_that_are_almost_certain_survive(dtype: torch.dtype, damping: f
         policy.actor[-1].bias.copy_(torch.tensor([17.0, 0.0, -1.0]))
     batch = batch_of(policy)
     assert 1e-7 < float(policy(batch.inputs).entropy.detach().mean()) < 1e-5
+    shares = []
     for update in range(10):
         with torch.no_grad():
             old, logprobs = policy(batch.inputs, distribution=True)[1], policy(batch.inputs).logprobs
@@ -355,7 +367,9 @@ def test_policies_that_are_almost_certain_survive(dtype: torch.dtype, damping: f
         assert all(torch.isfinite(p).all() for p in policy.parameters())
         with torch.no_grad():
             assert float(kl_from(policy, old, batch)) <= 0.01 * (1 + 1e-5)
-        assert metrics["step_share"] >= 0.0
+        shares.append(metrics["step_share"])
+    # Undamped, the quadratic model of such a policy holds nowhere, and every search may fail.
+    assert damping == 0.0 or max(shares) > 0.0
 
 
 def test_actions_of_a_certain_policy_that_were_rare_can_be_learned_from() -> None:
