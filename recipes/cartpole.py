@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 
 from rlhf import optimize
-from rlhf.algorithms.catalogue import ALGORITHMS, Method, algorithm_of, require_whitening
+from rlhf.algorithms.catalogue import ALGORITHMS, Method, algorithm_of, require_settings
 from rlhf.control import collect, evaluate, replay
 from rlhf.control.assemble import assemble
 from rlhf.control.policy import PolicyConfig
@@ -68,7 +68,7 @@ class Config:
     policy: PolicyConfig = DEFAULT.policy
     method: Method = DEFAULT.method
     optimize: optimize.Config = DEFAULT.optimize
-    evaluate: evaluate.Config = evaluate.Config(sampled_episodes=0)
+    evaluate: evaluate.Config = DEFAULT.evaluate
 
     def __post_init__(self) -> None:
         for name in ("num_seeds", "steps", "eval_every_steps", "checkpoint_every_steps"):
@@ -76,7 +76,8 @@ class Config:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if algorithm_of(self.method) is not ALGORITHMS.get(self.algorithm):
             raise InputError(f"algorithm is {self.algorithm}, but method holds settings of {type(self.method)}.")
-        require_whitening(self.method, self.optimize.whiten)
+        steps = self.optimize.epochs * self.optimize.minibatches
+        require_settings(self.method, whiten=self.optimize.whiten, steps=steps, lag=self.collect.lag)
         if getattr(self.method, "kl_coef", 0.0):
             raise InputError(
                 "method.kl_coef charges for the KL to a reference policy, and there is none here; set it to 0, or see "

@@ -42,8 +42,9 @@ class Algorithm(Protocol):
 
     One whose step is of another kind than `optimize.update` also has an `update(learner, rollout, batch, state,
     config)`, which gets the batch as the policy scores it (step by step if it is memoryless), and returns metrics and
-    the next state. One that is defined by how it scales advantages has `WHITEN`, the only `whiten` of
-    `optimize.Config` that it goes with.
+    the next state. Recipes ask for three constants: `WHITEN`, the only `whiten` of `optimize.Config` that it goes with;
+    `SINGLE_STEP`, where only the first optimizer step on a batch is right; `CORRECTS_LAG`, where its estimates correct
+    for actors that are not the learner.
     """
 
     def initial_state(self, config: Any) -> dict[str, Tensor]: ...

@@ -64,15 +64,26 @@ def algorithm_of(config: Any) -> Any:
     return next(module for module in ALGORITHMS.values() if type(config) is module.Config)
 
 
-def require_whitening(config: Any, whiten: str) -> None:
-    """Refuses advantages that are scaled twice, or not at all, where the method says how it has to be.
+def require_settings(config: Any, *, whiten: str, steps: int, lag: int) -> None:
+    """Refuses what the method is not defined for.
 
     Args:
         config: The method's.
-        whiten: As in `optimize.Config`.
+        whiten: As in `optimize.Config`; advantages may be scaled twice, or not at all.
+        steps: Optimizer steps on each batch; without a ratio in the loss nothing corrects for a policy that has moved.
+        lag: Updates by which the actors lag; without a ratio in the estimates nothing corrects for theirs.
     """
     algorithm = algorithm_of(config)
-    needed = getattr(algorithm, "WHITEN", whiten)
+    name, needed = algorithm.__name__.rpartition(".")[2], getattr(algorithm, "WHITEN", whiten)
     if whiten != needed:
-        name = algorithm.__name__.rpartition(".")[2]
         raise InputError(f"optimize.whiten is {whiten}, but {name} needs {needed}; set it so.")
+    if steps > 1 and getattr(algorithm, "SINGLE_STEP", False):
+        raise InputError(
+            f"optimize.epochs x optimize.minibatches is {steps}, but {name} takes one step on each batch; set both to "
+            "1."
+        )
+    if lag and not getattr(algorithm, "CORRECTS_LAG", False):
+        raise InputError(
+            f"collect.lag is {lag}, but {name} takes the actions for its own policy's; set it to 0, or choose impala "
+            "or off_policy."
+        )

@@ -21,6 +21,7 @@ from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 # The ratio is in the advantage: with the mean taken off, an action that the learner has left (ratio near 0) would get a
 # negative advantage at full weight, and be left further and further.
 WHITEN = "none"
+SINGLE_STEP, CORRECTS_LAG = True, True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,8 @@ from rlhf.algorithms import actor_critic
 from rlhf.core import advantages, importance, kl, losses
 from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
+SINGLE_STEP, CORRECTS_LAG = True, True
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

@@ -22,6 +22,8 @@ from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 # Gradients of single actions that are held at once for the baseline of least variance.
 CHUNK = 256
 
+SINGLE_STEP = True
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

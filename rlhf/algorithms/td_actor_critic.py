@@ -12,6 +12,8 @@ from rlhf.core import advantages
 from rlhf.optimize import Learner
 from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
+SINGLE_STEP = True
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from rlhf import optimize, train
 from rlhf.algorithms import bc, ppo
-from rlhf.algorithms.catalogue import Method, algorithm_of, require_whitening
+from rlhf.algorithms.catalogue import Method, algorithm_of, require_settings
 from rlhf.demonstrations import DemonstrationCollector
 from rlhf.errors import InputError
 from rlhf.lag import LaggedCollector
@@ -54,7 +54,8 @@ class ImproveConfig:
     optimize: optimize.Config = optimize.Config()
 
     def __post_init__(self) -> None:
-        require_whitening(self.method, self.optimize.whiten)
+        steps = self.optimize.epochs * self.optimize.minibatches
+        require_settings(self.method, whiten=self.optimize.whiten, steps=steps, lag=self.collect.lag)
         num_rows = self.collect.prompts_per_rollout * self.collect.responses_per_prompt
         if self.optimize.minibatches > num_rows:
             raise InputError(

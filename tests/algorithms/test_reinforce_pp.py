@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf import optimize
-from rlhf.algorithms import grpo, ppo, reinforce_pp
-from rlhf.algorithms.catalogue import require_whitening
+from rlhf.algorithms import reinforce_pp
 from rlhf.errors import InputError
 from rlhf.rollout import Rollout, single_steps
 from tests.algorithms.batches_of_episodes import STATE
@@ -96,17 +95,6 @@ def test_only_the_baseline_needs_groups() -> None:
     reinforce_pp.estimate(rollout, {}, reinforce_pp.Config())
     with pytest.raises(InputError, match="rows that share a start"):
         reinforce_pp.estimate(rollout, {}, reinforce_pp.Config(baseline="group"))
-
-
-def test_whitening_is_part_of_the_method() -> None:
-    require_whitening(reinforce_pp.Config(), "batch")
-    require_whitening(grpo.Config(), "none")
-    for whiten in ("none", "minibatch", "batch"):
-        require_whitening(ppo.Config(), whiten)
-    with pytest.raises(InputError, match=r"whiten is none, but reinforce_pp needs batch"):
-        require_whitening(reinforce_pp.Config(), "none")
-    with pytest.raises(InputError, match=r"whiten is batch, but grpo needs none"):
-        require_whitening(grpo.Config(), "batch")
 
 
 @pytest.mark.parametrize("bad", [{"gamma": -0.1}, {"clip": 0.0}, {"kl_coef": -1.0}, {"entropy_coef": -1.0}])

@@ -40,7 +40,7 @@ def test_robots_are_trained_by_every_method_that_moves_vectors(
         output_dir=tmp_path / "run",
         collect=replace(preset.collect, steps_per_rollout=16),
         replay=replay_buffer.Config(random_steps=preset.collect.num_envs * 4),
-        optimize=replace(preset.optimize, minibatches=2),
+        optimize=replace(preset.optimize, minibatches=min(preset.optimize.minibatches, 2)),
         steps=2 * 16 * preset.collect.num_envs,
         evaluate=evaluate.Config(episodes=1, sampled_episodes=0),
     )
