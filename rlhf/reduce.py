@@ -43,6 +43,12 @@ def global_moments(accelerator: Accelerator, x: Tensor, mask: Tensor) -> tuple[T
     return mean, global_sum(accelerator, squares) / count
 
 
+def advantage_metrics(accelerator: Accelerator, advantages: Tensor, mask: Tensor) -> dict[str, float]:
+    """What is logged of the advantages that a policy learns from, before they are whitened."""
+    mean, variance = global_moments(accelerator, advantages, mask)
+    return {"advantage_mean": float(mean), "advantage_std": float(variance.sqrt())}
+
+
 def global_whiten(accelerator: Accelerator, x: Tensor, mask: Tensor) -> Tensor:
     """Mean 0 and variance 1 over the masked cells of all ranks; equal cells become exactly 0."""
     # Shifted by one of their own values, equal cells are 0 before anything can round.

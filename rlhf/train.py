@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rlhf import optimize
 from rlhf.errors import InputError
-from rlhf.reduce import MetricSums, global_moments, global_sum
+from rlhf.reduce import MetricSums, advantage_metrics, global_moments, global_sum
 from rlhf.rollout import Batch, Collected, PolicyOutput, Rollout, single_steps
 from rlhf.runs.evaluate import Evaluation
 from rlhf.runs.run import Phase, Restored
@@ -229,15 +229,16 @@ def _describe(rollout: Rollout, batch: Batch, cells: dict[str, Tensor], accelera
     """What the estimates look like, over all ranks; explained variance is 0 where the returns do not vary."""
     sums = MetricSums()
     sums.add(cells, rollout.mask, rollout.dones)
-    mean, variance = global_moments(accelerator, batch.advantages, batch.mask)
     _, spread = global_moments(accelerator, batch.returns, batch.mask)
     _, unexplained = global_moments(accelerator, batch.returns - batch.values, batch.mask)
-    return sums.reduce(accelerator) | {
-        "steps": int(global_sum(accelerator, batch.mask.sum())),
-        "advantage_mean": float(mean),
-        "advantage_std": float(variance.sqrt()),
-        "explained_variance": float(1.0 - unexplained / spread) if spread > 0 else 0.0,
-    }
+    return (
+        sums.reduce(accelerator)
+        | advantage_metrics(accelerator, batch.advantages, batch.mask)
+        | {
+            "steps": int(global_sum(accelerator, batch.mask.sum())),
+            "explained_variance": float(1.0 - unexplained / spread) if spread > 0 else 0.0,
+        }
+    )
 
 
 def _speed(steps: float, seconds: dict[str, float]) -> dict[str, float]:

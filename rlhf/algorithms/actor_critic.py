@@ -15,6 +15,7 @@ from rlhf.core import advantages, kl, losses
 from rlhf.core.random import derive_seed
 from rlhf.errors import InputError
 from rlhf.optimize import Learner
+from rlhf.reduce import advantage_metrics
 from rlhf.rescore import rescored
 from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl, single_steps
 
@@ -136,7 +137,8 @@ def update(
         evaluate: Advantages and critic targets, `(B, T)`, from a rollout whose values are the critic's.
     """
     if not critic.epochs:
-        return optimize.update(learner, batch, loss)
+        seen = advantage_metrics(learner.accelerator, batch.advantages, batch.mask)
+        return seen | optimize.update(learner, batch, loss)
     model, config = learner.module, learner.config
     own = model.critic_parameters()
     num_fits, epochs = (critic.epochs, 1) if critic.renew_labels else (1, critic.epochs)
@@ -152,9 +154,10 @@ def update(
         batch = single_steps(batch) if model.memoryless else batch
     fitted = {id(parameter) for parameter in own}
     others = [parameter for parameter in model.parameters() if id(parameter) not in fitted]
+    seen = advantage_metrics(learner.accelerator, batch.advantages, batch.mask)
     with stepping_only(learner.optimizer, others):
         metrics = optimize.update(learner, batch, loss)
-    return metrics | {"value_loss_fitting": sum(row["value_loss"] for row in errors) / len(errors)}
+    return seen | metrics | {"value_loss_fitting": sum(row["value_loss"] for row in errors) / len(errors)}
 
 
 def fit_critic(learner: Learner, batch: Batch) -> dict[str, float]:

@@ -16,7 +16,7 @@ from rlhf.core import advantages
 from rlhf.core.baselines import mean_return, mean_return_of_others, squared_gradient_norms
 from rlhf.errors import InputError
 from rlhf.optimize import Learner
-from rlhf.reduce import global_max, global_moments, global_sum
+from rlhf.reduce import advantage_metrics, global_max, global_sum
 from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 # Gradients of single actions that are held at once for the baseline of least variance.
@@ -117,9 +117,8 @@ def update(
     if config.baseline != "none":
         baseline = batch_baseline(learner.policy, batch, rollout.mask, config, accelerator).reshape(batch.mask.shape)
         batch = batch._replace(advantages=(batch.advantages - baseline).masked_fill(~batch.mask, 0.0))
-    mean, variance = global_moments(accelerator, batch.advantages, batch.mask)
-    metrics = optimize.update(learner, batch, bound)
-    return metrics | {"advantage_mean": float(mean), "advantage_std": float(variance.sqrt())}, state
+    metrics = advantage_metrics(accelerator, batch.advantages, batch.mask)
+    return metrics | optimize.update(learner, batch, bound), state
 
 
 def batch_baseline(policy: nn.Module, batch: Batch, mask: Tensor, config: Config, accelerator: Accelerator) -> Tensor:

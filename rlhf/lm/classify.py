@@ -48,9 +48,10 @@ def labelled_texts(source: str, split: str) -> tuple[list[str], list[int]]:
     data = load_data(folder / f"{split}.jsonl") if folder.is_dir() else load_data(source, split=split)
     texts = data.strings("text")
     labels = [row.get("label") for row in data.rows]
-    if set(labels) != {0, 1}:
-        found = ", ".join(sorted({repr(label) for label in labels})[:5])
-        raise InputError(f"{data.name}: label must be 1 for positive and 0 for negative ones; there is {found}.")
+    found = sorted({repr(label) for label in labels})
+    if len(found) < 2 or not all(label in (0, 1) for label in labels):
+        shown = ", ".join(found[:5])
+        raise InputError(f"{data.name}: label must be 1 for positive and 0 for negative ones; there is {shown}.")
     return texts, [int(label) for label in labels if label is not None]
 
 

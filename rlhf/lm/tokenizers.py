@@ -7,9 +7,20 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from rlhf.errors import InputError
+
+# The bytes, and `<pad>`, `<bos>` and `<eos>`.
+_SMALLEST = 256 + 3
+
 
 def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
-    """One token a character, beside `<eos>`, which also pads and stands for any other."""
+    """One token a character, beside `<eos>`, which also pads and stands for any other.
+
+    Raises:
+        InputError: A character is given twice, or is a line's end, at which texts are not split.
+    """
+    if len(set(characters)) < len(characters) or not characters.isprintable():
+        raise InputError(f"the characters are {characters!r}; give printable ones, each once.")
     vocabulary = {token: i for i, token in enumerate(["<eos>", *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -18,7 +29,16 @@ def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
 
 
 def byte_pair_tokenizer(texts: Iterable[str], *, size: int) -> PreTrainedTokenizerFast:
-    """Byte-pair encoding of `size` tokens, trained on the texts; every text begins with `<bos>`."""
+    """Byte-pair encoding trained on the texts; every text begins with `<bos>`.
+
+    Args:
+        size: Most tokens, of which 259 are single bytes and what begins, ends and pads; short texts give fewer.
+
+    Raises:
+        InputError: It is smaller than that.
+    """
+    if size < _SMALLEST:
+        raise InputError(f"size is {size}; bytes and special tokens alone are {_SMALLEST}.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()

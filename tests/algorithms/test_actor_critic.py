@@ -292,6 +292,15 @@ def test_the_policy_steps_by_the_fitted_critic() -> None:
     assert metrics["value_loss_fitting"] > 0
 
 
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_logged_advantages_are_those_that_the_policy_learns_from(epochs: int) -> None:
+    """Rewards 1, 0 and -2; the fitted V is their mean, -1/3, and the one before another."""
+    policy = with_critic(TabularPolicy(1, 3), torch.tensor([5.0], dtype=torch.float64))
+    _, metrics = updated(policy, bandit(policy, (0, 1, 2)), a2c, a2c.Config(critic=Critic(epochs=epochs, coef=0.0)))
+    assert metrics["advantage_mean"] == pytest.approx(0.0 if epochs else -1 / 3 - 5.0, abs=1e-12)
+    assert metrics["advantage_std"] == pytest.approx((42 / 27) ** 0.5, rel=1e-12)
+
+
 def test_a_language_model_fits_its_critic_first() -> None:
     problem = TinyLm()
     policy = problem.policy()

@@ -51,6 +51,7 @@ def test_policy_gradient_loss_has_the_gradient_of_the_expected_advantage():
 def test_clipped_surrogate_loss_matches_published_numbers():
     losses = clipped_surrogate_loss(tensor(0.5, 1, 1.5).log(), tensor(0, 0, 0), tensor(1, -1, 2), clip=0.2)
     check(losses, tensor(-0.5, 1, -2.4))
+    assert float(losses.mean()) == pytest.approx(-1.9 / 3)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from rlhf.errors import InputError
 from rlhf.lm.tokenizers import byte_pair_tokenizer, character_tokenizer
 
 TEXTS = ["a fine film", "a fine and warm film", "un café"]
@@ -12,6 +15,18 @@ def test_character_tokenizer_has_one_token_a_character_and_reads_them_back() -> 
     assert tokenizer("12+3=")["input_ids"] == [2, 3, 11, 4, 12]
     assert tokenizer.decode([2, 3, 11, 4, 12]) == "12+3="
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == 0
+
+
+@pytest.mark.parametrize("characters", ["0120", "ab\n"])
+def test_character_tokenizer_refuses_what_it_could_not_tell_apart(characters: str) -> None:
+    with pytest.raises(InputError, match="give printable ones, each once"):
+        character_tokenizer(characters)
+
+
+def test_byte_pair_tokenizer_refuses_a_size_below_the_bytes() -> None:
+    assert len(byte_pair_tokenizer(TEXTS, size=259)) == 259
+    with pytest.raises(InputError, match="size is 258; bytes and special tokens alone are 259"):
+        byte_pair_tokenizer(TEXTS, size=258)
 
 
 def test_byte_pair_tokenizer_begins_with_bos_and_reads_back_any_text() -> None:
