@@ -1,5 +1,5 @@
-"""Run by test_two_processes.py, alone and under torchrun: updates by REINFORCE and of what lagging actors did, episodes
-dealt unevenly over ranks."""
+"""Run by test_two_processes.py, alone and under torchrun: updates by REINFORCE, of what lagging actors did, and of
+demonstrations, episodes dealt unevenly over ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf import optimize
-from rlhf.algorithms import off_policy, reinforce
+from rlhf.algorithms import bc, off_policy, reinforce
 from rlhf.algorithms.catalogue import algorithm_of
 from rlhf.reduce import MetricSums, global_sum
 from rlhf.rollout import Rollout, single_steps
@@ -34,6 +34,7 @@ UPDATES: dict[str, Any] = {
         ratios="trajectory", units="episode", self_normalised=True
     ),
     "of another, by decision": off_policy.Config(ratios="decision", baseline="none"),
+    "cloned": bc.Config(),
 }
 
 
@@ -58,17 +59,19 @@ def change(name: str, accelerator: Accelerator) -> Tensor:
     """What one update does to every weight, in one vector: REINFORCE's of one step, the other's of two."""
     config, policy = UPDATES[name], TabularPolicy(4, 3)
     own = isinstance(config, reinforce.Config)
+    # Behaviour cloning is no choice of method, so it is not in the catalogue.
+    algorithm = bc if isinstance(config, bc.Config) else algorithm_of(config)
     rollout = dealt(make_rollout(policy, rows=7, steps=5), accelerator) if own else of_another(policy, accelerator)
     plain = optimize.Config(learning_rate=0.5, epochs=1 if own else 2, whiten="none", max_gradient_norm=0.0)
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.5)
     start = torch.cat([parameter.detach().clone().flatten() for parameter in policy.parameters()])
     wrapped, _ = accelerator.prepare(policy, optimizer)
-    batch = single_steps(algorithm_of(config).estimate(rollout, {}, config)[0])
+    batch = single_steps(algorithm.estimate(rollout, {}, config)[0])
     learner = learner_of(wrapped, plain, optimizer=optimizer, accelerator=accelerator)
     if own:
         reinforce.update(learner, rollout, batch, {}, config)
     else:
-        optimize.update(learner, batch, partial(off_policy.loss, state={}, config=config))
+        optimize.update(learner, batch, partial(algorithm.loss, state={}, config=config))
     return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()]) - start
 
 

@@ -1,4 +1,4 @@
-"""Two processes collect and evaluate what one does: tokens, rewards, every metric and record (laws 1, 4 and 9)."""
+"""Two processes collect, evaluate and learn what one does: tokens, rewards, weights, metrics (laws 1, 4 and 9)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.lm.two_processes import METHODS
 from tests.processes import run
 
 
@@ -26,10 +27,13 @@ def assert_close(first: Any, second: Any) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_collect_and_evaluate_as_one(tmp_path: Path):
+def test_two_processes_collect_evaluate_and_learn_as_one(tmp_path: Path):
     for name, processes in (("one", 1), ("two", 2)):
         run("tests/lm/two_processes.py", tmp_path / name, processes=processes)
     one, two = (json.loads((tmp_path / name / "facts.json").read_text()) for name in ("one", "two"))
     assert (one.pop("num_processes"), two.pop("num_processes")) == (1, 2)
     assert len(one["updates"][0]["rows"]) == 12
+    for name in METHODS:
+        moved = one[f"learned by {name}"]["moved"]
+        assert max(abs(x) for values in moved.values() for x in values) > 1e-3
     assert_close(one, two)

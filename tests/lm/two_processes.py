@@ -1,24 +1,63 @@
-"""Run by test_lm_distributed.py, alone and under torchrun: collects and evaluates, and writes what came of it."""
+"""Run by test_lm_distributed.py, alone and under torchrun: collects, evaluates and learns; writes what came of it."""
 
 from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from rlhf import optimize
+from rlhf.algorithms import grpo, impala, off_policy
+from rlhf.algorithms.catalogue import algorithm_of
+from rlhf.lag import LaggedCollector
 from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.generate import Sampling
 from rlhf.lm.rewards import Rewards
+from tests.learners import learner_of
 from tests.lm.words import EOS, D, word_tokenizer
 from tests.lm.worlds import length_and_bonus, word_collector, word_policy, word_prompts
 
 
 def missing_for_one(bonus: list[int]) -> list[float | None]:
     return [None if number == 2 else 0.0 for number in bonus]
+
+
+METHODS: dict[str, Any] = {
+    "grpo": grpo.Config(kl_coef=0.1),
+    "impala": impala.Config(kl_coef=0.1),
+    "off_policy": off_policy.Config(kl_coef=0.1),
+}
+
+
+def learned(name: str, accelerator: Accelerator) -> dict[str, Any]:
+    """What three updates do to the weights, by actors that lag behind by one where the method corrects for it."""
+    config, policy = METHODS[name], word_policy()
+    algorithm = algorithm_of(config)
+    policy.make_reference()
+    collector: Any = word_collector(length_and_bonus, accelerator=accelerator, use_reference=True)
+    if hasattr(algorithm, "CORRECTS_LAG"):
+        collector = LaggedCollector(collector, lag=1, accelerator=accelerator, micro_batch_cost=20)
+    settings = optimize.Config(
+        learning_rate=0.1, epochs=1 if hasattr(algorithm, "SINGLE_STEP") else 2, whiten="none", micro_batch_cost=20
+    )
+    # Not Adam, which would make steps of rounding errors.
+    optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.1)
+    start = {key: p.detach().clone() for key, p in policy.named_parameters() if p.requires_grad}
+    wrapped, _ = accelerator.prepare(policy, optimizer)
+    state, metrics = algorithm.initial_state(config), []
+    for update in range(3):
+        rollout, _, _ = collector.collect(policy, update)
+        batch, _ = algorithm.estimate(rollout, state, config)
+        learner = learner_of(wrapped, settings, optimizer=optimizer, accelerator=accelerator, update_index=update)
+        metrics.append(optimize.update(learner, batch, partial(algorithm.loss, state=state, config=config)))
+    moved = {key: p.detach() - start[key] for key, p in policy.named_parameters() if p.requires_grad}
+    return {"metrics": metrics, "moved": {key: x.flatten().tolist() for key, x in moved.items()}}
 
 
 def main() -> None:
@@ -62,6 +101,7 @@ def main() -> None:
             use_reference=True,
         )
         facts[f"evaluation of {count}"] = evaluate(policy)
+    facts |= {f"learned by {name}": learned(name, accelerator) for name in METHODS}
     if accelerator.is_main_process:
         (Path(sys.argv[1]) / "facts.json").write_text(json.dumps(facts))
     accelerator.end_training()
