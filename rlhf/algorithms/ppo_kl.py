@@ -85,6 +85,6 @@ def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -
     if config.penalty_target == 0:
         return state
     reached = metrics["approx_kl_k3_last"]
-    target = float(actor_critic.scheduled(config.penalty_target, config.penalty_target_schedule, state["progress"]))
+    target = float(actor_critic.scheduled(config.penalty_target, config.penalty_target_schedule, state))
     factor = 0.5 if reached < target / 1.5 else 2.0 if reached > 1.5 * target else 1.0
     return {**state, "penalty": (factor * state["penalty"]).clamp(config.penalty / _REACH, config.penalty * _REACH)}

@@ -104,7 +104,7 @@ def update(
     filler = acting.rows(torch.zeros(1, dtype=torch.int64, device=acting.mask.device))
     budget: dict[str, Any] = {"accelerator": accelerator, "micro_batch_cost": learner.config.micro_batch_cost}
     surrogate = partial(loss, state=state, config=config)
-    max_kl = float(actor_critic.scheduled(config.max_kl, config.max_kl_schedule, state["progress"]))
+    max_kl = float(actor_critic.scheduled(config.max_kl, config.max_kl_schedule, state))
 
     optimizer.zero_grad()
     first = optimize.gradient(policy, acting, filler, surrogate, **budget)

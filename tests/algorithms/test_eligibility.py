@@ -15,7 +15,7 @@ from rlhf.algorithms import eligibility
 from rlhf.core.advantages import gae
 from rlhf.errors import InputError
 from rlhf.rescore import rescored
-from rlhf.rollout import Rollout, single_steps
+from rlhf.rollout import NonFiniteError, Rollout, single_steps
 from tests.algorithms.batches_of_episodes import CPU
 from tests.algorithms.test_enumeration import TinyLm, TinyMdp, rollout_of
 from tests.batches import make_rollout
@@ -157,6 +157,16 @@ def test_a_step_is_scaled_down_to_the_norm_and_follows_the_schedule() -> None:
     assert metrics["learning_rate"] == 0.25
     assert metrics["gradient_norm"] > 0.01
     assert float(moved.norm()) == pytest.approx(0.25 * 0.01, abs=1e-12)
+
+
+def test_a_step_that_is_not_finite_moves_nothing() -> None:
+    policy, rollout = rollout_and_policy()
+    before = [x.detach().clone() for x in policy.parameters()]
+    batch = single_steps(eligibility.estimate(rollout, STATE, eligibility.Config())[0])
+    batch = batch._replace(advantages=batch.advantages * torch.inf)
+    with pytest.raises(NonFiniteError, match="eligibility traces is not finite"):
+        eligibility.update(learner_of(policy, RATE), rollout, batch, STATE, eligibility.Config())
+    assert all(torch.equal(x, y) for x, y in zip(policy.parameters(), before, strict=True))
 
 
 def test_leaving_the_reference_is_charged_to_the_rewards() -> None:

@@ -184,3 +184,5 @@ def test_bound_of_finite_horizon_is_never_violated() -> None:
     kl = (visits * weights * (new * (new / old).log()).sum(-1)).sum(-1) / weight
     bounds = vmap(lambda e, k: region.surrogate_error(e, k, weight=weight))(gains.abs().amax(-1), kl)
     assert bool((error.abs() <= bounds + 1e-12).all())
+    # There is something to bound.
+    assert float(error.abs().max()) > 0.01
