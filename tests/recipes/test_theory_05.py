@@ -73,6 +73,9 @@ def test_products_of_ratios_are_unbiased_and_single_ratios_are_not():
         assert data[f"bias {name}"][near].max() < 1e-9, name
     for name in ("uncorrected", "ratio of the action"):
         assert data[f"bias {name}"].min() > 1e-4, name
+    # On its own steps it begins where the data come from, and leaves.
+    assert data["steps bias"][0].max() < 1e-9
+    assert data["steps bias"][-1].min() > 1e-3
 
 
 def test_enumerated_gradient_is_that_of_backward_recursion():
