@@ -125,6 +125,13 @@ PRESETS: dict[tuple[str, str], Preset] = {
         method=a2c.Config(gamma=0.99, gae_lambda=0.95, critic=_FITTED),
         optimize=_ACTOR_CRITIC,
     ),
+    ("a2c", "Pendulum-v1"): Preset(
+        steps=1_000_000,
+        eval_every_steps=51_200,
+        collect=collect.Config(num_envs=16, steps_per_rollout=16, normalise_rewards=True),
+        method=a2c.Config(gamma=0.95, gae_lambda=0.95, critic=_FITTED),
+        optimize=_ACTOR_CRITIC,
+    ),
     ("td_actor_critic", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
