@@ -43,8 +43,8 @@ class Algorithm(Protocol):
     One whose step is of another kind than `optimize.update` also has an `update(learner, rollout, batch, state,
     config)`, which gets the batch as the policy scores it (step by step if it is memoryless), and returns metrics and
     the next state. Recipes ask for three constants: `WHITEN`, the only `whiten` of `optimize.Config` that it goes with;
-    `SINGLE_STEP`, where only the first optimizer step on a batch is right; `CORRECTS_LAG`, where its estimates correct
-    for actors that are not the learner.
+    `SINGLE_STEP`, where no ratio in the loss makes later optimizer steps on a batch right; `CORRECTS_LAG`, where its
+    estimates correct for actors that are not the learner.
     """
 
     def initial_state(self, config: Any) -> dict[str, Tensor]: ...

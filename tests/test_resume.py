@@ -49,7 +49,7 @@ PHASES = {
     "arithmetic.py": ["clone", "ppo"],
     "imitation.py": ["expert", "clone", "ppo", "ppo_kl", "dagger"],
 }
-# Between which lines of all phases' metrics the last phase writes checkpoints, and what is adapted has moved.
+# Lines of all phases' metrics between which a late kill falls: in the last phase, and after what is adapted has moved.
 LATE = {"cartpole.py": (7.5, 10.0), "arithmetic.py": (7.5, 10.0), "imitation.py": (12.5, 15.5)}
 # What the clock and the machine say, which no two runs share.
 OF_THE_CLOCK = ("seconds", "steps_per_second", "memory", "env_steps_per_second")

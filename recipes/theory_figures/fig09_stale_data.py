@@ -26,13 +26,13 @@ from .tabular import draw_band, random_worlds, run_means, sample, score
 NUMBER = 9
 TITLE = "Stale data: bias, direction and weights of the corrected gradient"
 SEES = (
-    "Enumerated exactly, the ratio of the action alone is biased, and so is no correction, but less than half as much: "
-    "at a KL(old || new) of 0.008 nats 11 % of the gradient against 26 %, at 0.17 nats 32 % against 100 %. Both "
+    "Enumerated exactly, both the ratio of the action alone and no correction are biased, the ratio less than half as "
+    "much: at a KL(old || new) of 0.008 nats 11 % of the gradient against 26 %, at 0.17 nats 32 % against 100 %. Both "
     "products and the ratio of state-action marginals (which only a tabular world gives) are unbiased to rounding. In "
     "direction, from 100 episodes of four steps, the single ratio loses little: its cosine is 0.96 or more in the "
-    "median wherever one looks, while the uncorrected gradient falls to 0.74. Along its own steps on one batch it does "
-    "lose: the cosine goes from 0.98 to 0.78 in sixty steps, and to 0.92 by the product until the action, as the KL "
-    "grows to 1.6 nats and the bias to 0.66 of the gradient (0.41 after five steps). What products cost shows in "
+    "median at every distance drawn, while the uncorrected gradient falls to 0.74. Along its own steps on one batch it "
+    "does lose: the cosine goes from 0.98 to 0.78 in sixty steps, and to 0.92 by the product until the action, as the "
+    "KL grows to 1.6 nats and the bias to 0.66 of the gradient (0.41 after five steps). What products cost shows in "
     "longer episodes: two policies 0.036 nats per step apart leave 94 % of the samples effective by the ratio of one "
     "step at any horizon, but by the product 61 % at 8 steps, 26 % at 28 and 5 % at 100."
 )

@@ -64,11 +64,11 @@ def check(config: Any, *, shares: Iterable[str], sizes: Iterable[str]) -> None:
             raise InputError(f"{name} is {getattr(config, name)}; it must not be negative.")
 
 
-def scheduled(
-    size: float, schedule: Schedule, state: dict[str, Tensor], *, dtype: torch.dtype = torch.float32
-) -> float | Tensor:
-    """`size` throughout, or, linear, falling from it to 0 over the run."""
-    return size * (1.0 - state["progress"].to(dtype)) if schedule == "linear" else size
+def scheduled(size: float, schedule: Schedule, state: dict[str, Tensor], like: Tensor | None = None) -> float | Tensor:
+    """`size` throughout, or, linear, falling from it to 0 over the run, of the type and on the device of `like`."""
+    if schedule == "constant":
+        return size
+    return size * (1.0 - (state["progress"] if like is None else state["progress"].to(like)))
 
 
 def gae_batch(

@@ -74,7 +74,8 @@ def require_settings(config: Any, *, whiten: str, steps: int, lag: int) -> None:
         lag: Updates by which the actors lag; without a ratio in the estimates nothing corrects for theirs.
     """
     algorithm = algorithm_of(config)
-    name, needed = algorithm.__name__.rpartition(".")[2], getattr(algorithm, "WHITEN", whiten)
+    name = next(name for name, module in ALGORITHMS.items() if module is algorithm)
+    needed = getattr(algorithm, "WHITEN", whiten)
     if whiten != needed:
         raise InputError(f"optimize.whiten is {whiten}, but {name} needs {needed}; set it so.")
     if steps > 1 and getattr(algorithm, "SINGLE_STEP", False):
@@ -84,6 +85,6 @@ def require_settings(config: Any, *, whiten: str, steps: int, lag: int) -> None:
         )
     if lag and not getattr(algorithm, "CORRECTS_LAG", False):
         raise InputError(
-            f"collect.lag is {lag}, but {name} takes the actions for its own policy's; set it to 0, or choose impala "
-            "or off_policy."
+            f"collect.lag is {lag}, but {name} does not correct for actors that lag; set it to 0, or choose impala or "
+            "off_policy."
         )

@@ -23,6 +23,8 @@ from rlhf.optimize import Learner, check_identity, set_learning_rate
 from rlhf.reduce import MetricSums, gather_rows, global_sum
 from rlhf.rollout import Batch, NonFiniteError, PolicyOutput, Rollout, batch_of, charge_kl
 
+SINGLE_STEP = True
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

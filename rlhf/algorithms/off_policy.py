@@ -14,7 +14,7 @@ from rlhf.algorithms import actor_critic
 from rlhf.core import advantages, importance, kl, losses
 from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
-SINGLE_STEP, CORRECTS_LAG = True, True
+CORRECTS_LAG = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,7 @@ def loss(
     output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Config
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate (eq. 7), value loss and entropy bonus (eq. 9) per action, and what to log of them."""
-    clip = actor_critic.scheduled(config.clip, config.clip_schedule, state, dtype=output.logprobs.dtype)
+    clip = actor_critic.scheduled(config.clip, config.clip_schedule, state, like=output.logprobs)
     policy_loss = losses.clipped_surrogate_loss(output.logprobs, batch.logprobs, batch.advantages, clip=clip)
     if config.value_clip > 0:
         value_loss = losses.clipped_value_loss(output.values, batch.values, batch.returns, clip=config.value_clip)

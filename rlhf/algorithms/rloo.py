@@ -14,6 +14,7 @@ from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 # Leave-one-out has centred the advantages without bias, which whitening would bring.
 WHITEN = "none"
+SINGLE_STEP = True
 
 
 @dataclass(frozen=True, kw_only=True)

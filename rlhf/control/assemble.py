@@ -111,10 +111,15 @@ def _require_what_it_learns_from(config: Any) -> None:
 def _side_by_side(config: Any, accelerator: Accelerator) -> Parts:
     if accelerator.num_processes > 1:
         raise InputError(f"num_seeds is {config.num_seeds}, which runs on one process; start it without a launcher.")
-    if config.collect.episodes_per_rollout or config.collect.lag or config.algorithm in (*REPLAYED, "off_policy"):
+    if config.collect.episodes_per_rollout or config.collect.lag or config.algorithm in REPLAYED:
         raise InputError(
             f"num_seeds is {config.num_seeds}, which {config.algorithm} does not offer (it learns from more than "
             "fragments of its own policy's); run its seeds one by one."
+        )
+    if config.algorithm == "off_policy":
+        raise InputError(
+            f"num_seeds is {config.num_seeds}, but off_policy's sample size is made of estimates that seeds side by "
+            "side do not pass on; run its seeds one by one."
         )
     if config.optimize.target_kl:
         raise InputError("target_kl would end each seed's update elsewhere; set it to 0, or run one seed at a time.")

@@ -59,7 +59,7 @@ _TWINS = PolicyConfig(critic="action")
 # Robots that walk; `pip install "rlhf[mujoco]"` brings them.
 _ROBOTS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 _SCALED = PolicyConfig(normalise_observations=True)
-# Of 1,000 steps each, in a simulator that takes a tenth of a second for them.
+# An episode has 1,000 steps, which take a tenth of a second.
 _EPISODES = evaluate.Config(episodes=50, sampled_episodes=0)
 _FRAGMENTS = collect.Config(num_envs=8, steps_per_rollout=256, normalise_rewards=True)
 _ROBOT_PRESETS = {
@@ -201,7 +201,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
         collect=collect.Config(num_envs=16, steps_per_rollout=32),
         # Whitened advantages of a solved policy are noise, along which a KL that stays would go on moving it.
         method=ppo_kl.Config(gamma=0.99, gae_lambda=0.9, penalty=3.0, penalty_target_schedule="linear", value_coef=1.0),
-        # While the coefficient is still catching up, an update ends at three times its target.
+        # While the coefficient is still catching up, an update ends at three times the target of the start.
         optimize=replace(_PPO, schedule="linear", epochs=20, minibatches=2, target_kl=0.03),
     ),
     ("trpo", "CartPole-v1"): Preset(

@@ -40,7 +40,7 @@ def labelled_texts(source: str, split: str) -> tuple[list[str], list[int]]:
         source: Folder with SPLIT.jsonl, or a data set of the hub.
 
     Raises:
-        InputError: There is no such folder, or labels are others than these two.
+        InputError: There is no such folder, or labels are others than these two or all the same.
     """
     folder = Path(source).expanduser()
     if source.startswith(("/", ".", "~")) and not folder.is_dir():
@@ -49,9 +49,11 @@ def labelled_texts(source: str, split: str) -> tuple[list[str], list[int]]:
     texts = data.strings("text")
     labels = [row.get("label") for row in data.rows]
     found = sorted({repr(label) for label in labels})
-    if len(found) < 2 or not all(label in (0, 1) for label in labels):
+    if not all(label in (0, 1) for label in labels) or len({label == 1 for label in labels}) < 2:
         shown = ", ".join(found[:5])
-        raise InputError(f"{data.name}: label must be 1 for positive and 0 for negative ones; there is {shown}.")
+        raise InputError(
+            f"{data.name}: label must be 1 for positive and 0 for negative ones, and both are needed; there is {shown}."
+        )
     return texts, [int(label) for label in labels if label is not None]
 
 

@@ -17,10 +17,10 @@ def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
     """One token a character, beside `<eos>`, which also pads and stands for any other.
 
     Raises:
-        InputError: A character is given twice, or is a line's end, at which texts are not split.
+        InputError: A character is given twice.
     """
-    if len(set(characters)) < len(characters) or not characters.isprintable():
-        raise InputError(f"the characters are {characters!r}; give printable ones, each once.")
+    if len(set(characters)) < len(characters):
+        raise InputError(f"the characters are {characters!r}; give each once.")
     vocabulary = {token: i for i, token in enumerate(["<eos>", *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -35,7 +35,7 @@ def byte_pair_tokenizer(texts: Iterable[str], *, size: int) -> PreTrainedTokeniz
         size: Most tokens, of which 259 are single bytes and what begins, ends and pads; short texts give fewer.
 
     Raises:
-        InputError: It is smaller than that.
+        InputError: `size` is below 259.
     """
     if size < _SMALLEST:
         raise InputError(f"size is {size}; bytes and special tokens alone are {_SMALLEST}.")

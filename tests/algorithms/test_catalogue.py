@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from rlhf.algorithms import a2c, grpo, impala, off_policy, ppo, reinforce, reinforce_pp
+from rlhf.algorithms import a2c, grpo, impala, off_policy, ppo, ppo_kl, reinforce_pp, rloo, trpo
 from rlhf.algorithms.catalogue import ALGORITHMS, require_settings
 from rlhf.control.presets import PRESETS
 from rlhf.errors import InputError
 from rlhf.lm import presets as lm_presets
+from rlhf.rollout import PolicyOutput
+from tests.batches import make_rollout
+from tests.tabular import TabularPolicy
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "algorithms.md"
 
@@ -27,26 +34,61 @@ def test_whitening_is_part_of_the_method() -> None:
 
 
 def test_methods_without_a_ratio_in_their_loss_take_one_step() -> None:
-    for config in (a2c.Config(), reinforce.Config(), impala.Config()):
-        require_settings(config, whiten="none", steps=1, lag=0)
-        with pytest.raises(InputError, match=r"minibatches is 2, but \w+ takes one step on each batch"):
-            require_settings(config, whiten="none", steps=2, lag=0)
+    """What is not among the first corrects each step for a policy that has moved, or draws other transitions for it, or
+    takes one step of its own kind.
+    """
+    alone = {"a2c", "impala", "q_actor_critic", "reinforce", "rloo", "td_actor_critic", "td_lambda"}
+    for name, algorithm in ALGORITHMS.items():
+        config, whiten = algorithm.Config(), getattr(algorithm, "WHITEN", "none")
+        require_settings(config, whiten=whiten, steps=1, lag=0)
+        if name not in alone:
+            require_settings(config, whiten=whiten, steps=2, lag=0)
+            continue
+        with pytest.raises(InputError, match=f"minibatches is 2, but {name} takes one step on each batch"):
+            require_settings(config, whiten=whiten, steps=2, lag=0)
+
+
+@pytest.mark.parametrize("algorithm", [ppo, ppo_kl, trpo, grpo, reinforce_pp, off_policy, a2c, impala, rloo])
+def test_only_a_loss_with_a_ratio_follows_a_policy_that_has_moved(algorithm: Any) -> None:
+    """The gradient along an action's log-probability, by the ratio new / old of 1.1, inside every clip: 1.1 times that
+    at the old policy, or the same.
+    """
+    policy = TabularPolicy(4, 3)
+    config = algorithm.Config()
+    slopes = []
+    for moved in (0.0, math.log(1.1)):
+        rollout = make_rollout(policy, rows=4, steps=1)
+        rollout = replace(rollout, groups=torch.tensor([0, 0, 1, 1]))
+        state = algorithm.initial_state(config) | {"progress": torch.tensor(0.0), "update": torch.tensor(0)}
+        if "penalty" in state:
+            state["penalty"] *= 0.0
+        batch, _ = algorithm.estimate(rollout, state, config)
+        batch = batch._replace(advantages=torch.ones_like(batch.advantages))
+        logprobs = (batch.logprobs + moved).requires_grad_()
+        output = PolicyOutput(logprobs, torch.zeros_like(logprobs), torch.zeros_like(logprobs))
+        slopes.append(torch.autograd.grad(algorithm.loss(output, batch, state, config)[0].sum(), logprobs)[0])
+    growth = 1.0 if getattr(algorithm, "SINGLE_STEP", False) else 1.1
+    torch.testing.assert_close(slopes[1], growth * slopes[0], rtol=1e-9, atol=0)
 
 
 def test_only_methods_that_correct_for_it_take_a_lag() -> None:
     for config in (impala.Config(), off_policy.Config()):
         require_settings(config, whiten="none", steps=1, lag=3)
     for config in (ppo.Config(), a2c.Config(), grpo.Config()):
-        with pytest.raises(InputError, match=r"lag is 3, but \w+ takes the actions for its own policy's"):
+        with pytest.raises(InputError, match=r"lag is 3, but \w+ does not correct for actors that lag"):
             require_settings(config, whiten="none", steps=1, lag=3)
 
 
-def test_every_algorithm_has_settings_that_are_allowed_and_a_row_in_the_docs() -> None:
-    """The table of `docs/algorithms.md` names each, and so do the presets."""
+def test_every_algorithm_has_settings_that_are_allowed() -> None:
     assert {name for name, _ in PRESETS} == set(ALGORITHMS)
     for settings in PRESETS.values():
         steps = settings.optimize.epochs * settings.optimize.minibatches
         require_settings(settings.method, whiten=settings.optimize.whiten, steps=steps, lag=settings.collect.lag)
     assert set(lm_presets.PRESETS) <= set(ALGORITHMS)
-    rows = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
-    assert {row.split("`")[1] for row in rows} >= set(ALGORITHMS)
+
+
+def test_every_algorithm_has_a_row_in_the_docs() -> None:
+    section = DOCS.read_text(encoding="utf-8").partition("## What each is")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows if row.count(" | ") != 7] == []
+    assert {row.split("`")[1] for row in rows} == {*ALGORITHMS, "rlhf/control/a3c.py", "bc"}

@@ -17,7 +17,8 @@ REVIEWS = ROOT.parent / "shared" / "data" / "movie-reviews"
 def result_of(name: str, seed: int, *command: str) -> dict[str, Any]:
     """Runs the recipe's own command line, or takes the result that an earlier call left; prints it.
 
-    Delete the folder to measure again: an earlier result is that of the code in its file `commit`.
+    Delete the folder to measure again: an earlier result is of the code that its file `commit` names, if there
+    is one.
     """
     folder = ROOT / "runs" / "learning" / f"{name}-{seed}"
     if not (folder / "result.json").exists():
@@ -27,8 +28,8 @@ def result_of(name: str, seed: int, *command: str) -> dict[str, Any]:
         resume = ["--resume"] if folder.exists() else []
         arguments = [*command, "--seed", str(seed), "--output-dir", str(folder), *resume]
         environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, check=True)
         commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, check=True)
         (folder / "commit").write_text(commit.stdout.strip() or "unknown", encoding="utf-8")
     result = json.loads((folder / "result.json").read_text())
     print(f"{name} seed {seed}: {json.dumps(result)}")

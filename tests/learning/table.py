@@ -7,6 +7,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from rlhf.runs.log import read_lines
+
 FOLDER = Path(__file__).parent.parent.parent / "runs" / "learning"
 
 
@@ -22,6 +24,13 @@ def results(name: str) -> dict[int, dict[str, Any]]:
 
 def names(prefix: str) -> list[str]:
     return sorted({path.parent.name.rpartition("-")[0] for path in FOLDER.glob(f"{prefix}-*-*/result.json")})
+
+
+def seconds(name: str, seed: int) -> float:
+    """Of the phase that improves, its evaluations included."""
+    metrics = FOLDER / f"{name}-{seed}" / name.partition("-")[2] / "metrics.jsonl"
+    parts = ("seconds/collect", "seconds/update", "seconds/evaluate")
+    return sum(row.get(part, 0.0) for row in read_lines(metrics) for part in parts)
 
 
 def thousands(value: float | None) -> str:
@@ -43,7 +52,7 @@ def main() -> None:
             ", ".join(f"{run['eval_return_mean']:.0f}" for run in runs),
         ]
         print("| " + " | ".join(cells) + " |")
-    print("\n| method | seeds | sampled before | sampled after | greedy after | tokens | seconds |")
+    print("\n| method | seeds | sampled before | sampled after | greedy after | tokens | seconds of improvement |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in names("arithmetic"):
         runs = results(name).values()
@@ -51,7 +60,7 @@ def main() -> None:
         for key in ("exact_match_before", "exact_match_after", "greedy_match_after"):
             cells.append(", ".join(f"{run[key]:.3f}" for run in runs))
         cells.append(f"{statistics.median(run['tokens'] for run in runs):,.0f}")
-        cells.append(", ".join(f"{run['seconds']:.0f}" for run in runs))
+        cells.append(", ".join(f"{seconds(name, seed):.0f}" for seed in results(name)))
         print("| " + " | ".join(cells) + " |")
 
 

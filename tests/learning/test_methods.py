@@ -27,13 +27,16 @@ CARTPOLE = {
     "reinforce_pp": (500_000, 10),
     "reinforce": (500_000, 10),
     "off_policy": (500_000, 10),
-    "discrete_sac": (200_000, 10),
-    "replay_actor_critic": (200_000, 10),
+    "td_lambda": (500_000, 10),
+    "discrete_sac": (100_000, 10),
+    "replay_actor_critic": (100_000, 10),
 }
 # Of those that have to stay there until the end.
 STAYS = ("ppo", "ppo_kl", "trpo")
 # Steps, and the largest gap to the optimum by dynamic programming on the same starts.
-PENDULUM = {"ppo": (100_000, 40.0), "trpo": (200_000, 45.0), "sac": (20_000, 25.0)}
+PENDULUM = {"ppo": (100_000, 40.0), "trpo": (200_000, 45.0), "sac": (20_000, 25.0), "a2c": (1_000_000, 60.0)}
+# Mean return of 50 greedy episodes; rl-zoo has 5819 for PPO after as many steps, 9535 for SAC after five times as many.
+HALF_CHEETAH = {"ppo": 3000.0, "sac": 4000.0}
 # Sums that are evaluated on.
 HELD_OUT = 1000
 
@@ -50,12 +53,6 @@ def test_cartpole_is_reached(algorithm: str, seed: int) -> None:
         assert result["stays_from_step"] is not None
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_online_traces_reach_400(seed: int) -> None:
-    result = result_of("cartpole-td_lambda", seed, "recipes/cartpole.py", "--algorithm", "td_lambda")
-    assert result["best_eval_return_mean"] >= 400.0
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_asynchronous_processes_reach_475(seed: int) -> None:
     result = result_of("cartpole-a3c", seed, "recipes/a3c.py")
@@ -70,6 +67,13 @@ def test_pendulum_comes_near_the_optimum(algorithm: str, seed: int) -> None:
     gap = optimal_return([derive_seed(seed, "evaluation", i) for i in range(200)]) - result["eval_return_mean"]
     print(f"pendulum {algorithm} seed {seed}: gap {gap:.1f}")
     assert gap <= most
+
+
+@pytest.mark.parametrize(("algorithm", "seed"), [(name, seed) for name in HALF_CHEETAH for seed in range(3)])
+def test_half_cheetah_runs(algorithm: str, seed: int) -> None:
+    command = ("recipes/cartpole.py", "--algorithm", algorithm, "--env-id", "HalfCheetah-v5")
+    result = result_of(f"halfcheetah-{algorithm}", seed, *command)
+    assert result["eval_return_mean"] >= HALF_CHEETAH[algorithm]
 
 
 @pytest.mark.parametrize(("algorithm", "seed"), [(name, seed) for name in PRESETS for seed in range(3)])

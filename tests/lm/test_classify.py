@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from transformers import BertConfig
 
 from rlhf.errors import InputError
-from rlhf.lm.classify import ClassifierConfig, NaiveBayes, distinct_bigrams, train_classifier
+from rlhf.lm.classify import ClassifierConfig, NaiveBayes, distinct_bigrams, labelled_texts, train_classifier
 from rlhf.lm.reward_model import RewardModel
 from tests.lm.words import EOS, WORDS, word_tokenizer
 
@@ -35,6 +36,16 @@ def test_naive_bayes_leaves_what_it_never_saw_out():
 def test_naive_bayes_refuses_a_single_class():
     with pytest.raises(InputError, match=r"labels 0 and 1; it was given \[1\]"):
         NaiveBayes(["a", "b"], [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"), [([1, [1]], r"1, \[1\]"), ([1, 2], "1, 2"), ([1, 1], "1"), ([0, None], "0, None")]
+)
+def test_labels_are_both_of_two_classes(labels: list[object], shown: str, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": "a", "label": label}) for label in labels]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(InputError, match=f"both are needed; there is {shown}\\."):
+        labelled_texts(str(tmp_path), "train")
 
 
 def test_distinct_bigrams_counts_as_many_pairs_of_each_group_as_the_smallest_has():

@@ -17,10 +17,10 @@ def test_character_tokenizer_has_one_token_a_character_and_reads_them_back() -> 
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == 0
 
 
-@pytest.mark.parametrize("characters", ["0120", "ab\n"])
-def test_character_tokenizer_refuses_what_it_could_not_tell_apart(characters: str) -> None:
-    with pytest.raises(InputError, match="give printable ones, each once"):
-        character_tokenizer(characters)
+def test_character_tokenizer_takes_line_ends_and_refuses_a_character_twice() -> None:
+    assert character_tokenizer("ab\n")("a\nb")["input_ids"] == [1, 3, 2]
+    with pytest.raises(InputError, match="give each once"):
+        character_tokenizer("0120")
 
 
 def test_byte_pair_tokenizer_refuses_a_size_below_the_bytes() -> None:

@@ -98,17 +98,17 @@ def test_a_run_on_whole_episodes_ends_with_the_rollout_that_reaches_its_steps(tm
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "method"),
-    [("grpo", grpo), ("rloo", rloo), ("reinforce_pp", reinforce_pp)],
+    ("algorithm", "method", "steps"),
+    [("grpo", grpo, 2), ("rloo", rloo, 1), ("reinforce_pp", reinforce_pp, 2)],
     ids=["grpo", "rloo", "reinforce_pp"],
 )
-def test_a_run_on_whole_episodes_goes_on_bitwise(algorithm, method, tmp_path, no_report):
+def test_a_run_on_whole_episodes_goes_on_bitwise(algorithm, method, steps, tmp_path, no_report):
     config = replace(
         small_config(tmp_path / "whole"),
         algorithm=algorithm,
         method=method.Config(),
         collect=collect.Config(episodes_per_rollout=4, episodes_per_start=2, normalise_rewards=True),
-        optimize=optimize.Config(learning_rate=0.01, epochs=2, minibatches=2, whiten=method.WHITEN),
+        optimize=optimize.Config(learning_rate=0.01, epochs=steps, minibatches=steps, whiten=method.WHITEN),
         evaluate=evaluate.Config(episodes=1, sampled_episodes=0),
         steps=250,
     )
@@ -132,10 +132,21 @@ def test_seeds_side_by_side_report_each_of_them(tmp_path):
     assert (tmp_path / "run" / "ppo" / "final" / "policy" / "2" / "policy.safetensors").exists()
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "impala", "discrete_sac", "trpo"])
-def test_methods_that_cannot_share_an_update_refuse_several_seeds(algorithm, tmp_path):
+@pytest.mark.parametrize(
+    ("algorithm", "why"),
+    [
+        ("grpo", "more than fragments"),
+        ("impala", "more than fragments"),
+        ("discrete_sac", "more than fragments"),
+        ("trpo", "steps of its own kind"),
+        ("off_policy", "sample size is made of estimates"),
+    ],
+)
+def test_methods_that_cannot_share_an_update_refuse_several_seeds(algorithm, why, tmp_path):
     default = cartpole.default_config(algorithm, "CartPole-v1")
-    with pytest.raises(InputError, match="run its seeds one"):
+    if algorithm == "off_policy":
+        default = replace(default, collect=replace(default.collect, lag=0))
+    with pytest.raises(InputError, match=f"{why}.* run its seeds one"):
         run(cartpole.main, replace(default, num_seeds=2, output_dir=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
