@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf import optimize
-from rlhf.algorithms import a2c, impala, ppo, q_actor_critic, td_actor_critic
+from rlhf.algorithms import a2c, actor_critic, impala, ppo, q_actor_critic, td_actor_critic
 from rlhf.algorithms.actor_critic import Critic, critic_targets, stepping_only
 from rlhf.core import mdp
 from rlhf.errors import InputError
@@ -290,6 +290,14 @@ def test_the_policy_steps_by_the_fitted_critic() -> None:
     assert not torch.equal(fitted.critic, TabularPolicy(4, 3).critic)
     torch.testing.assert_close(fitted.logits, plain.logits, rtol=0, atol=1e-12)
     assert metrics["value_loss_fitting"] > 0
+
+
+def test_a_schedule_falls_to_zero_over_the_run_where_the_policy_is() -> None:
+    state = {"progress": torch.tensor(0.25)}
+    assert actor_critic.scheduled(0.2, "constant", {}) == 0.2
+    like = torch.zeros(1, dtype=torch.float64)
+    assert float(actor_critic.scheduled(0.2, "linear", state, like=like)) == pytest.approx(0.15, abs=1e-12)
+    assert actor_critic.scheduled(0.2, "linear", state, like=like.to("meta")).device.type == "meta"
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
