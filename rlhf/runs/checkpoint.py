@@ -27,21 +27,23 @@ class Damaged(Exception):
 
 
 def save_checkpoint(root: Path, update: int, state: Any, writers: Mapping[str, Writer], *, keep: int = 2) -> Path:
-    """Commits `root/<update>`: the state (`state.save_state`), and one subfolder a writer, filled by it.
-
-    Afterwards the `keep` newest remain. Any of a later update goes too: it belongs to a past that was taken back.
-    """
+    """Commits `root/<update>`: the state (`state.save_state`), one subfolder a writer, filled by it; then prunes."""
 
     def write(folder: Path) -> None:
         save_state(folder, state)
         write_each(folder, writers)
 
     folder = commit_folder(root / f"{update:08d}", write)
+    prune_checkpoints(root, update, keep=keep)
+    return folder
+
+
+def prune_checkpoints(root: Path, update: int, *, keep: int = 2) -> None:
+    """Leaves the `keep` newest up to this update. Any of a later one goes: it belongs to a past that was taken back."""
     kept = [path for path in _checkpoints(root) if int(path.name) <= update][-keep:]
     for path in _checkpoints(root):
         if path not in kept:
             _remove(path)
-    return folder
 
 
 def latest_checkpoint(root: Path) -> Path | None:

@@ -17,6 +17,7 @@ from rlhf.runs.checkpoint import (
     Writer,
     commit_folder,
     latest_checkpoint,
+    prune_checkpoints,
     remove_leftovers,
     save_checkpoint,
     verify_folder,
@@ -213,7 +214,11 @@ class Phase:
                 )
         for lines in self._lines:
             lines.truncate(offsets.get(lines.path.name, 0))
-        return (-1, None) if folder is None else (int(folder.name), folder)
+        if folder is None:
+            return -1, None
+        # A kill right after a save may have left what the save would have removed.
+        prune_checkpoints(self._checkpoints, int(folder.name))
+        return int(folder.name), folder
 
 
 def on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:

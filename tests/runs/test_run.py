@@ -237,6 +237,18 @@ def test_leftovers_of_a_kill_are_cleared_when_a_phase_goes_on(tmp_path):
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
+def test_checkpoints_that_a_kill_kept_from_being_pruned_go_when_a_phase_goes_on(tmp_path):
+    """A save leaves two; killed between writing its own and removing the oldest, it leaves three."""
+    phase = enter(tmp_path).phase("ppo")
+    for update in range(3):
+        phase.log({"update": update})
+        phase.save(update, update, {})
+    checkpoints = tmp_path / "ppo/checkpoints"
+    shutil.copytree(checkpoints / "00000001", checkpoints / "00000000")
+    assert enter(tmp_path, resume=True).phase("ppo").restore().update == 2
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["00000001", "00000002"]
+
+
 def test_each_update_is_logged_once_and_in_order(tmp_path):
     phase = enter(tmp_path).phase("ppo")
     phase.log({"update": 1})
