@@ -16,6 +16,7 @@ from rlhf import optimize
 from rlhf.algorithms import ppo
 from rlhf.lm.policy import CausalLM
 from rlhf.rollout import Batch
+from rlhf.runs.launch import leave
 from tests.batches import make_batch, make_rollout, ppo_loss
 from tests.learners import learner_of
 from tests.tabular import TabularPolicy
@@ -50,9 +51,7 @@ def main() -> None:
     for name, make in (("control", control), ("lm", language_model)):
         for dtype in (torch.float32, torch.float64):
             compute(accelerator, output / f"{name}-{str(dtype).removeprefix('torch.')}", *make(dtype))
-    # A last collective whose tensors are freed while the interpreter exits can deadlock gloo; a barrier has none.
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    leave(0)
 
 
 def compute(accelerator: Accelerator, output: Path, policy: nn.Module, whole: Batch) -> None:

@@ -26,6 +26,7 @@ from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.finetune import ImproveConfig, improve
 from rlhf.lm.generate import Sampling
 from rlhf.lm.rewards import Rewards
+from rlhf.runs.launch import leave
 from rlhf.runs.run import Run
 from tests.lm.words import EOS, D, word_tokenizer
 from tests.lm.worlds import length_and_bonus, word_policy, word_prompts
@@ -154,9 +155,7 @@ def main() -> None:
             "distributed_type": accelerator.distributed_type.value,
         }
         (output / "facts.json").write_text(json.dumps(facts))
-    # A last collective whose tensors are freed while the interpreter exits can deadlock gloo; a barrier has none.
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    leave(0)
 
 
 if __name__ == "__main__":

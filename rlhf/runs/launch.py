@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import os
 import sys
@@ -34,13 +35,25 @@ def launch(main: Callable[[C], object], config: type[C], *, default: Callable[[]
         given = None if default is None else default()
         main(cast(C, tyro.cli(config, default=given, description=description, console_outputs=first)))
 
-    status = _run(parse_and_run)
+    leave(_run(parse_and_run))
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process with this exit status; one of several does so without taking its Python down.
+
+    A thread of gloo frees what the last collective held a little after that has returned, and needs the interpreter's
+    lock to do so; if the interpreter is being taken down by then, the thread aborts the process (status 134).
+    """
+    if not torch.distributed.is_initialized():
+        sys.exit(status)
     # Ranks that failed alone must not wait for the others here.
-    if status == 0 and torch.distributed.is_initialized():
-        # Tensors of a last collective that are freed while the interpreter exits can deadlock gloo; a barrier has none.
+    if status == 0:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    sys.exit(status)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _run(main: Callable[[], object]) -> int:

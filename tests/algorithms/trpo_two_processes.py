@@ -15,6 +15,7 @@ from rlhf import optimize
 from rlhf.algorithms import trpo
 from rlhf.diagnose import diagnose
 from rlhf.rollout import Batch, Rollout
+from rlhf.runs.launch import leave
 from tests.algorithms.test_trpo import STATE, gaussian_policy, rollout_of
 from tests.learners import learner_of
 from tests.lm.test_trpo import rollout_of as lm_rollout
@@ -31,9 +32,7 @@ def main() -> None:
     compute(accelerator, output / "control", policy, rollout_of(policy), other)
     policy, other = word_policy(), word_policy(temperature=2.0)
     compute(accelerator, output / "lm", policy, lm_rollout(policy), other)
-    # A last collective whose tensors are freed while the interpreter exits can deadlock gloo; a barrier has none.
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    leave(0)
 
 
 def compute(accelerator: Accelerator, output: Path, policy: nn.Module, whole: Rollout, other: nn.Module) -> None:

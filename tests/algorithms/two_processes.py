@@ -19,6 +19,7 @@ from rlhf.algorithms import bc, off_policy, reinforce
 from rlhf.algorithms.catalogue import algorithm_of
 from rlhf.reduce import MetricSums, global_sum
 from rlhf.rollout import Rollout, single_steps
+from rlhf.runs.launch import leave
 from tests.batches import make_rollout
 from tests.learners import learner_of
 from tests.tabular import TabularPolicy
@@ -91,9 +92,7 @@ def main() -> None:
     result["processes"] = torch.tensor(accelerator.num_processes)
     if accelerator.is_main_process:
         save_file(result, Path(sys.argv[1]) / "result.safetensors")
-    # A last collective whose tensors are freed while the interpreter exits can deadlock gloo; a barrier has none.
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from rlhf.control.collectors import make_collector
 from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.evaluate import Config, Evaluator
 from rlhf.control.policy import ControlPolicy, PolicyConfig
+from rlhf.runs.launch import leave
 from rlhf.runs.log import read_lines
 from rlhf.runs.run import Run
 from tests.whole_loops import RunConfig
@@ -84,8 +85,7 @@ def main() -> None:
         facts[name] = {"weights": weights.tolist(), "rows": rows}
     if accelerator.is_main_process:
         (output / "facts.json").write_text(json.dumps(facts))
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    leave(0)
 
 
 if __name__ == "__main__":

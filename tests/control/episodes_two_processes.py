@@ -19,6 +19,7 @@ from rlhf.control.collectors import make_collector
 from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.rollout import single_steps
+from rlhf.runs.launch import leave
 from tests.learners import learner_of
 
 METHODS: dict[str, Any] = {
@@ -74,9 +75,7 @@ def main() -> None:
     result["processes"] = torch.tensor(accelerator.num_processes)
     if accelerator.is_main_process:
         save_file(result, Path(sys.argv[1]) / "result.safetensors")
-    # A last collective whose tensors are freed while the interpreter exits can deadlock gloo; a barrier has none.
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    leave(0)
 
 
 if __name__ == "__main__":

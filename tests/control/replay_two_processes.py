@@ -20,6 +20,7 @@ from rlhf.control.replay import Config as ReplayConfig
 from rlhf.control.replay import ReplayCollector
 from rlhf.control.twin_policy import TwinPolicy
 from rlhf.rollout import single_steps
+from rlhf.runs.launch import leave
 from tests.learners import learner_of
 
 METHODS = {
@@ -63,7 +64,7 @@ def main() -> None:
     if accelerator.is_main_process:
         save_file(weights, output / "weights.safetensors")
         (output / "facts.json").write_text(json.dumps(facts))
-    accelerator.end_training()
+    leave(0)
 
 
 if __name__ == "__main__":

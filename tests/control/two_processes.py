@@ -20,6 +20,7 @@ from rlhf.control.evaluate import Evaluator, replay
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.demonstrations import DemonstrationCollector
 from rlhf.rollout import Rollout
+from rlhf.runs.launch import leave
 
 
 def main() -> None:
@@ -58,7 +59,7 @@ def main() -> None:
             "labelling": [collected.metrics for collected in labelled],
         }
         (output / "facts.json").write_text(json.dumps(facts))
-    accelerator.end_training()
+    leave(0)
 
 
 def dealer(policy: ControlPolicy, accelerator: Accelerator) -> DemonstrationCollector:

@@ -19,6 +19,7 @@ from rlhf.lag import LaggedCollector
 from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.generate import Sampling
 from rlhf.lm.rewards import Rewards
+from rlhf.runs.launch import leave
 from tests.learners import learner_of
 from tests.lm.words import EOS, D, word_tokenizer
 from tests.lm.worlds import length_and_bonus, word_collector, word_policy, word_prompts
@@ -104,7 +105,7 @@ def main() -> None:
     facts |= {f"learned by {name}": learned(name, accelerator) for name in METHODS}
     if accelerator.is_main_process:
         (Path(sys.argv[1]) / "facts.json").write_text(json.dumps(facts))
-    accelerator.end_training()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -134,6 +134,37 @@ if __name__ == "__main__":
 '''
 
 
+LEAVING = """
+import atexit, os, sys
+import torch
+from rlhf.runs.launch import leave
+
+class TornDown:
+    def __del__(self, end=os._exit):
+        end(77)
+
+kept = TornDown()
+atexit.register(print, "at exit")
+print("printed", end=" ")
+if "alone" not in sys.argv:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=0, world_size=1)
+leave(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("status", [0, 143])
+def test_a_rank_ends_without_taking_its_python_down(tmp_path, status):
+    """Threads of gloo abort a process whose Python is being taken down; `TornDown` tells whether it was."""
+
+    def end(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-c", LEAVING, str(status), str(tmp_path / "store"), *arguments]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60)
+        return done.returncode, done.stdout
+
+    assert end() == (status, "printed at exit\n")
+    assert end("alone") == (77, "printed at exit\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signalled_script_exits_with_the_status_of_its_signal(tmp_path, number, status):

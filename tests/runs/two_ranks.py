@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from rlhf.errors import InputError
+from rlhf.runs.launch import leave
 from rlhf.runs.run import Run, on_main
 from rlhf.runs.stop import StopSignals
 
@@ -63,4 +64,4 @@ if __name__ == "__main__":
     accelerator = Accelerator(cpu=True)
     facts = walk(output / "run", accelerator)
     (output / f"rank{accelerator.process_index}.json").write_text(json.dumps(facts))
-    accelerator.end_training()
+    leave(0)
