@@ -76,8 +76,7 @@ class Config:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if algorithm_of(self.method) is not ALGORITHMS.get(self.algorithm):
             raise InputError(f"algorithm is {self.algorithm}, but method holds settings of {type(self.method)}.")
-        steps = self.optimize.epochs * self.optimize.minibatches
-        require_settings(self.method, whiten=self.optimize.whiten, steps=steps, lag=self.collect.lag)
+        require_settings(self.method, self.optimize, lag=self.collect.lag)
         if getattr(self.method, "kl_coef", 0.0):
             raise InputError(
                 "method.kl_coef charges for the KL to a reference policy, and there is none here; set it to 0, or see "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from tyro.conf import AvoidSubcommands, subcommand
 
+from rlhf import optimize
 from rlhf.algorithms import (
     a2c,
     discrete_sac,
@@ -64,20 +65,20 @@ def algorithm_of(config: Any) -> Any:
     return next(module for module in ALGORITHMS.values() if type(config) is module.Config)
 
 
-def require_settings(config: Any, *, whiten: str, steps: int, lag: int) -> None:
+def require_settings(config: Any, how: optimize.Config, *, lag: int) -> None:
     """Refuses what the method is not defined for.
 
     Args:
         config: The method's.
-        whiten: As in `optimize.Config`; advantages may be scaled twice, or not at all.
-        steps: Optimizer steps on each batch; without a ratio in the loss nothing corrects for a policy that has moved.
+        how: Its `whiten` may scale advantages twice, or not at all; it may take several steps on each batch, where
+            without a ratio in the loss nothing corrects for a policy that has moved.
         lag: Updates by which the actors lag; without a ratio in the estimates nothing corrects for theirs.
     """
     algorithm = algorithm_of(config)
     name = next(name for name, module in ALGORITHMS.items() if module is algorithm)
-    needed = getattr(algorithm, "WHITEN", whiten)
-    if whiten != needed:
-        raise InputError(f"optimize.whiten is {whiten}, but {name} needs {needed}; set it so.")
+    needed, steps = getattr(algorithm, "WHITEN", how.whiten), how.epochs * how.minibatches
+    if how.whiten != needed:
+        raise InputError(f"optimize.whiten is {how.whiten}, but {name} needs {needed}; set it so.")
     if steps > 1 and getattr(algorithm, "SINGLE_STEP", False):
         raise InputError(
             f"optimize.epochs x optimize.minibatches is {steps}, but {name} takes one step on each batch; set both to "

@@ -48,9 +48,8 @@ def labelled_texts(source: str, split: str) -> tuple[list[str], list[int]]:
     data = load_data(folder / f"{split}.jsonl") if folder.is_dir() else load_data(source, split=split)
     texts = data.strings("text")
     labels = [row.get("label") for row in data.rows]
-    found = sorted({repr(label) for label in labels})
     if not all(label in (0, 1) for label in labels) or len({label == 1 for label in labels}) < 2:
-        shown = ", ".join(found[:5])
+        shown = ", ".join(sorted({repr(label) for label in labels})[:5])
         raise InputError(
             f"{data.name}: label must be 1 for positive and 0 for negative ones, and both are needed; there is {shown}."
         )

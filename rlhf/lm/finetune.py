@@ -54,8 +54,7 @@ class ImproveConfig:
     optimize: optimize.Config = optimize.Config()
 
     def __post_init__(self) -> None:
-        steps = self.optimize.epochs * self.optimize.minibatches
-        require_settings(self.method, whiten=self.optimize.whiten, steps=steps, lag=self.collect.lag)
+        require_settings(self.method, self.optimize, lag=self.collect.lag)
         num_rows = self.collect.prompts_per_rollout * self.collect.responses_per_prompt
         if self.optimize.minibatches > num_rows:
             raise InputError(

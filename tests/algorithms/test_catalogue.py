@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlhf import optimize
 from rlhf.algorithms import a2c, grpo, impala, off_policy, ppo, ppo_kl, reinforce_pp, rloo, trpo
 from rlhf.algorithms.catalogue import ALGORITHMS, require_settings
 from rlhf.control.presets import PRESETS
@@ -22,15 +23,19 @@ from tests.tabular import TabularPolicy
 DOCS = Path(__file__).parent.parent.parent / "docs" / "algorithms.md"
 
 
+def how(whiten: Any, *, steps: int) -> optimize.Config:
+    return optimize.Config(whiten=whiten, epochs=steps)
+
+
 def test_whitening_is_part_of_the_method() -> None:
-    require_settings(reinforce_pp.Config(), whiten="batch", steps=4, lag=0)
-    require_settings(grpo.Config(), whiten="none", steps=4, lag=0)
+    require_settings(reinforce_pp.Config(), how("batch", steps=4), lag=0)
+    require_settings(grpo.Config(), how("none", steps=4), lag=0)
     for whiten in ("none", "minibatch", "batch"):
-        require_settings(ppo.Config(), whiten=whiten, steps=4, lag=0)
+        require_settings(ppo.Config(), how(whiten, steps=4), lag=0)
     with pytest.raises(InputError, match=r"whiten is none, but reinforce_pp needs batch"):
-        require_settings(reinforce_pp.Config(), whiten="none", steps=1, lag=0)
+        require_settings(reinforce_pp.Config(), how("none", steps=1), lag=0)
     with pytest.raises(InputError, match=r"whiten is batch, but grpo needs none"):
-        require_settings(grpo.Config(), whiten="batch", steps=1, lag=0)
+        require_settings(grpo.Config(), how("batch", steps=1), lag=0)
 
 
 def test_methods_without_a_ratio_in_their_loss_take_one_step() -> None:
@@ -40,12 +45,12 @@ def test_methods_without_a_ratio_in_their_loss_take_one_step() -> None:
     alone = {"a2c", "impala", "q_actor_critic", "reinforce", "rloo", "td_actor_critic", "td_lambda"}
     for name, algorithm in ALGORITHMS.items():
         config, whiten = algorithm.Config(), getattr(algorithm, "WHITEN", "none")
-        require_settings(config, whiten=whiten, steps=1, lag=0)
+        require_settings(config, how(whiten, steps=1), lag=0)
         if name not in alone:
-            require_settings(config, whiten=whiten, steps=2, lag=0)
+            require_settings(config, how(whiten, steps=2), lag=0)
             continue
         with pytest.raises(InputError, match=f"minibatches is 2, but {name} takes one step on each batch"):
-            require_settings(config, whiten=whiten, steps=2, lag=0)
+            require_settings(config, how(whiten, steps=2), lag=0)
 
 
 @pytest.mark.parametrize("algorithm", [ppo, ppo_kl, trpo, grpo, reinforce_pp, off_policy, a2c, impala, rloo])
@@ -73,17 +78,16 @@ def test_only_a_loss_with_a_ratio_follows_a_policy_that_has_moved(algorithm: Any
 
 def test_only_methods_that_correct_for_it_take_a_lag() -> None:
     for config in (impala.Config(), off_policy.Config()):
-        require_settings(config, whiten="none", steps=1, lag=3)
+        require_settings(config, how("none", steps=1), lag=3)
     for config in (ppo.Config(), a2c.Config(), grpo.Config()):
         with pytest.raises(InputError, match=r"lag is 3, but \w+ does not correct for actors that lag"):
-            require_settings(config, whiten="none", steps=1, lag=3)
+            require_settings(config, how("none", steps=1), lag=3)
 
 
 def test_every_algorithm_has_settings_that_are_allowed() -> None:
     assert {name for name, _ in PRESETS} == set(ALGORITHMS)
     for settings in PRESETS.values():
-        steps = settings.optimize.epochs * settings.optimize.minibatches
-        require_settings(settings.method, whiten=settings.optimize.whiten, steps=steps, lag=settings.collect.lag)
+        require_settings(settings.method, settings.optimize, lag=settings.collect.lag)
     assert set(lm_presets.PRESETS) <= set(ALGORITHMS)
 
 

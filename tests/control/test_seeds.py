@@ -184,5 +184,5 @@ def test_bootstrap_interval_of_a_mean_is_near_the_normal_one() -> None:
     scores = np.random.default_rng(0).normal(10.0, 2.0, 400)
     low, high = bootstrap_interval(scores, statistic=lambda x: float(x.mean()), seed=0)
     half = 1.96 * scores.std() / 20
-    assert low == pytest.approx(scores.mean() - half, abs=0.03)
-    assert high == pytest.approx(scores.mean() + half, abs=0.03)
+    assert low == pytest.approx(scores.mean() - half, abs=0.01)
+    assert high == pytest.approx(scores.mean() + half, abs=0.01)
