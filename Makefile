@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: demo test test-slow learning learning-methods lint benchmark-control clean
+.PHONY: demo test test-slow learning learning-methods learning-curves lint benchmark-control clean
 
 demo: $(VENV)/.installed
 	$(RUN) recipes/arithmetic.py $(ARGS)
@@ -26,6 +26,10 @@ learning: $(VENV)/.installed
 learning-methods: $(VENV)/.installed
 	$(RUN) -m pytest -m slow -n 2 --dist worksteal -s tests/learning/test_methods.py
 	$(RUN) tests/learning/table.py
+
+# What figure 17 of recipes/theory.py shows beside those: every method on Acrobot and Pendulum, ten seeds (some hours).
+learning-curves: $(VENV)/.installed
+	$(RUN) -m tests.learning.curves
 
 # Speed on control beside Stable-Baselines3, which only this target installs.
 benchmark-control: $(VENV)/.installed
