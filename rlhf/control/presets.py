@@ -262,7 +262,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
         optimize=replace(_REPLAY, schedule="linear", minibatches=64),
     ),
     **{(name, env_id): settings for name, settings in _ROBOT_PRESETS.items() for env_id in _ROBOTS},
-    # After rl-zoo's (https://github.com/DLR-RM/rl-baselines3-zoo), from memory.
+    # After rl-zoo's, rounded (https://huggingface.co/sb3/ppo-HalfCheetah-v3).
     ("ppo", "HalfCheetah-v5"): _HALF_CHEETAH,
 }
 
