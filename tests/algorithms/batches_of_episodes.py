@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,17 +58,21 @@ def batches(rollout: Rollout, probabilities: Tensor, size: int) -> Iterator[tupl
 
 
 def updated(
-    algorithm: Any, config: Any, policy: nn.Module, rollout: Rollout, *, rate: float = 1.0
+    algorithm: Any, config: Any, policy: nn.Module, rollout: Rollout, *, rate: float = 1.0, whiten: Any = "none"
 ) -> tuple[nn.Module, dict[str, float]]:
-    """A copy of the policy after the algorithm's own update by plain gradient descent, and what it logs."""
+    """A copy of the policy after the algorithm's update, if it has none of its own the plain one, by plain gradient
+    descent; and what is logged.
+    """
     moving = copy.deepcopy(policy)
     state = algorithm.initial_state(config) | STATE
     batch, _ = algorithm.estimate(rollout, state, config)
-    plain = optimize.Config(learning_rate=rate, epochs=1, whiten="none", max_gradient_norm=0.0)
+    plain = optimize.Config(learning_rate=rate, epochs=1, whiten=whiten, max_gradient_norm=0.0)
     optimizer = torch.optim.SGD(moving.parameters(), lr=rate)
     batch = single_steps(batch) if policy.memoryless else batch
-    metrics, _ = algorithm.update(learner_of(moving, plain, optimizer=optimizer), rollout, batch, state, config)
-    return moving, metrics
+    learner = learner_of(moving, plain, optimizer=optimizer)
+    if hasattr(algorithm, "update"):
+        return moving, algorithm.update(learner, rollout, batch, state, config)[0]
+    return moving, optimize.update(learner, batch, partial(algorithm.loss, state=state, config=config))
 
 
 def expected_gradient(

@@ -12,7 +12,7 @@ import torch
 
 from rlhf import optimize
 from rlhf.algorithms import a2c, grpo, impala, off_policy, ppo, ppo_kl, reinforce_pp, rloo, trpo
-from rlhf.algorithms.catalogue import ALGORITHMS, require_settings
+from rlhf.algorithms.catalogue import ALGORITHMS, REPLAYED, require_settings
 from rlhf.control.presets import PRESETS
 from rlhf.errors import InputError
 from rlhf.lm import presets as lm_presets
@@ -74,6 +74,40 @@ def test_only_a_loss_with_a_ratio_follows_a_policy_that_has_moved(algorithm: Any
         slopes.append(torch.autograd.grad(algorithm.loss(output, batch, state, config)[0].sum(), logprobs)[0])
     growth = 1.0 if getattr(algorithm, "SINGLE_STEP", False) else 1.1
     torch.testing.assert_close(slopes[1], growth * slopes[0], rtol=1e-9, atol=0)
+
+
+REWARDED = [name for name, algorithm in ALGORITHMS.items() if hasattr(algorithm.Config(), "entropy_coef")]
+
+
+@pytest.mark.parametrize("name", [name for name in REWARDED if name not in REPLAYED])
+def test_an_entropy_bonus_lowers_the_loss_by_its_weight(name: str) -> None:
+    """Per action, and nothing else in the loss depends on the entropy; replayed entropies are in the tests of those."""
+    policy, algorithm = TabularPolicy(4, 3), ALGORITHMS[name]
+    config = algorithm.Config(entropy_coef=0.3)
+    rollout = replace(make_rollout(policy, rows=4, steps=1), groups=torch.tensor([0, 0, 1, 1]))
+    state = algorithm.initial_state(config) | {"progress": torch.tensor(0.0), "update": torch.tensor(0)}
+    batch, _ = algorithm.estimate(rollout, state, config)
+    entropy = torch.rand_like(batch.logprobs).requires_grad_()
+    output = PolicyOutput(batch.logprobs, torch.zeros_like(entropy), entropy)
+    slope = torch.autograd.grad(algorithm.loss(output, batch, state, config)[0].sum(), entropy)[0]
+    torch.testing.assert_close(slope, torch.full_like(slope, -0.3), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("algorithm", [ppo, grpo, reinforce_pp])
+@pytest.mark.parametrize(("ratio", "advantage", "slope"), [(1.5, 1, 0), (1.5, -1, 1.5), (0.5, 1, -0.5), (0.5, -1, 0)])
+def test_a_clipped_ratio_gains_nothing_beyond_the_clip(
+    algorithm: Any, ratio: float, advantage: float, slope: float
+) -> None:
+    """-min(r A, clip(r, .8, 1.2) A) (Schulman et al., 2017, eq. 7): its slope along log r is -r A, or 0."""
+    config = algorithm.Config(clip=0.2)
+    rollout = replace(make_rollout(TabularPolicy(4, 3), rows=4, steps=1), groups=torch.tensor([0, 0, 1, 1]))
+    state = algorithm.initial_state(config) | {"progress": torch.tensor(0.0), "update": torch.tensor(0)}
+    batch, _ = algorithm.estimate(rollout, state, config)
+    batch = batch._replace(advantages=torch.full_like(batch.advantages, advantage))
+    logprobs = (batch.logprobs + math.log(ratio)).requires_grad_()
+    output = PolicyOutput(logprobs, torch.zeros_like(logprobs), torch.zeros_like(logprobs))
+    found = torch.autograd.grad(algorithm.loss(output, batch, state, config)[0].sum(), logprobs)[0]
+    torch.testing.assert_close(found, torch.full_like(found, slope), rtol=0, atol=1e-12)
 
 
 def test_only_methods_that_correct_for_it_take_a_lag() -> None:

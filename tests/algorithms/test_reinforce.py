@@ -112,6 +112,24 @@ def test_a_value_that_is_refitted_to_the_batch_shrinks_each_state_by_how_many_vi
     assert float((ours - gradient_of_return(policy, problem, 1.0)).norm()) > 0.05
 
 
+def test_a_value_baseline_is_discounted_as_the_returns_it_is_taken_off() -> None:
+    """gamma^t (G_t - V(s_t)) by hand, at gamma = 1/2: G is 1.5, 1, 2 and 4.5, 1; V is 1 everywhere."""
+    lengths = torch.tensor([[3], [2]])
+    steps = torch.arange(3)
+    mask = steps < lengths
+    rollout = make_rollout(TabularPolicy(4, 3), rows=2, steps=3)
+    rollout = replace(
+        rollout, mask=mask, dones=steps == lengths - 1, rewards=HAND[:2] * mask, values=torch.ones_like(HAND[:2]) * mask
+    )
+    for discounted, expected in (
+        (True, [[0.5, 0.0, 0.25], [3.5, 0.0, 0.0]]),
+        (False, [[0.5, 0.0, 1.0], [3.5, 0.0, 0.0]]),
+    ):
+        config = reinforce.Config(gamma=0.5, baseline="value", discounted_states=discounted)
+        batch, _ = reinforce.estimate(rollout, {}, config)
+        check(batch.advantages, torch.tensor(expected, dtype=torch.float64))
+
+
 def test_the_critic_is_fitted_first_and_the_policy_takes_one_step() -> None:
     """Fitted to the end, its value of each state is the mean return of the visits; the policy then uses that."""
     problem = Layers()

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from rlhf import optimize
-from rlhf.algorithms import reinforce_pp
+from rlhf.algorithms import a2c, ppo, reinforce_pp
 from rlhf.errors import InputError
 from rlhf.rollout import Rollout, single_steps
-from tests.algorithms.batches_of_episodes import STATE
+from tests.algorithms.batches_of_episodes import STATE, Bandit, batches, expected_gradient, gradient_of_return
 from tests.algorithms.groups_of_episodes import one_group
 from tests.algorithms.test_enumeration import TinyMdp, rollout_of
 from tests.learners import learner_of
@@ -75,6 +77,40 @@ def test_the_group_baseline_is_taken_off_before_normalising() -> None:
     less = [[credit - means[i >= 2] for credit in row] for i, row in enumerate(credits)]
     ours = moved(rollout, policy, reinforce_pp.Config(baseline="group"))
     torch.testing.assert_close(ours, predicted(rollout, policy, less), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("baseline", ["none", "group"])
+def test_the_expected_gradient_is_biased_as_normalising_by_the_batch_predicts(baseline: str) -> None:
+    """Over every batch of two episodes; the direction is not that of the return's gradient."""
+    problem = TinyMdp()
+    policy = problem.policy()
+    whole, probabilities = rollout_of(problem, policy, None)
+    ours, expected = torch.zeros_like(policy.logits), torch.zeros_like(policy.logits)
+    for rollout, probability in batches(whole, probabilities, 2):
+        credits = to_go(rollout.rewards, rollout.mask.sum(1).tolist(), 1.0)
+        mean = statistics.fmean(row[0] for row in credits) if baseline == "group" else 0.0
+        expected += probability * predicted(rollout, policy, [[credit - mean for credit in row] for row in credits])
+        ours += probability * moved(one_group(rollout), policy, reinforce_pp.Config(baseline=baseline))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9)
+    exact = gradient_of_return(policy, problem, 1.0)
+    assert 0.5 < float(torch.nn.functional.cosine_similarity(ours.flatten(), exact.flatten(), dim=0)) < 0.999
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("algorithm", [reinforce_pp, ppo, a2c])
+def test_whitening_scales_the_gradient_of_two_outcomes_by_their_expected_deviation(algorithm: Any, size: int) -> None:
+    """Of N actions k are paid 1, the others 0: whitened, these are sqrt((N - k) / k) and -sqrt(k / (N - k)), whose
+    gradient is sqrt(k (N - k)) / N (grad log p_1 - grad log p_0), the exact one times deviation / (p_1 p_0).
+    """
+    problem = Bandit()
+    policy = problem.policy()
+    with torch.no_grad():
+        policy.critic.zero_()
+    ours = expected_gradient(algorithm, algorithm.Config(), policy, problem, size, whiten="batch")
+    chances = [math.comb(size, k) * 0.9**k * 0.1 ** (size - k) for k in range(size + 1)]
+    deviation = sum(chance * math.sqrt(k * (size - k)) / size for k, chance in enumerate(chances))
+    exact = gradient_of_return(policy, problem, 1.0)
+    torch.testing.assert_close(ours, deviation / 0.09 * exact, rtol=0, atol=1e-7)
 
 
 def test_the_reference_is_charged_action_by_action() -> None:

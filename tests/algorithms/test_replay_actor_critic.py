@@ -130,6 +130,55 @@ def test_the_first_rung_weighs_the_buffers_actions_by_the_td_error() -> None:
     torch.testing.assert_close(found, exact(BUFFER, gains), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("sampled_actions", [0, 2])
+@pytest.mark.parametrize("baseline", [True, False])
+def test_the_gradient_with_twins_an_end_and_an_entropy_bonus_is_that_of_the_definition(
+    sampled_actions: int, baseline: bool
+) -> None:
+    """The lower of two critics that disagree, for targets and for the actor; nothing comes after a terminal."""
+    generator = torch.Generator().manual_seed(1)
+    critics, targets = torch.randn(2, 3, 2, 2, generator=generator, dtype=torch.float64)
+    policy = TabularTwins(LOGITS, critics)
+    policy.target_critic.values.data = targets
+    states, actions = torch.arange(3).repeat_interleave(2), torch.arange(2).repeat(3)
+    terminals = torch.tensor([False, True, False, False, True, False])
+    nexts, drawn = torch.tensor([1, 0, 0, 1, 1, 0]), torch.tensor([[0, 1], [1, 1], [0, 0], [1, 0], [0, 1], [1, 1]])
+    config = replay_actor_critic.Config(
+        gamma=GAMMA, sampled_actions=sampled_actions, baseline=baseline, entropy_coef=0.3
+    )
+    rollout = replayed(states, actions, REWARDS[states, actions], NEXT[states, actions], terminals)
+    batch, _ = replay_actor_critic.estimate(rollout, {}, config)
+    uniforms = [
+        [
+            middle(POLICY[NEXT[s, a]], int(nexts[i])),
+            *(middle(POLICY[s], int(one)) for one in drawn[i, :sampled_actions]),
+        ]
+        for i, (s, a) in enumerate(zip(states, actions, strict=True))
+    ]
+    draws = torch.tensor(uniforms, dtype=torch.float64).unsqueeze(1)
+    terms, _ = replay_actor_critic.loss(
+        policy(batch.inputs), batch._replace(inputs={**batch.inputs, "uniforms": draws}), {}, config
+    )
+    terms.sum().backward()
+
+    logits, values = LOGITS.clone().requires_grad_(), critics.clone().requires_grad_()
+    logprobs, expected = logits.log_softmax(-1), torch.zeros((), dtype=torch.float64)
+    for i, (s, a) in enumerate(zip(states.tolist(), actions.tolist(), strict=True)):
+        target = REWARDS[s, a].clone()
+        if not terminals[i]:
+            target += GAMMA * min(targets[NEXT[s, a], k, nexts[i]] for k in range(2))
+        lower = torch.tensor([min(critics[s, k, b] for k in range(2)) for b in range(2)])
+        expected = expected + sum(0.5 * (values[s, k, a] - target) ** 2 for k in range(2))
+        weighed = [(int(b), lower[b]) for b in drawn[i, :sampled_actions]] or [(a, target)]
+        for b, gain in weighed:
+            less = (POLICY[s] * lower).sum() if baseline else 0.0
+            expected = expected - logprobs[s, b] * (gain - less) / len(weighed)
+        expected = expected + 0.3 * (logprobs[s].exp() * logprobs[s]).sum()
+    of_logits, of_values = torch.autograd.grad(expected, (logits, values))
+    torch.testing.assert_close(policy.actor.grad, of_logits, rtol=0, atol=1e-9)
+    torch.testing.assert_close(policy.critic.values.grad, of_values, rtol=0, atol=1e-9)
+
+
 def test_more_sampled_actions_lower_the_variance_as_one_over_their_number() -> None:
     """Per state, over the actions drawn: the K-sample gradient has 1 / K of the variance, by enumeration."""
     values = action_values()
