@@ -211,7 +211,7 @@ def _collect_and_learn(
     with _timed(seconds, "update"):
         batch, cells = algorithm.estimate(rollout, state, config)
         # A collector that hands over other steps than it took says itself how many it took.
-        metrics = _describe(rollout, batch, cells, accelerator) | metrics
+        metrics = describe(rollout, batch, cells, accelerator) | metrics
         if policy.memoryless:
             batch = single_steps(batch)
         if hasattr(algorithm, "update"):
@@ -225,7 +225,7 @@ def _collect_and_learn(
     return state, metrics | _speed(metrics["steps"], seconds) | _memory(accelerator), samples
 
 
-def _describe(rollout: Rollout, batch: Batch, cells: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+def describe(rollout: Rollout, batch: Batch, cells: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
     """What the estimates look like, over all ranks; explained variance is 0 where the returns do not vary."""
     sums = MetricSums()
     sums.add(cells, rollout.mask, rollout.dones)

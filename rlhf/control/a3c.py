@@ -26,7 +26,8 @@ from rlhf.control.envs import make_envs
 from rlhf.control.policy import ControlPolicy
 from rlhf.core.random import derive_seed
 from rlhf.errors import InputError
-from rlhf.rollout import single_steps
+from rlhf.rollout import Batch, Rollout, single_steps
+from rlhf.train import describe
 
 
 class Job(NamedTuple):
@@ -110,7 +111,8 @@ def train(
             seconds += time.perf_counter() - start
             due += eval_every_steps
             ended = ended or board.steps.value >= job.steps
-            log({"steps": board.steps.value, "seconds/train": seconds, **_mean(reports)})
+            steps = board.steps.value
+            log({"steps": steps, "seconds/train": seconds, "steps_per_second": steps / seconds, **_mean(reports)})
         board.running.set()
         while not workers.join(timeout=0.1):
             pass
@@ -133,23 +135,24 @@ def work(number: int, policy: ControlPolicy, moments: list[dict[str, Tensor]], b
         policy=local, optimizer=optimizer, config=job.optimize, accelerator=accelerator, seed=seed
     )
     loss = partial(a2c.loss, state={}, config=job.method)
-    metrics: dict[str, float] = {}
+    report: Callable[[], dict[str, float]] = dict
     update = 0
     while board.steps.value < job.steps:
         if not board.running.is_set():
-            board.reports.put(metrics)
+            board.reports.put(report())
             board.running.wait()
             continue
         local.load_state_dict(policy.state_dict())
         rollout, acted, _ = collector.collect(local, update)
-        batch, _ = a2c.estimate(rollout, {}, job.method)
+        batch, cells = a2c.estimate(rollout, {}, job.method)
         progress = min(board.steps.value / job.steps, 1.0)
         learner = replace(learner, update_index=update, progress=progress)
-        metrics = acted | optimize.update(learner, single_steps(batch), loss)
+        learned = optimize.update(learner, single_steps(batch), loss)
+        report = partial(_report, rollout, batch, cells, acted | learned, accelerator)
         with board.steps.get_lock():
             board.steps.value += int(rollout.mask.sum())
         update += 1
-    board.reports.put(metrics)
+    board.reports.put(report())
 
 
 def shared_moments(policy: nn.Module) -> list[dict[str, Tensor]]:
@@ -187,6 +190,13 @@ def _reports(board: Board, workers: Any, num_workers: int) -> list[dict[str, flo
         if ended:
             break
     return reports
+
+
+def _report(
+    rollout: Rollout, batch: Batch, cells: dict[str, Tensor], metrics: dict[str, float], accelerator: Accelerator
+) -> dict[str, float]:
+    """What a worker says of its last update, which needs no time during the others."""
+    return describe(rollout, batch, cells, accelerator) | metrics
 
 
 def _mean(reports: list[dict[str, float]]) -> dict[str, float]:

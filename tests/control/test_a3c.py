@@ -60,7 +60,12 @@ def test_a_lone_worker_is_a2c_bit_for_bit() -> None:
     assert shared.steps.value == 120
     for ours, expected in zip(policy.parameters(), by_hand.parameters(), strict=True):
         assert torch.equal(ours, expected)
-    assert shared.reports.get()["entropy"] > 0.6
+    report = shared.reports.get()
+    assert report["entropy"] > 0.6
+    td_errors = rollout.rewards + 0.9 * rollout.next_values - rollout.values
+    assert report["td_error"] == pytest.approx(float(td_errors.abs().mean()), abs=1e-6)
+    assert report["value_max"] == pytest.approx(float(rollout.values.max()), abs=1e-6)
+    assert report["advantage_std"] == pytest.approx(float(batch.advantages.std(correction=0)), abs=1e-6)
 
 
 def test_two_workers_step_one_set_of_weights_and_moments() -> None:
@@ -96,6 +101,7 @@ def test_workers_in_processes_of_their_own_share_the_weights_and_moments_of_the_
     a3c.train(policy, job, num_workers=2, eval_every_steps=1000, log=rows.append)
     # The last to begin may do so just before the other's steps are counted.
     assert rows[-1]["steps"] in (100, 110)
+    assert rows[-1]["steps_per_second"] == rows[-1]["steps"] / rows[-1]["seconds/train"]
     updates = rows[-1]["steps"] / (job.collect.num_envs * job.collect.steps_per_rollout)
     counts = [float(own["step"]) for own in made]
     assert max(counts) == updates

@@ -64,6 +64,8 @@ def test_a_run_that_goes_on_is_the_one_that_never_stopped(name: str, tmp_path: P
     resumed, logged = trained(tmp_path / "part", name, updates=4, resume=True)
     assert not torch.equal(whole, part)
     assert torch.equal(whole, resumed)
+    # The learner scores every rollout as it was scored when it was handed over.
+    assert max(row["ratio_error_max"] for row in rows) < 1e-5
     # The shorter run evaluated where it ended.
     other = ("seconds", "steps_per_second", "memory", "eval")
     for a, b in zip(rows, logged, strict=True):
