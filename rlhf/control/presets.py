@@ -262,7 +262,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
         optimize=replace(_REPLAY, schedule="linear", minibatches=64),
     ),
     **{(name, env_id): settings for name, settings in _ROBOT_PRESETS.items() for env_id in _ROBOTS},
-    # After rl-zoo's, rounded (https://huggingface.co/sb3/ppo-HalfCheetah-v3).
+    # After rl-zoo's (https://huggingface.co/sb3/ppo-HalfCheetah-v3); docs/algorithms.md says where they differ.
     ("ppo", "HalfCheetah-v5"): _HALF_CHEETAH,
 }
 
