@@ -23,7 +23,8 @@ SEES = (
     "0.120 to 0.041 and 0.0065 nats. The gradient, which is p (1 - p), falls from 0.25 to 0.018 on the way, so its "
     "steps shrink twice over: at theta = 4 their KL is 2,800 times less than at 0. The natural gradient is 1 "
     "everywhere, and its steps of quadratic KL 0.01 cost 0.010 nats at 0 and 0.007 at 4; the slope that is left is "
-    "the error of the quadratic."
+    "the error of the quadratic. They raise pi by 0.070 from 0, 0.039 from 2 and 0.012 from 4, where gradient steps "
+    "of rate 1 do by 0.062, 0.011 and 0.0003."
 )
 
 STARTS = (0.0, 2.0, 4.0)
@@ -67,13 +68,15 @@ def compute(*, seeds: int, effort: float) -> dict[str, np.ndarray]:
         "natural_gradient": gradients / vmap(fisher)(thetas),
         "kl_gradient": moved(thetas, LEARNING_RATE * gradients),
         "kl_natural": moved(thetas, naturals),
+        "change_gradient": torch.sigmoid(thetas + LEARNING_RATE * gradients) - torch.sigmoid(thetas),
+        "change_natural": torch.sigmoid(thetas + naturals) - torch.sigmoid(thetas),
     }
     return {name: column.numpy() for name, column in columns.items()}
 
 
 def plot(data: dict[str, np.ndarray]) -> Figure:
-    figure = Figure(figsize=(12, 7.5), layout="constrained")
-    panels = figure.subplots(2, 2)
+    figure = Figure(figsize=(15, 7.5), layout="constrained")
+    panels = figure.subplots(2, 3)
     for start, kl, change in zip(STARTS, data["kl_of_steps"], data["change_of_steps"], strict=True):
         panels[0, 0].loglog(data["steps"], kl, label=f"from theta = {start:g}")
         panels[0, 1].semilogx(data["steps"], change, label=f"from theta = {start:g}")
@@ -83,17 +86,20 @@ def plot(data: dict[str, np.ndarray]) -> Figure:
     panels[1, 0].semilogy(thetas, data["gradient"], label="gradient of J")
     panels[1, 0].semilogy(thetas, data["natural_gradient"], label="natural gradient")
     panels[1, 0].set(ylabel="size, return per unit of theta", title="Gradients")
-    panels[1, 1].semilogy(thetas, data["kl_gradient"], label=f"gradient step, rate {LEARNING_RATE:g}")
-    panels[1, 1].semilogy(thetas, data["kl_natural"], label=f"natural step, quadratic KL = {MAX_KL:g}")
+    for panel, name in ((panels[1, 1], "kl"), (panels[1, 2], "change")):
+        panel.semilogy(thetas, data[f"{name}_gradient"], label=f"gradient step, rate {LEARNING_RATE:g}")
+        panel.semilogy(thetas, data[f"{name}_natural"], label=f"natural step, quadratic KL = {MAX_KL:g}")
     panels[1, 1].axhline(MAX_KL, color="gray", linewidth=0.8, linestyle="--")
     panels[1, 1].set(ylabel="KL(old || new), nats", title="KL of the two steps")
-    for panel in panels[0]:
+    panels[1, 2].set(ylabel="change of pi", title="How much surer the two steps make it")
+    panels[0, 2].remove()
+    for panel in panels[0, :2]:
         panel.set_xlabel("step in theta, logits")
     for panel in panels[1]:
         panel.set_xlabel("theta, the logit of the better action")
         for start in STARTS:
             panel.axvline(start, color="gray", linewidth=0.6, linestyle=":")
-    for panel in panels.flat:
+    for panel in figure.axes:
         panel.legend()
         panel.grid(alpha=0.3)
     return figure

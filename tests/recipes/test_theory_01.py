@@ -150,3 +150,6 @@ def test_figure_6_kl_and_gradient_are_those_of_a_coin():
     new = 1 / (1 + np.exp(-2.0 - data["steps"]))
     kl = old * np.log(old / new) + (1 - old) * np.log((1 - old) / (1 - new))
     np.testing.assert_allclose(data["kl_of_steps"][1], kl, atol=1e-12)
+    # F = p (1 - p), so the step of quadratic KL 0.01 is sqrt(0.02 / F).
+    after = 1 / (1 + np.exp(-data["thetas"] - np.sqrt(0.02 / (p * (1 - p)))))
+    np.testing.assert_allclose(data["change_natural"], after - p, atol=1e-9)
