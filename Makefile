@@ -30,6 +30,7 @@ learning-methods: $(VENV)/.installed
 # What figure 17 of recipes/theory.py shows beside those: every method on Acrobot and Pendulum, ten seeds (some hours).
 learning-curves: $(VENV)/.installed
 	$(RUN) -m tests.learning.curves
+	$(RUN) tests/learning/table.py
 
 # Speed on control beside Stable-Baselines3, which only this target installs.
 benchmark-control: $(VENV)/.installed

@@ -5,9 +5,8 @@
     python recipes/theory.py --effort 0.1           # a first look: a tenth of the samples, updates and grid points
 
 Each figure is one file of recipes/theory_figures: `compute` measures, `plot` draws. OUTPUT_DIR/NN.npz keeps what was
-measured, so that drawing again computes nothing unless seeds, effort, the package's code or the finished runs that a
-figure reads have changed; NN.png is the picture; report.html, readable offline, holds every figure drawn there so far,
-with what one sees and the code.
+measured, so that drawing again computes nothing unless seeds, effort or the package's code have changed; NN.png is the
+picture; report.html, readable offline, holds every figure drawn there so far, with what one sees and the code.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ def find_figures() -> dict[int, str]:
 
 def computed(module: ModuleType, config: Config) -> tuple[dict[str, np.ndarray], float]:
     """A figure's data, from the folder if it is there, and the seconds that computing it took."""
-    key = f"seeds {config.seeds}, effort {config.effort:g}, code {sources_hash(module)}, {inputs_of(module)}"
+    key = f"seeds {config.seeds}, effort {config.effort:g}, code {sources_hash(module)}"
     path = config.output_dir / f"{module.NUMBER:02d}.npz"
     if path.exists():
         data = load(config.output_dir, module.NUMBER)
@@ -113,11 +112,6 @@ def computed(module: ModuleType, config: Config) -> tuple[dict[str, np.ndarray],
 def load(folder: Path, number: int) -> dict[str, np.ndarray]:
     with np.load(folder / f"{number:02d}.npz") as archive:
         return dict(archive)
-
-
-def inputs_of(module: ModuleType) -> str:
-    """What a figure reads beside its settings, as it says itself."""
-    return module.inputs() if hasattr(module, "inputs") else "no files"
 
 
 def sources_hash(module: ModuleType) -> str:

@@ -51,7 +51,7 @@ METHODS: dict[str, tuple[Any, Any]] = {
 LAGS = (0, 1, 2, 4, 8, 16, 32)
 SAMPLES = {"num_episodes": 8, "num_steps": 25}
 UPDATES, STEP_SIZE, CRITIC_STEP_SIZE = 150, 0.1, 0.3
-A3C_STEPS, A3C_SEEDS = 60_000, 3
+A3C_STEPS, A3C_SEEDS = 60_000, 10
 WORKERS = (1, 2)
 
 

@@ -1,15 +1,27 @@
-"""The tables of docs/algorithms.md from what is in runs/learning: `python tests/learning/table.py`."""
+"""The tables of docs/algorithms.md and the curves of figure 17 from what is in runs/learning:
+
+python tests/learning/table.py
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rlhf.runs.log import read_lines
 
-FOLDER = Path(__file__).parent.parent.parent / "runs" / "learning"
+ROOT = Path(__file__).parent.parent.parent
+FOLDER = ROOT / "runs" / "learning"
+CURVES = ROOT / "recipes" / "theory_figures" / "fig17_every_method.npz"
+PROBLEMS = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1", "pendulum": "Pendulum-v1"}
+# Points of a curve.
+GRID = 40
 
 
 def results(name: str) -> dict[int, dict[str, Any]]:
@@ -37,7 +49,28 @@ def thousands(value: float | None) -> str:
     return "never" if value is None else f"{value / 1000:.0f}"
 
 
+def finished_runs(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """By "problem/method" and seed: steps and returns, `(2, P)`, of all runs on control that are done."""
+    curves: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    for metrics in sorted(folder.glob("*/*/metrics.jsonl")):
+        # Without a method in its name a run is PPO's.
+        name = re.fullmatch(rf"({'|'.join(PROBLEMS)})(?:-(.+))?-(\d+)", metrics.parent.parent.name)
+        if name and (metrics.parent / "final").exists():
+            rows = [row for row in read_lines(metrics) if "eval_return_mean" in row]
+            points = [[row["steps"] for row in rows], [row["eval_return_mean"] for row in rows]]
+            curves[f"{PROBLEMS[name[1]]}/{name[2] or 'ppo'}"][name[3]] = np.array(points, dtype=float)
+    return curves
+
+
+def on_one_grid(curves: list[np.ndarray]) -> np.ndarray:
+    """`(1 + seeds, GRID)`: steps, up to where all have come, and each curve's returns there."""
+    steps = np.linspace(0.0, min(curve[0, -1] for curve in curves), GRID)
+    return np.stack([steps, *(np.interp(steps, *curve) for curve in curves)])
+
+
 def main() -> None:
+    curves = {name: on_one_grid(list(seeds.values())) for name, seeds in finished_runs(FOLDER).items()}
+    np.savez_compressed(CURVES, **{name: each.astype(np.float32) for name, each in curves.items()})
     print("| method | seeds | first hit, thousand steps | stays from | share of evaluations solved | last mean |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name in names("cartpole"):

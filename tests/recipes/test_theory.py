@@ -85,14 +85,12 @@ def test_theory_computes_again_for_other_settings(marked_copy):
         assert not marked(marked_copy)
 
 
-def test_theory_computes_again_where_what_it_calls_or_reads_has_changed(marked_copy, monkeypatch):
+def test_theory_computes_again_where_what_it_calls_has_changed(marked_copy, monkeypatch):
     module, shared = theory.importlib.import_module("recipes.theory_figures.fig06_natural_steps"), theory.shared_modules
     (marked_copy / "new.py").write_text("RATE = 1.0")
     for change in (
         lambda: monkeypatch.setattr(theory, "shared_modules", lambda: [*shared(), marked_copy / "new.py"]),
         lambda: (marked_copy / "new.py").write_text("RATE = 2.0"),
-        lambda: monkeypatch.setattr(module, "inputs", lambda: "three runs", raising=False),
-        lambda: monkeypatch.setattr(module, "inputs", lambda: "four runs"),
     ):
         theory.computed(module, small_config(marked_copy))
         mark(marked_copy)

@@ -20,7 +20,9 @@ from recipes.theory_figures import (
 from recipes.theory_figures.episodes import expected_sum, play, step
 from rlhf.algorithms import reinforce
 from rlhf.control.chain import Chain
+from rlhf.control.presets import preset
 from rlhf.core.mdp import Mdp, policy_gradient
+from tests.learning import table
 
 FIGURES = [fig13_lag, fig14_chain, fig15_stochastic_policies, fig16_imitation]
 SMALL = {"seeds": 2, "effort": 0.005}
@@ -171,7 +173,7 @@ def write_run(folder, steps, returns, *, finished=True):
         (folder / "final").mkdir()
 
 
-def test_figure_17_draws_finished_runs_and_tries_settings(tmp_path, monkeypatch):
+def test_figure_17_curves_are_those_of_finished_runs(tmp_path):
     # Without a method in its name a run is PPO's, and seed 0 stands but once.
     write_run(tmp_path / "cartpole-0" / "ppo", [0, 100, 200], [0.0, 10.0, 20.0])
     write_run(tmp_path / "cartpole-ppo-0" / "ppo", [0, 100, 200], [0.0, 10.0, 20.0])
@@ -179,18 +181,36 @@ def test_figure_17_draws_finished_runs_and_tries_settings(tmp_path, monkeypatch)
     write_run(tmp_path / "cartpole-ppo-2" / "ppo", [0, 10], [0.0, 1.0], finished=False)
     write_run(tmp_path / "arithmetic-ppo-0" / "ppo", [0, 100], [0.5, 1.0])
     write_run(tmp_path / "pendulum-sac-0" / "sac", [0, 100], [-1500.0, -150.0])
-    monkeypatch.setattr(fig17_every_method, "RUNS", tmp_path)
-    monkeypatch.setattr(fig17_every_method, "METHODS", ("a2c", "replay_actor_critic"))
-    data, again = (fig17_every_method.compute(seeds=2, effort=0.001) for _ in range(2))
-    assert {name for name in data if name.startswith("curve")} == {"curve/CartPole-v1/ppo", "curve/Pendulum-v1/sac"}
+    runs = table.finished_runs(tmp_path)
+    assert set(runs) == {"CartPole-v1/ppo", "Pendulum-v1/sac"}
     # Up to where both have come, step 150, straight between evaluations.
-    steps, first, second = data["curve/CartPole-v1/ppo"]
+    steps, first, second = table.on_one_grid(list(runs["CartPole-v1/ppo"].values()))
     assert steps[-1] == 150
     np.testing.assert_allclose(first, steps / 10, atol=1e-12)
     np.testing.assert_allclose(second, steps / 5, atol=1e-12)
+
+
+def test_figure_17_tries_settings_and_is_drawn(monkeypatch):
+    monkeypatch.setattr(fig17_every_method, "METHODS", ("a2c", "replay_actor_critic"))
+    data, again = (fig17_every_method.compute(seeds=2, effort=0.001) for _ in range(2))
     for name in data:
         np.testing.assert_array_equal(data[name], again[name], err_msg=name)
     assert isinstance(fig17_every_method.plot(data), Figure)
+
+
+def test_figure_17_interval_of_a_share_is_wilsons():
+    """5 of 10: 0.237 to 0.763."""
+    assert fig17_every_method.interval(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+
+
+def test_figure_17_trust_region_is_searched_like_a_step_size():
+    given = {"learning_rate": 2e-3, "gamma": 0.95, "batch": 2.0, "steps": 1000}
+    searched = fig17_every_method.changed("trpo", **given)
+    assert (searched.method.max_kl, searched.optimize.learning_rate) == (pytest.approx(0.02), 2e-3)
+    usual = preset("replay_actor_critic", "CartPole-v1")
+    searched = fig17_every_method.changed("replay_actor_critic", **given)
+    assert searched.method.batch_size == 2 * usual.method.batch_size
+    assert searched.optimize.minibatches == usual.optimize.minibatches
 
 
 def test_figure_17_settings_are_within_what_it_says():
