@@ -26,7 +26,6 @@ def assert_close(first: Any, second: Any) -> None:
         assert first == (pytest.approx(second, abs=1e-9) if isinstance(second, float) else second)
 
 
-@pytest.mark.slow
 def test_two_processes_collect_evaluate_and_learn_as_one(tmp_path: Path):
     for name, processes in (("one", 1), ("two", 2)):
         run("tests/lm/two_processes.py", tmp_path / name, processes=processes)

@@ -11,7 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf import optimize, train
-from rlhf.algorithms import grpo, impala, off_policy, reinforce
+from rlhf.algorithms import a2c, grpo, impala, off_policy, ppo_kl, reinforce, reinforce_pp, rloo, trpo
+from rlhf.algorithms.actor_critic import Critic
+from rlhf.algorithms.catalogue import algorithm_of
 from rlhf.lm import collect
 from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.finetune import ImproveConfig, improve
@@ -32,6 +34,7 @@ def run(
 ) -> tuple[CausalLM, list[dict[str, Any]]]:
     """The policy after the updates, as many steps each as epochs, and what was logged; one prompt has no scores."""
     accelerator, policy = Accelerator(cpu=True), word_policy()
+    whiten = getattr(algorithm_of(method), "WHITEN", "none")
     rewards = Rewards([length_and_bonus, none_for_one_prompt], allow_none=True)
     sampling = Sampling(max_new_tokens=6, stop_tokens=(EOS, D))
     evaluate = ResponseEvaluator(
@@ -55,7 +58,7 @@ def run(
             collect=collect.Config(prompts_per_rollout=4, responses_per_prompt=3, lag=lag),
             method=method,
             train=train.Config(updates=updates, eval_every=0, checkpoint_every=0),
-            optimize=optimize.Config(learning_rate=0.01, epochs=epochs, micro_batch_cost=1000, whiten="none"),
+            optimize=optimize.Config(learning_rate=0.01, epochs=epochs, micro_batch_cost=1000, whiten=whiten),
         ),
         phase=Run(folder, RunConfig(name="lm"), resume=resume, accelerator=accelerator).phase("improve"),
         accelerator=accelerator,
@@ -99,11 +102,21 @@ def test_off_policy_learns_from_actors_that_lag(ratios: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("method", "how"),
-    [(impala.Config(kl_coef=0.1), {"lag": 2}), (grpo.Config(), {"epochs": 2})],
-    ids=["impala, two updates late", "grpo"],
+    [
+        (impala.Config(kl_coef=0.1), {"lag": 2}),
+        (off_policy.Config(kl_coef=0.1), {"lag": 1}),
+        (grpo.Config(), {"epochs": 2}),
+        (rloo.Config(), {}),
+        (reinforce_pp.Config(kl_coef=0.1), {"epochs": 2}),
+        (reinforce.Config(baseline="value"), {}),
+        (a2c.Config(critic=Critic(epochs=2)), {}),
+        (ppo_kl.Config(penalty_target=1e-3), {"epochs": 2}),
+        (trpo.Config(), {}),
+    ],
+    ids=lambda value: algorithm_of(value).__name__.rpartition(".")[2] if not isinstance(value, dict) else "",
 )
 def test_a_run_that_goes_on_is_the_one_that_never_stopped(method: Any, how: dict[str, int], tmp_path: Path) -> None:
-    """With actors that lag, the weights of the last updates are part of the checkpoint."""
+    """Critic, penalty and, with actors that lag, the weights of the last updates are in the checkpoint."""
     whole, rows = run(tmp_path / "whole", method, updates=5, **how)
     part, _ = run(tmp_path / "part", method, updates=3, **how)
     resumed, logged = run(tmp_path / "part", method, updates=5, resume=True, **how)

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from rlhf import optimize
-from rlhf.algorithms import grpo, impala, off_policy
+from rlhf.algorithms import a2c, grpo, impala, off_policy
+from rlhf.algorithms.actor_critic import Critic
 from rlhf.algorithms.catalogue import algorithm_of
 from rlhf.lag import LaggedCollector
 from rlhf.lm.evaluate import ResponseEvaluator
@@ -30,6 +31,7 @@ def missing_for_one(bonus: list[int]) -> list[float | None]:
 
 
 METHODS: dict[str, Any] = {
+    "a2c": a2c.Config(kl_coef=0.1, critic=Critic(epochs=2)),
     "grpo": grpo.Config(kl_coef=0.1),
     "impala": impala.Config(kl_coef=0.1),
     "off_policy": off_policy.Config(kl_coef=0.1),
@@ -56,7 +58,10 @@ def learned(name: str, accelerator: Accelerator) -> dict[str, Any]:
         rollout, _, _ = collector.collect(policy, update)
         batch, _ = algorithm.estimate(rollout, state, config)
         learner = learner_of(wrapped, settings, optimizer=optimizer, accelerator=accelerator, update_index=update)
-        metrics.append(optimize.update(learner, batch, partial(algorithm.loss, state=state, config=config)))
+        if hasattr(algorithm, "update"):
+            metrics.append(algorithm.update(learner, rollout, batch, state, config)[0])
+        else:
+            metrics.append(optimize.update(learner, batch, partial(algorithm.loss, state=state, config=config)))
     moved = {key: p.detach() - start[key] for key, p in policy.named_parameters() if p.requires_grad}
     return {"metrics": metrics, "moved": {key: x.flatten().tolist() for key, x in moved.items()}}
 
