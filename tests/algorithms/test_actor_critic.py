@@ -152,6 +152,21 @@ def test_the_bias_of_an_imperfect_q_is_its_error() -> None:
         close(ours["logits"], gradient_by_weights(world, policy, exact + errors))
 
 
+def test_the_td_actor_critic_is_a2c_with_returns_of_one_step() -> None:
+    world, policy = three_steps(), policy_of(a2c, 0.8)
+    with_critic(policy, torch.randn(NUM_STATES, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
+    episodes, critic = enumerated(world, policy), Critic(target="td0", coef=0.7)
+    td = td_actor_critic.Config(gamma=0.8, entropy_coef=0.1, critic=critic)
+    one = a2c.Config(gamma=0.8, advantage="n_step", num_steps=1, entropy_coef=0.1, critic=critic)
+    pairs = zip(
+        expected_gradient(policy, episodes, td_actor_critic, td).items(),
+        expected_gradient(policy, episodes, a2c, one).values(),
+        strict=True,
+    )
+    for (name, ours), theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12, msg=name)
+
+
 @METHODS
 @pytest.mark.parametrize("target", TARGETS)
 def test_an_exact_critic_stays_where_it_is(algorithm: ModuleType, target: str) -> None:

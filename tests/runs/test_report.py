@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 from rlhf.errors import InputError
+from rlhf.runs import report
 from rlhf.runs.log import Lines
 from rlhf.runs.report import write_report
 
@@ -87,6 +89,21 @@ def test_report_shows_samples_before_and_after(page):
 def test_report_escapes_what_users_wrote(page):
     assert "<run>" not in page
     assert "<b>why" not in page
+
+
+def test_an_interval_is_drawn_around_its_curve(monkeypatch):
+    """`_low` and `_high` are the band of their metric at every row that has them, and no panels of their own."""
+    bands = []
+    monkeypatch.setattr(Axes, "fill_between", lambda axes, *points, **style: bands.append((axes.get_title(), *points)))
+    rows = [
+        {"update": 0, "steps": 0, "iqm": 20.0, "iqm_low": 10.0, "iqm_high": 25.0},
+        {"update": 1, "steps": 64, "entropy": 0.5},
+        {"update": 2, "steps": 128, "iqm": 90.0, "iqm_low": 60.0, "iqm_high": 95.0},
+    ]
+    names = [name for group in report._grouped(rows).values() for name in group]
+    assert sorted(names) == ["entropy", "iqm"]
+    report._curves(rows, ["iqm"])
+    assert bands == [("", (0, 128), (10.0, 60.0), (25.0, 95.0))]
 
 
 def test_report_of_a_phase_that_logged_nothing(tmp_path):
