@@ -4,7 +4,8 @@
 
 One thread each, one process, the contestants in turn, round after round; evaluation is excluded, all else that
 training does (logging, our checkpoints) is included. Ten seeds side by side count the steps of all ten. Hyperparameters
-are those that rl-zoo tuned for CartPole: 8 environments x 32 steps, 20 epochs of one minibatch of 256.
+are those that rl-zoo tuned for CartPole: 8 environments x 32 steps, 20 epochs of one minibatch of 256. Our fastest with
+which ten seeds of ten come to 475 and stay there as well are the recipe's with half its epochs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ EQUAL = cartpole.Config(
     ),
     evaluate=evaluate.Config(episodes=1, sampled_episodes=0),
 )
+RECIPE = cartpole.default_config("ppo", "CartPole-v1")
+FASTEST = replace(RECIPE, optimize=replace(RECIPE.optimize, epochs=10))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,7 @@ def stable_baselines3(steps: int) -> float:
 def ours(config: cartpole.Config, steps: int) -> float:
     """Seconds of `Parts.train`, less those spent in evaluations."""
     accelerator = Accelerator(cpu=True)
-    config = cartpole.Config(**{**vars(config), "steps": steps, "eval_every_steps": steps})
+    config = replace(config, steps=steps, eval_every_steps=steps)
     parts, judging = assemble(config, accelerator), 0.0
 
     def evaluated(policy: Any) -> Any:
@@ -104,21 +108,11 @@ def ours(config: cartpole.Config, steps: int) -> float:
 
 def main(config: Config) -> None:
     torch.set_num_threads(1)
-    default = cartpole.default_config("ppo", "CartPole-v1")
-    several = {"num_seeds": config.num_seeds}
-    contestants = {
-        "Stable-Baselines3, 1 seed": (1, lambda: stable_baselines3(config.steps)),
-        "ours, equal settings, 1 seed": (1, lambda: ours(EQUAL, config.steps)),
-        f"ours, equal settings, {config.num_seeds} seeds": (
-            config.num_seeds,
-            lambda: ours(cartpole.Config(**{**vars(EQUAL), **several}), config.steps),
-        ),
-        "ours, own settings, 1 seed": (1, lambda: ours(default, config.steps)),
-        f"ours, own settings, {config.num_seeds} seeds": (
-            config.num_seeds,
-            lambda: ours(cartpole.Config(**{**vars(default), **several}), config.steps),
-        ),
-    }
+    contestants = {"Stable-Baselines3, 1 seed": (1, partial(stable_baselines3, config.steps))}
+    for name, settings in (("equal", EQUAL), ("fastest", FASTEST)):
+        for num_seeds in (1, config.num_seeds):
+            run = partial(ours, replace(settings, num_seeds=num_seeds), config.steps)
+            contestants[f"ours, {name} settings, {num_seeds} seed{'s' * (num_seeds > 1)}"] = (num_seeds, run)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(config.rounds):
         for name, (_, run) in contestants.items():
