@@ -15,9 +15,9 @@ pytestmark = pytest.mark.slow
 
 # Environment steps within which CartPole has to reach a mean of 475, and the seeds that have to.
 CARTPOLE = {
-    "ppo": (100_000, 10),
-    "ppo_kl": (100_000, 10),
-    "trpo": (100_000, 10),
+    "ppo": (100_000, 20),
+    "ppo_kl": (100_000, 20),
+    "trpo": (100_000, 20),
     "a2c": (500_000, 10),
     "q_actor_critic": (500_000, 10),
     "td_actor_critic": (500_000, 10),
@@ -31,8 +31,8 @@ CARTPOLE = {
     "discrete_sac": (100_000, 10),
     "replay_actor_critic": (100_000, 10),
 }
-# Of those that have to stay there until the end.
-STAYS = ("ppo", "ppo_kl", "trpo")
+# How many seeds of those, from the first on, have to stay there until the end.
+STAYS = {"ppo": 20, "ppo_kl": 10, "trpo": 20}
 # Steps, and the largest gap to the optimum by dynamic programming on the same starts.
 PENDULUM = {"ppo": (100_000, 40.0), "trpo": (200_000, 45.0), "sac": (20_000, 25.0), "a2c": (1_000_000, 60.0)}
 # Mean return of 50 greedy episodes; rl-zoo has 5819 for PPO after as many steps, 9535 for SAC after five times as many.
@@ -49,7 +49,7 @@ def test_cartpole_is_reached(algorithm: str, seed: int) -> None:
     assert result["first_hit_step"] is not None
     # An update may end beyond the last step.
     assert result["first_hit_step"] <= 1.02 * CARTPOLE[algorithm][0]
-    if algorithm in STAYS:
+    if seed < STAYS.get(algorithm, 0):
         assert result["stays_from_step"] is not None
 
 
