@@ -1,6 +1,6 @@
 """The theory as pictures: one figure a claim, computed by the package's own code, and a page to read them on.
 
-    python recipes/theory.py                        # all figures, about a quarter of an hour on one core
+    python recipes/theory.py                        # all figures, about 40 minutes on one core
     python recipes/theory.py --figures 1 4          # some of them
     python recipes/theory.py --effort 0.1           # a first look: a tenth of the samples, updates and grid points
 
