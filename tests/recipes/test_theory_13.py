@@ -181,6 +181,7 @@ def test_figure_17_curves_are_those_of_finished_runs(tmp_path):
     write_run(tmp_path / "cartpole-ppo-2" / "ppo", [0, 10], [0.0, 1.0], finished=False)
     write_run(tmp_path / "arithmetic-ppo-0" / "ppo", [0, 100], [0.5, 1.0])
     write_run(tmp_path / "pendulum-sac-0" / "sac", [0, 100], [-1500.0, -150.0])
+    assert table.CURVES == fig17_every_method.CURVES
     runs = table.finished_runs(tmp_path)
     assert set(runs) == {"CartPole-v1/ppo", "Pendulum-v1/sac"}
     # Up to where both have come, step 150, straight between evaluations.
