@@ -94,14 +94,17 @@ def test_collector_counts_its_steps_and_acts_at_random_first() -> None:
 
 @pytest.mark.parametrize(("env_id", "mean", "edge"), [("CartPole-v1", 0.5, 1.0), ("Pendulum-v1", 0.0, 2.0)])
 def test_first_actions_are_even_over_the_space(env_id: str, mean: float, edge: float) -> None:
-    """Whatever the policy would do: here one action with certainty."""
+    """Whatever the policy would do: here one action with certainty, which the step after the 500 random ones takes."""
     envs = make_envs(env_id, 4)
     policy = policy_for(envs)
     with torch.no_grad():
         policy.actor.biases[-1][..., 0] = 50.0
-    collector = collector_of(envs, steps=1, rows=2000, random_steps=2000)
-    actions = collector.collect(policy, 0).rollout.inputs["actions"].double()
+    collector = collector_of(envs, steps=1, random_steps=2000)
+    collector.collect(policy, 0)
+    slots, rows = torch.arange(500).repeat_interleave(4), torch.arange(4).repeat(500)
+    actions = collector.buffer.take(slots, rows)["actions"].double()
     assert float(actions.max()) == pytest.approx(edge, abs=0.02)
+    assert float(actions.min()) == pytest.approx(2 * mean - edge, abs=0.02)
     # Five standard errors of the mean.
     assert float(actions.mean()) == pytest.approx(mean, abs=5 * edge / 3.0**0.5 / 2000**0.5)
 
