@@ -60,6 +60,9 @@ class Config:
 
 def main(config: Config) -> dict[str, float | None]:
     torch.set_num_threads(1)
+    job = a3c.Job(config.env_id, config.steps, config.collect, config.method, config.optimize, config.seed)
+    how = {"num_workers": config.num_workers, "eval_every_steps": config.eval_every_steps}
+    a3c.check(config.policy, job, **how)
     accelerator = Accelerator(cpu=True)
     policy = ControlPolicy(spaces_of(make_env(config.env_id)), config.policy, seed=config.seed)
     run = Run(config.output_dir, config, resume=False, accelerator=accelerator)
@@ -81,9 +84,8 @@ def main(config: Config) -> dict[str, float | None]:
         phase.log({"update": num_logged, **row, **evaluation.metrics})
         num_logged += 1
 
-    job = a3c.Job(config.env_id, config.steps, config.collect, config.method, config.optimize, config.seed)
     try:
-        a3c.train(policy, job, num_workers=config.num_workers, eval_every_steps=config.eval_every_steps, log=log)
+        a3c.train(policy, job, **how, log=log)
     except KeyboardInterrupt:
         sys.exit("interrupted; A3C cannot be resumed, another --output-dir starts anew.")
     phase.finish(config.steps, {"policy": policy.save})

@@ -1,7 +1,7 @@
 """A language model learns addition from a teacher who forgets to carry, then PPO makes it right.
 
     python recipes/arithmetic.py
-    python recipes/arithmetic.py --algorithm grpo             # or any other of docs/algorithms.md
+    python recipes/arithmetic.py --algorithm grpo             # or any other that docs/algorithms.md has a result of
     accelerate launch --config_file recipes/accelerate/multi_gpu.yaml recipes/arithmetic.py
 
 Nothing is downloaded. A small transformer is built from its config and cloned from demonstrations of two-digit
@@ -23,9 +23,10 @@ from accelerate import Accelerator
 from transformers import LlamaConfig
 
 from rlhf import optimize, train
-from rlhf.algorithms.catalogue import ALGORITHMS, algorithm_of
+from rlhf.algorithms.catalogue import ALGORITHMS, algorithm_of, require_critic
 from rlhf.core.random import derive_seed, uniforms
 from rlhf.errors import InputError
+from rlhf.lm import collect
 from rlhf.lm.data import demonstration_rollout, hold_out, load_data, prompt_rows
 from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.finetune import CloneConfig, ImproveConfig, Precision, clone, improve
@@ -49,7 +50,7 @@ class Config:
     """Cloning from a careless teacher, then a policy-gradient method."""
 
     algorithm: str = "ppo"
-    """One of docs/algorithms.md that learns on policy, or nearly so; `improve` holds its settings."""
+    """One that docs/algorithms.md has a result of on arithmetic; `improve` holds its settings."""
     seed: int = 0
     """Everything random follows from it."""
     output_dir: Path = Path("runs/arithmetic")
@@ -83,6 +84,11 @@ class Config:
     def __post_init__(self) -> None:
         if algorithm_of(self.improve.method) is not ALGORITHMS.get(self.algorithm):
             raise InputError(f"algorithm is {self.algorithm}, but improve.method is that of another one.")
+        require_critic(self.improve.method, self.critic)
+        if not 0.0 <= self.dropped_carries <= 1.0:
+            raise InputError(f"dropped_carries is {self.dropped_carries}; it must lie in [0, 1].")
+        if self.held_out < 1:
+            raise InputError(f"held_out is {self.held_out}; hold out some sums to evaluate on.")
 
 
 def default_config(algorithm: str) -> Config:
@@ -145,11 +151,7 @@ def main(config: Config) -> dict[str, float]:
         mixed_precision=config.precision.mixed_precision,
         **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir),
     )
-    run = Run(
-        config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}
-    )
-    tokenizer = character_tokenizer("0123456789+=")
-    policy, rewards = new_policy(config, tokenizer), Rewards([exact_match])
+    tokenizer, rewards = character_tokenizer("0123456789+="), Rewards([exact_match])
     rows = problems()
     training, held_out = (
         [rows[i] for i in part.tolist()] for part in hold_out(len(rows), num_held_out=config.held_out, seed=config.seed)
@@ -159,6 +161,10 @@ def main(config: Config) -> dict[str, float]:
     prompts, held_out_prompts = (
         prompt_rows(load_data(part), tokenizer, max_new_tokens=sampling.max_new_tokens, context=CONTEXT)
         for part in (training, held_out)
+    )
+    collect.require_prompts(prompts, config.improve.collect, accelerator)
+    run = Run(
+        config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}
     )
     evaluate = ResponseEvaluator(
         held_out_prompts,
@@ -170,6 +176,7 @@ def main(config: Config) -> dict[str, float]:
         micro_batch_cost=config.improve.optimize.micro_batch_cost,
         use_reference=False,
     )
+    policy = new_policy(config, tokenizer)
     where: dict[str, Any] = {"accelerator": accelerator, "seed": config.seed}
     demonstrated = demonstration_rollout(shown, tokenizer, context=CONTEXT)
     clone(policy, demonstrated, evaluate, config=config.clone, phase=run.phase("clone"), **where)

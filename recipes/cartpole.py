@@ -2,7 +2,7 @@
 
     python recipes/cartpole.py                              # CartPole-v1, 100k steps
     python recipes/cartpole.py --env-id Pendulum-v1
-    python recipes/cartpole.py --algorithm trpo             # or any other of docs/algorithms.md
+    python recipes/cartpole.py --algorithm trpo             # or any other of rlhf/algorithms/catalogue.py
     python recipes/cartpole.py --env-id Acrobot-v1
     python recipes/cartpole.py --num-seeds 10               # ten seeds side by side, and their interquartile mean
     python recipes/cartpole.py --resume                     # goes on after a kill, bit for bit
@@ -44,7 +44,7 @@ class Config:
     """A policy-gradient method on a gymnasium environment."""
 
     algorithm: str = "ppo"
-    """One of docs/algorithms.md; `method` holds its settings."""
+    """One of rlhf/algorithms/catalogue.py; `method` holds its settings."""
     env_id: str = "CartPole-v1"
     """A registered gymnasium environment with vector observations."""
     seed: int = 0
@@ -76,7 +76,8 @@ class Config:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if algorithm_of(self.method) is not ALGORITHMS.get(self.algorithm):
             raise InputError(f"algorithm is {self.algorithm}, but method holds settings of {type(self.method)}.")
-        require_settings(self.method, self.optimize, lag=self.collect.lag)
+        group_size = self.collect.episodes_per_start
+        require_settings(self.method, self.optimize, lag=self.collect.lag, group_size=group_size)
         if getattr(self.method, "kl_coef", 0.0):
             raise InputError(
                 "method.kl_coef charges for the KL to a reference policy, and there is none here; set it to 0, or see "

@@ -23,6 +23,7 @@ from tyro.conf import UseAppendAction
 
 from rlhf import optimize, train
 from rlhf.algorithms import ppo
+from rlhf.algorithms.catalogue import require_critic
 from rlhf.core.random import derive_seed
 from rlhf.errors import InputError
 from rlhf.lm import collect
@@ -102,6 +103,7 @@ class Config:
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise InputError(f"temperature is {self.temperature}; it must be above 0.")
+        require_critic(self.improve.method, self.critic)
 
 
 def read_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:

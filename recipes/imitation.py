@@ -82,6 +82,7 @@ class Config:
             "checkpoint_every",
             "expert_steps",
             "demonstrations",
+            "rows_per_update",
             "clone_updates",
             "improve_steps",
             "dagger_updates",
@@ -95,19 +96,17 @@ class Config:
 def main(config: Config) -> dict[str, float]:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True, **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir))
+    expert: Any = None if config.expert is None else load_expert(config.expert, config.env_id)
     run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator)
     evaluator = evaluate.Evaluator(config.env_id, config=config.evaluate, seed=config.seed, accelerator=accelerator)
     fit = partial(train.train, evaluate=evaluator, accelerator=accelerator, seed=config.seed)
     settings = preset("ppo", config.env_id)
     improve_here = partial(improve, fit=fit, how=settings.optimize, config=config, accelerator=accelerator)
 
-    expert: Any
-    if config.expert is None:
+    if expert is None:
         # Not the weights from which the learners start, who would have the expert half learned.
         expert = new_policy(config, "expert weights")
         improve_here(expert, run.phase("expert"), settings.collect, settings.method, config.expert_steps, None)
-    else:
-        expert = load_expert(config.expert, config.env_id)
 
     cloned, clone_phase = new_policy(config), run.phase("clone")
     shown = demonstrations(expert, cloned, config.env_id, episodes=config.demonstrations, seed=config.seed)

@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 
 import rlhf
 from rlhf.errors import InputError
+from rlhf.runs.door import make_folder
 from rlhf.runs.launch import launch
 from rlhf.runs.report import PAGE
 
@@ -71,13 +72,16 @@ def main(config: Config) -> dict[str, float]:
     missing = sorted(set(config.figures) - known.keys())
     if missing:
         raise InputError(f"there is no figure {missing}; there are {list(known)}.")
-    config.output_dir.mkdir(parents=True, exist_ok=True)
+    if (config.output_dir / "config.json").exists():
+        raise InputError(f"{config.output_dir} holds a run, whose report the figures' would replace; name another.")
+    make_folder(config.output_dir)
     for number in sorted(set(config.figures)) or known:
         module = importlib.import_module(f"{PACKAGE}.{known[number]}")
         data, seconds = computed(module, config)
         (config.output_dir / f"{number:02d}.png").write_bytes(png(module.plot(data)))
         print(f"figure {number:2d}  {seconds:6.1f} s  {module.TITLE}", flush=True)
-    drawn = [number for number in known if (config.output_dir / f"{number:02d}.png").exists()]
+    parts = ("png", "npz")
+    drawn = [n for n in known if all((config.output_dir / f"{n:02d}.{part}").exists() for part in parts)]
     write_report(config.output_dir, [importlib.import_module(f"{PACKAGE}.{known[number]}") for number in drawn])
     result = {f"seconds/{number:02d}": float(load(config.output_dir, number)[SECONDS]) for number in drawn}
     result["seconds"] = sum(result.values())
@@ -150,12 +154,14 @@ def write_report(folder: Path, modules: list[ModuleType]) -> None:
     parts = ["<h1>The theory, measured</h1>", INTRODUCTION, f"<ol>{contents}</ol>"]
     for module in modules:
         number = f"{module.NUMBER:02d}"
+        how, _, _ = str(load(folder, module.NUMBER)[KEY]).partition(", code")
         image = base64.b64encode((folder / f"{number}.png").read_bytes()).decode("ascii")
         parts += [
             f'<h2 id="figure-{number}">{module.NUMBER}. {html.escape(module.TITLE)}</h2>',
             f"<p>{html.escape(inspect.getdoc(module) or '')}</p>",
             f'<img alt="figure {number}" src="data:image/png;base64,{image}">',
-            f"<p><b>What one sees.</b> {html.escape(module.SEES)}</p>",
+            f"<p><b>What one sees</b> with 10 seeds and effort 1. {html.escape(module.SEES)}</p>",
+            f"<p>This picture: {html.escape(how)}.</p>",
             _code(Path(inspect.getfile(module)).name, inspect.getsource(module)),
         ]
     parts.append("<h2>What the figures share</h2>")

@@ -229,16 +229,22 @@ def shares(learner: Learner, batch: Batch, purposes: list[str], num_shares: int)
     """This rank's rows of each of so many shares of all rows, drawn from one global order for each purpose."""
     acted, _ = gather_rows(learner.accelerator, batch.mask.any(dim=1).long())
     ids, offset = gather_rows(learner.accelerator, batch.sample_ids)
-    if num_shares > ids.shape[0]:
-        raise InputError(
-            f"a rollout has {ids.shape[0]} rows, which make no {num_shares} parts; lower minibatches or fisher_shares."
-        )
+    require_rows(ids.shape[0], num_shares)
     for order in hashed_orders(learner.seed, purposes, learner.update_index, ids):
         # Rows without an action, such as padding or samples that lack a score, have nothing to step on.
         for chosen in order[acted[order] > 0].tensor_split(num_shares):
             if chosen.shape[0]:
                 # The order within a minibatch plays no part, so a whole batch need not be copied.
                 yield batch if chosen.shape[0] == ids.shape[0] else _local_rows(batch, chosen, offset)
+
+
+def require_rows(num_rows: int, num_shares: int) -> None:
+    """Refuses more parts than there are rows."""
+    if num_shares > num_rows:
+        raise InputError(
+            f"a rollout has {num_rows} rows, which make no {num_shares} parts; lower minibatches, or TRPO's "
+            "fisher_shares."
+        )
 
 
 def _clip(policy: nn.Module, parameters: list[nn.Parameter], most: float, accelerator: Accelerator) -> float:

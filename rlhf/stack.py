@@ -113,6 +113,7 @@ class StackedAlgorithm:
         if config.minibatches == 1:
             yield from (dict(tensors) for _ in range(config.epochs))
             return
+        optimize.require_rows(tensors["sample_ids"].shape[1], config.minibatches)
         orders = torch.stack(
             [
                 hashed_orders(seed, config.passes, update_index, ids)

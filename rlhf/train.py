@@ -119,6 +119,10 @@ def train(
         Stopped: SIGTERM or Ctrl-C came; the update in hand is done and saved.
         NonFiniteError: A number turned NaN or infinite; the last good checkpoint is left as it is.
     """
+    if policy.memoryless and accelerator.mixed_precision != "no":
+        raise InputError(
+            f"mixed precision is {accelerator.mixed_precision}, but control computes in its weights' own; set it to no."
+        )
     unit = "steps" if config.steps else "updates"
     if phase.finished(config.target, unit):
         policy.load(phase.final_policy)  # type: ignore[operator]

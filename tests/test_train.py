@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from rlhf.control import evaluate as control_evaluate
 from rlhf.control.envs import make_envs, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.core.random import uniforms
+from rlhf.errors import InputError
 from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.generate import Sampling
 from rlhf.lm.rewards import Rewards
@@ -347,6 +349,24 @@ def test_the_kl_coefficient_is_part_of_the_checkpoint(tmp_path):
     assert float(saved) == logged(tmp_path / "run")[-1]["kl_coef"]
     attempt(tmp_path / "run", ADAPTIVE, bandit=Bandit(reference=TabularPolicy(1, 3)), resume=True)
     assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+
+
+def test_control_is_refused_in_mixed_precision(tmp_path):
+    """Its rewards would be rounded to what the log-probabilities are in."""
+    half = SimpleNamespace(mixed_precision="bf16")
+    with pytest.raises(InputError, match="mixed precision is bf16, but control computes in its weights' own"):
+        train.train(
+            policy=TabularPolicy(1, 3),
+            algorithm=ppo,
+            algorithm_config=ppo.Config(),
+            optimize_config=optimize.Config(),
+            collector=Bandit(),
+            evaluate=expected_return,
+            phase=new_phase(tmp_path / "run", Settings()),
+            accelerator=half,
+            config=train.Config(updates=1),
+            seed=0,
+        )
 
 
 def test_updates_below_one_are_refused():

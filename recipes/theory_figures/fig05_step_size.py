@@ -91,7 +91,7 @@ def plot(data: dict[str, np.ndarray]) -> Figure:
         axes[0, column].axhline(WORKS, color="grey", linestyle=":")
         axes[0, column].legend(title=f"median of at least {WORKS} over", fontsize="small")
         axes[0, column].set_title(rule)
-        axes[1, column].set(xlabel=unit, xscale="log", yscale="log", ylim=(1e-9, 10))
+        axes[1, column].set(xlabel=unit, xscale="log", yscale="log", ylim=(1e-13, 10))
     axes[0, 0].set(ylabel="return after training\n(uniform policy 0, best 1)", ylim=(-0.4, 1.05))
     axes[1, 0].set_ylabel("norm of the exact gradient\nafter training")
     return figure

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,21 +103,26 @@ def interval(works: int, of: int) -> tuple[float, float]:
 
 
 def plot(data: dict[str, np.ndarray]) -> Figure:
-    figure = Figure(figsize=(13, 9), layout="constrained")
+    figure = Figure(figsize=(13, 10), layout="constrained")
     panels = figure.subplots(2, 2).ravel()
     with np.load(CURVES) as archive:
         curves = dict(archive)
+    names = sorted({name.partition("/")[2] for name in curves})
+    lines: dict[str, Any] = {}
     for panel, problem in zip(panels, PROBLEMS, strict=False):
-        for i, name in enumerate(name for name in curves if name.startswith(f"{problem}/")):
-            # From the second point on: on a logarithmic axis there is no step 0.
-            steps, returns = curves[name][0, 1:], curves[name][1:, 1:]
-            label = f"{name.partition('/')[2]}, {len(returns)} seeds"
-            color = colormaps["tab20"](i)
-            panel.plot(steps, [interquartile_mean(column) for column in returns.T], label=label, color=color)
-            panel.fill_between(steps, *np.quantile(returns, (0.25, 0.75), axis=0), color=color, alpha=0.12)
+        for i, name in enumerate(names):
+            if f"{problem}/{name}" in curves:
+                # From the second point on: on a logarithmic axis there is no step 0.
+                steps, *returns = curves[f"{problem}/{name}"][:, 1:]
+                middle, color = [interquartile_mean(column) for column in np.transpose(returns)], colormaps["tab20"](i)
+                lines[name] = panel.plot(steps, middle, color=color)[0]
+                panel.fill_between(steps, *np.quantile(returns, (0.25, 0.75), axis=0), color=color, alpha=0.12)
         panel.set(title=f"{problem}: interquartile mean and range", xlabel="environment steps", ylabel="greedy return")
         panel.set_xscale("log")
-        panel.legend(fontsize=7)
+    # The first row of each is its steps.
+    counts = {name: {str(len(curves[of]) - 1) for of in curves if of.endswith(f"/{name}")} for name in lines}
+    labels = [f"{name}, {'/'.join(sorted(counts[name]))} seeds" for name in lines]
+    figure.legend(lines.values(), labels, loc="outside lower center", ncols=6, fontsize=8)
     panel = panels[3]
     for i, method in enumerate(METHODS):
         ends = data[f"returns/{method}"]

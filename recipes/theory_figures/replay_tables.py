@@ -45,8 +45,10 @@ def transitions(world: Mdp, cells: dict[str, Tensor], draws: Tensor, weights: Te
     return Batch(inputs, *known, rewards=rewards, terminals=never)
 
 
-def expected_gradient(rung: str, world: Mdp, acted: Tensor, logits: Tensor) -> Tensor:
-    """Of the policy, over every (s, a, s', a', a_i) with its probability, by the critic that the rung's data teach."""
+def expected_gradients(rung: str, world: Mdp, acted: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the policy and of the critic, over every (s, a, s', a', a_i) with its probability, by the critic that the
+    rung's data teach, whose own gradient is therefore 0.
+    """
     names = ("runs", "states", "actions", "next_states", "next_actions", "drawn")
     num_runs, num_states, num_actions = logits.shape
     sizes = (num_runs, num_states, num_actions, num_states, num_actions, num_actions)
@@ -64,7 +66,8 @@ def expected_gradient(rung: str, world: Mdp, acted: Tensor, logits: Tensor) -> T
     else:
         critic = vmap(lambda w, p: mdp.state_values(w, p, gamma=GAMMA))(world, buffer).unsqueeze(-1)
     batch = transitions(world, {name: rows[name] for name in names[:4]}, draws, weights)
-    return -grad(lambda x: loss(rung, x, critic, batch).sum())(logits)
+    of_policy, of_critic = grad(lambda x, c: loss(rung, x, c, batch).sum(), argnums=(0, 1))(logits, critic)
+    return -of_policy, -of_critic
 
 
 def accepted_gradient(world: Mdp, acted: Tensor, logits: Tensor) -> Tensor:

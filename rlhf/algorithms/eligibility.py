@@ -23,6 +23,8 @@ from rlhf.optimize import Learner, check_identity, set_learning_rate
 from rlhf.reduce import MetricSums, gather_rows, global_sum
 from rlhf.rollout import Batch, NonFiniteError, PolicyOutput, Rollout, batch_of, charge_kl
 
+# Traces weigh TD errors as they are.
+WHITEN = "none"
 SINGLE_STEP = True
 
 
@@ -92,7 +94,8 @@ def update(
         gradients.view(*shape, -1),
         batch.advantages.view(shape),
         rollout.dones,
-        traces[offset : offset + shape[0]],
+        # A checkpoint hands them back on the CPU.
+        traces[offset : offset + shape[0]].to(gradients),
         decay=decay,
     )
     step = rates * global_sum(accelerator, updates.sum(dim=0)) / global_sum(accelerator, batch.mask.sum()).clamp(min=1)

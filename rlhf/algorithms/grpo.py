@@ -20,6 +20,8 @@ from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 # Groups have put the advantages on their scale; to whiten them again would make equal scores differ from 0.
 WHITEN = "none"
+# Rows are compared with those of the same start.
+GROUPS = True
 # Added to a group's standard deviation, so that scores that differ by rounding only stay near 0.
 EPSILON = 1e-4
 

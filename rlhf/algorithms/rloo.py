@@ -14,6 +14,8 @@ from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 # Leave-one-out has centred the advantages without bias, which whitening would bring.
 WHITEN = "none"
+# Rows are compared with those of the same start.
+GROUPS = True
 SINGLE_STEP = True
 
 

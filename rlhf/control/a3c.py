@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from rlhf import optimize
 from rlhf.algorithms import a2c
+from rlhf.algorithms.catalogue import require_settings
 from rlhf.control import collect
 from rlhf.control.envs import make_envs
-from rlhf.control.policy import ControlPolicy
+from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.core.random import derive_seed
 from rlhf.errors import InputError
 from rlhf.rollout import Batch, Rollout, single_steps
@@ -47,7 +48,9 @@ class Board(NamedTuple):
     steps: Any
     """Counter of the steps done."""
     running: Any
-    """Event; workers wait while it is not set."""
+    """Event; workers pause while it is not set."""
+    pauses: Any
+    """Counter of the pauses that are over, by which a worker knows its own from the next."""
     reports: Any
     """Queue of metrics, one of each worker at each pause and at its end."""
 
@@ -90,10 +93,10 @@ def train(
         InputError: The settings ask for what asynchronous updates cannot give.
         torch.multiprocessing.ProcessRaisedException: A worker failed; the others are stopped.
     """
-    _check(policy, job, num_workers)
+    check(policy.config, job, num_workers=num_workers, eval_every_steps=eval_every_steps)
     policy.share_memory()
     context = mp.get_context("spawn")
-    board = Board(context.Value("q", 0), context.Event(), context.SimpleQueue())
+    board = Board(context.Value("q", 0), context.Event(), context.Value("q", 0), context.SimpleQueue())
     arguments = (policy, shared_moments(policy), board, job)
     workers = mp.start_processes(work, arguments, nprocs=num_workers, join=False, start_method="spawn")
     try:
@@ -103,22 +106,40 @@ def train(
         seconds, due, ended = 0.0, eval_every_steps, False
         while not ended:
             start = time.perf_counter()
-            board.running.set()
+            resume(board)
             while not ended and board.steps.value < due:
                 ended = workers.join(timeout=0.01)
             board.running.clear()
             reports = _reports(board, workers, num_workers)
             seconds += time.perf_counter() - start
-            due += eval_every_steps
-            ended = ended or board.steps.value >= job.steps
             steps = board.steps.value
+            due = (steps // eval_every_steps + 1) * eval_every_steps
+            ended = ended or steps >= job.steps
             log({"steps": steps, "seconds/train": seconds, "steps_per_second": steps / seconds, **_mean(reports)})
-        board.running.set()
+        resume(board)
         while not workers.join(timeout=0.1):
             pass
     finally:
         for process in workers.processes:
             process.terminate()
+
+
+def check(policy: PolicyConfig, job: Job, *, num_workers: int, eval_every_steps: int) -> None:
+    """Refuses what asynchronous updates cannot give."""
+    for name, number in (("num_workers", num_workers), ("steps", job.steps), ("eval_every_steps", eval_every_steps)):
+        if number < 1:
+            raise InputError(f"{name} is {number}; it must be at least 1.")
+    require_settings(job.method, job.optimize, lag=job.collect.lag, group_size=1)
+    if job.method.critic.epochs:
+        raise InputError("A3C trains policy and critic together; set critic.epochs to 0, or use A2C.")
+    if job.method.kl_coef:
+        raise InputError(f"method.kl_coef is {job.method.kl_coef}, but A3C has no reference policy; set it to 0.")
+    if job.collect.episodes_per_rollout:
+        raise InputError("A3C's workers act in fragments; set collect.episodes_per_rollout to 0.")
+    if policy.critic == "action":
+        raise InputError("policy.critic is 'action', but A3C needs the values of states; choose 'state'.")
+    if policy.normalise_observations or job.collect.normalise_rewards:
+        raise InputError("A3C shares weights only: normalise_observations and normalise_rewards are not offered.")
 
 
 def work(number: int, policy: ControlPolicy, moments: list[dict[str, Tensor]], board: Board, job: Job) -> None:
@@ -136,11 +157,12 @@ def work(number: int, policy: ControlPolicy, moments: list[dict[str, Tensor]], b
     )
     loss = partial(a2c.loss, state={}, config=job.method)
     report: Callable[[], dict[str, float]] = dict
-    update = 0
+    update = num_pauses = 0
     while board.steps.value < job.steps:
         if not board.running.is_set():
             board.reports.put(report())
-            board.running.wait()
+            num_pauses += 1
+            wait(board, num_pauses)
             continue
         local.load_state_dict(policy.state_dict())
         rollout, acted, _ = collector.collect(local, update)
@@ -155,6 +177,18 @@ def work(number: int, policy: ControlPolicy, moments: list[dict[str, Tensor]], b
     board.reports.put(report())
 
 
+def resume(board: Board) -> None:
+    """Ends a pause."""
+    board.pauses.value += 1
+    board.running.set()
+
+
+def wait(board: Board, num_pauses: int) -> None:
+    """Until so many pauses are over; the next may begin before this worker has seen that."""
+    while board.pauses.value < num_pauses:
+        board.running.wait(timeout=0.01)
+
+
 def shared_moments(policy: nn.Module) -> list[dict[str, Tensor]]:
     """Adam's state of each parameter, at its start and in shared memory."""
     return [
@@ -165,19 +199,6 @@ def shared_moments(policy: nn.Module) -> list[dict[str, Tensor]]:
         }
         for parameter in policy.parameters()
     ]
-
-
-def _check(policy: ControlPolicy, job: Job, num_workers: int) -> None:
-    if num_workers < 1 or job.steps < 1:
-        raise InputError(f"num_workers is {num_workers} and steps {job.steps}; both must be at least 1.")
-    if job.optimize.epochs > 1 or job.optimize.minibatches > 1:
-        raise InputError("a worker takes one gradient of each of its batches; set epochs and minibatches to 1.")
-    if job.method.critic.epochs:
-        raise InputError("A3C trains policy and critic together; set critic.epochs to 0, or use A2C.")
-    if job.method.kl_coef:
-        raise InputError(f"method.kl_coef is {job.method.kl_coef}, but A3C has no reference policy; set it to 0.")
-    if policy.config.normalise_observations or job.collect.normalise_rewards or job.collect.lag:
-        raise InputError("A3C shares weights only: normalise_observations, normalise_rewards and lag are not offered.")
 
 
 def _reports(board: Board, workers: Any, num_workers: int) -> list[dict[str, float]]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 
-from rlhf import train
+from rlhf import optimize, train
 from rlhf.algorithms.catalogue import REPLAYED, algorithm_of
 from rlhf.control import collect, evaluate, replay
 from rlhf.control.collectors import make_collector
@@ -52,9 +52,9 @@ def assemble(config: Any, accelerator: Accelerator) -> Parts:
     Raises:
         InputError: The method does not fit the environment, or cannot train several seeds at once.
     """
+    _require_what_it_learns_from(config)
     if config.num_seeds > 1:
         return _side_by_side(config, accelerator)
-    _require_what_it_learns_from(config)
     algorithm, spaces = algorithm_of(config.method), spaces_of(make_env(config.env_id))
     judge = _evaluator(config, config.seed, accelerator)
     if config.algorithm not in REPLAYED:
@@ -96,25 +96,36 @@ def length(config: Any) -> train.Config:
 
 
 def _require_what_it_learns_from(config: Any) -> None:
-    whole = config.algorithm == "reinforce_pp" or getattr(config.method, "ratios", "action") != "action"
-    if whole and not config.collect.episodes_per_rollout:
+    whole = config.algorithm in ("reinforce", "reinforce_pp") or getattr(config.method, "ratios", "action") != "action"
+    fragments = not config.collect.episodes_per_rollout
+    if whole and fragments:
         raise InputError(
             f"{config.algorithm} with these settings learns from whole episodes; set --collect.episodes-per-rollout."
         )
     sampled = config.algorithm == "replay_actor_critic" and config.method.sampled_actions
-    if config.policy.critic == "state" and (config.algorithm == "discrete_sac" or sampled):
+    of_actions = config.algorithm in ("discrete_sac", "q_actor_critic", "sac") or sampled
+    if of_actions and config.policy.critic == "state":
         raise InputError(
             f"policy.critic is 'state', from which {config.algorithm} cannot tell actions apart; choose 'action'."
         )
+    if config.policy.critic == "action" and not (of_actions or config.algorithm in REPLAYED):
+        raise InputError(
+            f"policy.critic is 'action', and returns less what the taken action is worth teach {config.algorithm} "
+            "nothing; choose 'state'."
+        )
+    if fragments and config.algorithm not in REPLAYED:
+        num_shares = max(config.optimize.minibatches, getattr(config.method, "fisher_shares", 1))
+        optimize.require_rows(config.collect.num_envs * config.collect.steps_per_rollout, num_shares)
 
 
 def _side_by_side(config: Any, accelerator: Accelerator) -> Parts:
     if accelerator.num_processes > 1:
         raise InputError(f"num_seeds is {config.num_seeds}, which runs on one process; start it without a launcher.")
-    if config.collect.episodes_per_rollout or config.collect.lag or config.algorithm in REPLAYED:
+    algorithm = algorithm_of(config.method)
+    if config.collect.episodes_per_rollout or config.collect.lag or hasattr(algorithm, "update"):
         raise InputError(
-            f"num_seeds is {config.num_seeds}, which {config.algorithm} does not offer (it learns from more than "
-            "fragments of its own policy's); run its seeds one by one."
+            f"num_seeds is {config.num_seeds}, which {config.algorithm} does not offer (its steps are of its own kind, "
+            "or it learns from more than fragments of its own policy's); run its seeds one by one."
         )
     if config.algorithm == "off_policy":
         raise InputError(
@@ -124,7 +135,7 @@ def _side_by_side(config: Any, accelerator: Accelerator) -> Parts:
     if config.optimize.target_kl:
         raise InputError("target_kl would end each seed's update elsewhere; set it to 0, or run one seed at a time.")
     seeds = [config.seed + i for i in range(config.num_seeds)]
-    algorithm, spaces = StackedAlgorithm(algorithm_of(config.method), seeds), spaces_of(make_env(config.env_id))
+    spaces = spaces_of(make_env(config.env_id))
     policy = PolicyStack([ControlPolicy(spaces, config.policy, seed=seed) for seed in seeds])
     collector = collect.EnvCollector(
         make_envs(config.env_id, config.collect.num_envs * len(seeds)),
@@ -133,7 +144,8 @@ def _side_by_side(config: Any, accelerator: Accelerator) -> Parts:
         seed=seeds,
         accelerator=accelerator,
     )
-    return Parts(policy, collector, evaluate_each([_evaluator(config, seed, accelerator) for seed in seeds]), algorithm)
+    judge = evaluate_each([_evaluator(config, seed, accelerator) for seed in seeds])
+    return Parts(policy, collector, judge, StackedAlgorithm(algorithm, seeds))
 
 
 def _evaluator(config: Any, seed: int, accelerator: Accelerator) -> evaluate.Evaluator:

@@ -42,7 +42,7 @@ def make_env(env_id: str, *, starts: np.ndarray | None = None) -> gymnasium.Env:
         near = difflib.get_close_matches(env_id, list(gymnasium.registry), n=1, cutoff=0.0)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise InputError(f"there is no environment {env_id}.{hint}") from None
-    except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise InputError(f"environment {env_id} cannot be made: {error}") from None
     if starts is not None:
         env = StartFrom(env, starts)

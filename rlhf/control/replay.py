@@ -180,9 +180,13 @@ class ReplayCollector:
         chosen = (draws * (self.buffer.filled * self.num_envs)).long()
         slots, envs = chosen // self.num_envs, chosen % self.num_envs - int(self.episodes.ids[0])
         sample_ids = ((envs >= 0) & (envs < len(self.episodes.ids))).nonzero().squeeze(1)
-        columns = self.buffer.take(slots[sample_ids], envs[sample_ids])
-        columns = {name: column.unsqueeze(1).to(device) for name, column in columns.items()}
-        mask = torch.ones_like(columns["terminals"])
+        slots, envs, drawn = slots[sample_ids], envs[sample_ids], True
+        if not len(sample_ids):
+            # All ranks take part in every update: one that drew nothing by a step of its own that is masked.
+            slots = envs = torch.zeros(1, dtype=torch.int64)
+            sample_ids, drawn = torch.tensor([self.num_rows + self.accelerator.process_index]), False
+        columns = {name: column.unsqueeze(1).to(device) for name, column in self.buffer.take(slots, envs).items()}
+        ends = torch.ones_like(columns["terminals"])
         unknown = torch.zeros_like(columns["rewards"])
         return Rollout(
             inputs={"observations": policy.normalise(columns["observations"]), "actions": columns["actions"]},
@@ -192,8 +196,8 @@ class ReplayCollector:
             next_values=unknown,
             rewards=columns["rewards"],
             # Nothing flows from one row to another.
-            dones=mask,
-            mask=mask,
+            dones=ends,
+            mask=ends & drawn,
             sample_ids=sample_ids.to(device),
             costs=torch.ones_like(sample_ids, device=device),
             terminals=columns["terminals"],
@@ -204,6 +208,6 @@ class ReplayCollector:
 def _even(spaces: Spaces, draws: Tensor, like: Tensor) -> Tensor:
     """Actions drawn evenly over all actions or between the bounds, from uniforms `(N, action size)`."""
     if spaces.num_actions:
-        return (draws * spaces.num_actions).long().squeeze(-1)
+        return (draws * spaces.num_actions).long().squeeze(-1).to(like.device)
     low, high = (torch.tensor(bounds, dtype=torch.float64) for bounds in (spaces.action_low, spaces.action_high))
     return (low + draws * (high - low)).to(like)

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from rlhf import optimize, train
 from rlhf.algorithms import bc, ppo
-from rlhf.algorithms.catalogue import Method, algorithm_of, require_settings
+from rlhf.algorithms.catalogue import CONTROL_ONLY, Method, algorithm_of, name_of, require_settings
 from rlhf.demonstrations import DemonstrationCollector
 from rlhf.errors import InputError
 from rlhf.lag import LaggedCollector
@@ -54,12 +54,17 @@ class ImproveConfig:
     optimize: optimize.Config = optimize.Config()
 
     def __post_init__(self) -> None:
-        require_settings(self.method, self.optimize, lag=self.collect.lag)
-        num_rows = self.collect.prompts_per_rollout * self.collect.responses_per_prompt
-        if self.optimize.minibatches > num_rows:
+        name, group_size = name_of(self.method), self.collect.responses_per_prompt
+        if name in CONTROL_ONLY:
+            raise InputError(f"{name} is for control; for a language model choose another of docs/algorithms.md.")
+        if getattr(self.method, "baseline", "") == "least_variance":
             raise InputError(
-                f"minibatches is {self.optimize.minibatches}, but a rollout has {num_rows} responses; lower it."
+                "baseline is least_variance, which takes a pass for every token of a language model; choose another, "
+                "such as leave_one_out."
             )
+        require_settings(self.method, self.optimize, lag=self.collect.lag, group_size=group_size)
+        num_shares = max(self.optimize.minibatches, getattr(self.method, "fisher_shares", 1))
+        optimize.require_rows(self.collect.prompts_per_rollout * group_size, num_shares)
 
 
 def clone(

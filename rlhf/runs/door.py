@@ -32,8 +32,7 @@ def enter(
     Raises:
         InputError: The folder holds another run, or none to resume.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output-dir {folder} is a file; name a folder.")
+    require_folder(folder)
     # What a run that was killed on its way through this door may have left does not count.
     harmless = (f"{TEMPORARY}versions.json", f"{TEMPORARY}config.json", "versions.json")
     there = folder.is_dir() and any(path.name not in harmless for path in folder.iterdir())
@@ -47,10 +46,25 @@ def enter(
     if resume:
         _compare(folder, config, extendable)
         _warn_of_new_versions(folder, versions)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # The configuration last: a folder that has one is a run.
     write_json(folder / "versions.json", versions)
     write_json(folder / "config.json", config)
+
+
+def require_folder(folder: Path) -> None:
+    """Refuses a file in its place."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output-dir {folder} is a file; name a folder.")
+
+
+def make_folder(folder: Path) -> None:
+    """With its parents; it may be there."""
+    require_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output-dir {folder} cannot be made: {error.strerror}; name another.") from None
 
 
 def plain_config(config: Any) -> dict[str, Any]:

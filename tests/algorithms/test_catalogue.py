@@ -28,14 +28,14 @@ def how(whiten: Any, *, steps: int) -> optimize.Config:
 
 
 def test_whitening_is_part_of_the_method() -> None:
-    require_settings(reinforce_pp.Config(), how("batch", steps=4), lag=0)
-    require_settings(grpo.Config(), how("none", steps=4), lag=0)
+    require_settings(reinforce_pp.Config(), how("batch", steps=4), lag=0, group_size=2)
+    require_settings(grpo.Config(), how("none", steps=4), lag=0, group_size=2)
     for whiten in ("none", "minibatch", "batch"):
-        require_settings(ppo.Config(), how(whiten, steps=4), lag=0)
+        require_settings(ppo.Config(), how(whiten, steps=4), lag=0, group_size=2)
     with pytest.raises(InputError, match=r"whiten is none, but reinforce_pp needs batch"):
-        require_settings(reinforce_pp.Config(), how("none", steps=1), lag=0)
+        require_settings(reinforce_pp.Config(), how("none", steps=1), lag=0, group_size=2)
     with pytest.raises(InputError, match=r"whiten is batch, but grpo needs none"):
-        require_settings(grpo.Config(), how("batch", steps=1), lag=0)
+        require_settings(grpo.Config(), how("batch", steps=1), lag=0, group_size=2)
 
 
 def test_methods_without_a_ratio_in_their_loss_take_one_step() -> None:
@@ -45,12 +45,12 @@ def test_methods_without_a_ratio_in_their_loss_take_one_step() -> None:
     alone = {"a2c", "impala", "q_actor_critic", "reinforce", "rloo", "td_actor_critic", "td_lambda"}
     for name, algorithm in ALGORITHMS.items():
         config, whiten = algorithm.Config(), getattr(algorithm, "WHITEN", "none")
-        require_settings(config, how(whiten, steps=1), lag=0)
+        require_settings(config, how(whiten, steps=1), lag=0, group_size=2)
         if name not in alone:
-            require_settings(config, how(whiten, steps=2), lag=0)
+            require_settings(config, how(whiten, steps=2), lag=0, group_size=2)
             continue
         with pytest.raises(InputError, match=f"minibatches is 2, but {name} takes one step on each batch"):
-            require_settings(config, how(whiten, steps=2), lag=0)
+            require_settings(config, how(whiten, steps=2), lag=0, group_size=2)
 
 
 @pytest.mark.parametrize("algorithm", [ppo, ppo_kl, trpo, grpo, reinforce_pp, off_policy, a2c, impala, rloo])
@@ -112,16 +112,17 @@ def test_a_clipped_ratio_gains_nothing_beyond_the_clip(
 
 def test_only_methods_that_correct_for_it_take_a_lag() -> None:
     for config in (impala.Config(), off_policy.Config()):
-        require_settings(config, how("none", steps=1), lag=3)
+        require_settings(config, how("none", steps=1), lag=3, group_size=2)
     for config in (ppo.Config(), a2c.Config(), grpo.Config()):
         with pytest.raises(InputError, match=r"lag is 3, but \w+ does not correct for actors that lag"):
-            require_settings(config, how("none", steps=1), lag=3)
+            require_settings(config, how("none", steps=1), lag=3, group_size=2)
 
 
 def test_every_algorithm_has_settings_that_are_allowed() -> None:
     assert {name for name, _ in PRESETS} == set(ALGORITHMS)
     for settings in PRESETS.values():
-        require_settings(settings.method, settings.optimize, lag=settings.collect.lag)
+        size = getattr(settings.collect, "responses_per_prompt", 1) * getattr(settings.collect, "episodes_per_start", 1)
+        require_settings(settings.method, settings.optimize, lag=settings.collect.lag, group_size=size)
     assert set(lm_presets.PRESETS) <= set(ALGORITHMS)
 
 

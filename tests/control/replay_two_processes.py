@@ -23,24 +23,29 @@ from rlhf.rollout import single_steps
 from rlhf.runs.launch import leave
 from tests.learners import learner_of
 
+# Of each step so many transitions, and so many steps an update: of one transition alone, one process holds none.
 METHODS = {
-    "sac": (sac, "Pendulum-v1"),
-    "discrete_sac": (discrete_sac, "CartPole-v1"),
-    "replay_actor_critic": (replay_actor_critic, "CartPole-v1"),
+    "sac": (sac, "Pendulum-v1", 7, 3),
+    "discrete_sac": (discrete_sac, "CartPole-v1", 7, 3),
+    "replay_actor_critic": (replay_actor_critic, "CartPole-v1", 7, 3),
+    "sac by one": (sac, "Pendulum-v1", 1, 1),
 }
 
 
-def learn(algorithm: Any, env_id: str, accelerator: Accelerator) -> tuple[TwinPolicy, list[dict[str, float]]]:
-    """Five updates of three steps on seven transitions: of so few, one process may at times hold none."""
+def learn(
+    algorithm: Any, env_id: str, batch_size: int, minibatches: int, accelerator: Accelerator
+) -> tuple[TwinPolicy, list[dict[str, float]]]:
+    """Five updates."""
     envs = make_envs(env_id, 2, num_processes=accelerator.num_processes)
     policy = TwinPolicy(spaces_of(envs), PolicyConfig(hidden_sizes=(8, 8), critic="action"), seed=0).double()
-    config, how = algorithm.Config(batch_size=7), optimize.Config(epochs=1, minibatches=3, whiten="none")
+    config = algorithm.Config(batch_size=batch_size)
+    how = optimize.Config(epochs=1, minibatches=minibatches, whiten="none")
     optimizer = optimize.make_optimizer(policy, how)
     collector = ReplayCollector(
         envs,
         config=Config(num_envs=2, steps_per_rollout=8),
         replay=ReplayConfig(capacity=60, random_steps=20),
-        num_rows=21,
+        num_rows=batch_size * minibatches,
         seed=0,
         accelerator=accelerator,
     )
@@ -58,8 +63,8 @@ def learn(algorithm: Any, env_id: str, accelerator: Accelerator) -> tuple[TwinPo
 def main() -> None:
     output, accelerator = Path(sys.argv[1]), Accelerator()
     facts, weights = {"num_processes": accelerator.num_processes}, {}
-    for name, (algorithm, env_id) in METHODS.items():
-        policy, facts[name] = learn(algorithm, env_id, accelerator)
+    for name, method in METHODS.items():
+        policy, facts[name] = learn(*method, accelerator)
         weights |= {f"{name} {of}": tensor.contiguous() for of, tensor in policy.state_dict().items()}
     if accelerator.is_main_process:
         save_file(weights, output / "weights.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -38,7 +39,7 @@ def policy_of(**config: Any) -> ControlPolicy:
 
 def board() -> a3c.Board:
     context = multiprocessing.get_context("spawn")
-    made = a3c.Board(context.Value("q", 0), context.Event(), context.SimpleQueue())
+    made = a3c.Board(context.Value("q", 0), context.Event(), context.Value("q", 0), context.SimpleQueue())
     made.running.set()
     return made
 
@@ -110,6 +111,34 @@ def test_workers_in_processes_of_their_own_share_the_weights_and_moments_of_the_
     assert all(not torch.equal(a, b) for a, b in zip(policy.parameters(), start, strict=True))
 
 
+def test_a_worker_leaves_its_pause_though_the_next_has_begun() -> None:
+    """It sees that work goes on later than the others end it again; neither may wait for the other."""
+    shared = board()
+    a3c.resume(shared)
+    shared.running.clear()
+    waiting = threading.Thread(target=a3c.wait, args=(shared, 1), daemon=True)
+    waiting.start()
+    waiting.join(timeout=10)
+    assert not waiting.is_alive()
+    too_early = threading.Thread(target=a3c.wait, args=(shared, 2), daemon=True)
+    too_early.start()
+    too_early.join(timeout=0.2)
+    assert too_early.is_alive()
+    a3c.resume(shared)
+    too_early.join(timeout=10)
+    assert not too_early.is_alive()
+
+
+def test_evaluations_are_of_steps_that_grow_though_updates_pass_several_at_once() -> None:
+    """One worker, whose updates take ten steps each, of which every third is due."""
+    rows: list[dict[str, float]] = []
+    a3c.train(policy_of(), JOB._replace(steps=40), num_workers=1, eval_every_steps=3, log=rows.append)
+    steps = [row["steps"] for row in rows]
+    assert steps == sorted(set(steps))
+    assert steps[0] == 0
+    assert steps[-1] == 40
+
+
 def test_metrics_of_workers_are_averaged_or_the_largest() -> None:
     reports = [
         {"entropy": 0.5, "ratio_max": 1.0, "episodes": 2.0},
@@ -121,11 +150,12 @@ def test_metrics_of_workers_are_averaged_or_the_largest() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimize": replace(JOB.optimize, epochs=2)}, "set epochs and minibatches to 1"),
+        ({"optimize": replace(JOB.optimize, epochs=2)}, "a2c takes one step on each batch; set both to 1"),
         ({"method": a2c.Config(critic=Critic(epochs=1))}, "set critic.epochs to 0"),
         ({"collect": replace(JOB.collect, normalise_rewards=True)}, "A3C shares weights only"),
-        ({"collect": replace(JOB.collect, lag=1)}, "A3C shares weights only"),
-        ({"steps": 0}, "both must be at least 1"),
+        ({"collect": replace(JOB.collect, lag=1)}, "a2c does not correct for actors that lag"),
+        ({"collect": replace(JOB.collect, episodes_per_rollout=4)}, "workers act in fragments"),
+        ({"steps": 0}, "steps is 0; it must be at least 1"),
     ],
 )
 def test_what_cannot_be_asynchronous_is_refused(changes: dict, message: str) -> None:

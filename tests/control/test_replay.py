@@ -10,7 +10,7 @@ from rlhf.control.collect import Config
 from rlhf.control.envs import make_envs, spaces_of
 from rlhf.control.policy import PolicyConfig
 from rlhf.control.replay import Config as ReplayConfig
-from rlhf.control.replay import ReplayBuffer, ReplayCollector
+from rlhf.control.replay import ReplayBuffer, ReplayCollector, _even
 from rlhf.control.twin_policy import TwinPolicy
 from rlhf.core.random import uniforms
 from rlhf.errors import InputError
@@ -107,6 +107,13 @@ def test_first_actions_are_even_over_the_space(env_id: str, mean: float, edge: f
     assert float(actions.min()) == pytest.approx(2 * mean - edge, abs=0.02)
     # Five standard errors of the mean.
     assert float(actions.mean()) == pytest.approx(mean, abs=5 * edge / 3.0**0.5 / 2000**0.5)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_first_actions_are_where_the_policy_is(env_id: str) -> None:
+    spaces = spaces_of(make_envs(env_id, 1))
+    draws = torch.full((3, 1), 0.5, dtype=torch.float64)
+    assert _even(spaces, draws, torch.empty(1, device="meta")).device.type == "meta"
 
 
 def test_rows_are_drawn_evenly_by_the_update_and_their_number_alone() -> None:

@@ -69,7 +69,10 @@ BEFORE_LOADING = {
     "out of range": (["--improve.method.clip", "0"], "clip is 0.0; it must be positive"),
     "temperature": (["--temperature", "0"], "temperature is 0.0; it must be above 0."),
     "length": (["--max-new-tokens", "0"], "max_new_tokens is 0; it must be at least 1."),
-    "minibatches": (["--improve.optimize.minibatches", "9"], "minibatches is 9, but a rollout has 8 responses"),
+    "minibatches": (
+        ["--improve.optimize.minibatches", "9"],
+        "a rollout has 8 rows, which make no 9 parts; lower minibatches",
+    ),
     "data file": (["--data", "nowhere.jsonl"], "there is no data file"),
     "data format": (["--data", "broken.jsonl"], "broken.jsonl, line 2: not JSON"),
     "column": (["--data", "texts.jsonl"], "texts.jsonl has no column 'prompt'; its columns are text."),

@@ -138,7 +138,7 @@ def test_seeds_side_by_side_report_each_of_them(tmp_path):
         ("grpo", "more than fragments"),
         ("impala", "more than fragments"),
         ("discrete_sac", "more than fragments"),
-        ("trpo", "steps of its own kind"),
+        ("trpo", "steps are of its own kind"),
         ("off_policy", "sample size is made of estimates"),
     ],
 )

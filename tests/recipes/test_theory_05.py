@@ -66,6 +66,11 @@ def test_planners_never_decrease_the_return_and_the_bound_holds():
     assert (error < bound).all()
 
 
+def test_falls_are_the_updates_after_which_the_return_is_less():
+    runs = np.array([[0.0, 0.5, 0.2, 0.9, 0.8], [0.0, 0.1, 0.1 - 1e-12, 0.2, 0.3]]).T
+    np.testing.assert_array_equal(module("fig10_monotone_improvement").falls(runs), [0.5, 0.0])
+
+
 def test_products_of_ratios_are_unbiased_and_single_ratios_are_not():
     data = module("fig09_stale_data").compute(seeds=2, effort=0.02)
     near = np.median(data["kl"], axis=-1) < 0.1
@@ -100,15 +105,19 @@ def test_both_resamplings_leave_only_the_states_to_the_buffer():
     acted, logits = torch.randn(2, 2, 4, 3, generator=torch.Generator().manual_seed(0)).double()
     accepted = figure.accepted_gradient(worlds, acted, logits)
     for rung, (_, drawn) in figure.LADDER.items():
+        # One drawn action stands for the mean of several.
+        if drawn > 1:
+            continue
+        found, of_critic = figure.expected_gradients(rung, worlds, acted, logits)
+        # With a' ~ pi Q of the policy is what the buffer teaches, and without V of who acted.
+        torch.testing.assert_close(of_critic, torch.zeros_like(of_critic), rtol=0, atol=1e-9)
         if drawn == 1:
-            found = figure.expected_gradient(rung, worlds, acted, logits)
             torch.testing.assert_close(found, accepted, rtol=0, atol=1e-9)
         if drawn == 0:
-            found = figure.expected_gradient(rung, worlds, acted, logits)
             assert (found - accepted).abs().max() > 1e-2
             # Without a lag all rungs are the policy gradient.
             expected = (1.0 - tabular.GAMMA) * tabular.exact_gradient(worlds, logits)
-            found = figure.expected_gradient(rung, worlds, logits, logits)
+            found, _ = figure.expected_gradients(rung, worlds, logits, logits)
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
