@@ -78,7 +78,7 @@ class Config:
         ),
     )
     critic: Literal["shared", "separate", "none"] = "shared"
-    """Value head on the policy's own trunk, on a trunk of its own, or no values."""
+    """Value head on the policy's own trunk, on a trunk of its own, or no values: all are 0."""
     improve: ImproveConfig = preset("ppo").improve
 
     def __post_init__(self) -> None:

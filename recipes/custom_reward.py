@@ -79,7 +79,7 @@ class Config:
     lora: bool = False
     """Train a LoRA adapter only; a learning rate ten times as large suits it."""
     critic: Literal["shared", "separate", "none"] = "shared"
-    """Value head on the policy's own trunk, on a trunk of its own, or no values."""
+    """Value head on the policy's own trunk, on a trunk of its own, or no values: all are 0."""
     max_new_tokens: int = 24
     """Longest response, in tokens."""
     temperature: float = 1.0

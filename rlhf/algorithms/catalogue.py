@@ -98,10 +98,10 @@ def require_settings(config: Any, how: optimize.Config, *, lag: int, group_size:
             f"optimize.epochs x optimize.minibatches is {steps}, but {name} takes one step on each batch; set both to "
             "1."
         )
-    if how.target_kl and (single_step or algorithm is trpo):
+    if how.target_kl and (single_step or algorithm is trpo or name in REPLAYED):
         raise InputError(
-            f"optimize.target_kl is {how.target_kl}, but {name} takes one step of the policy on each batch, which "
-            "nothing can end early; set it to 0."
+            f"optimize.target_kl is {how.target_kl}, but no update of {name} can end early by it: its policy takes one "
+            "step on each batch, or other transitions for each; set it to 0."
         )
     if group_size < 2 and (getattr(algorithm, "GROUPS", False) or getattr(config, "baseline", "") == "group"):
         raise InputError(

@@ -21,6 +21,9 @@ from rlhf.errors import InputError
 from rlhf.optimize import Learner
 from rlhf.rollout import Batch, Rollout
 
+# There are no advantages to scale.
+WHITEN = "none"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

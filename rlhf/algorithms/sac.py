@@ -15,6 +15,9 @@ from rlhf.core.random import gaussians, uniforms
 from rlhf.optimize import Learner
 from rlhf.rollout import Batch, Rollout
 
+# There are no advantages to scale.
+WHITEN = "none"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

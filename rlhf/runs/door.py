@@ -40,7 +40,11 @@ def enter(
     if resume and not started:
         raise InputError(f"there is no run in {folder} to resume; leave out --resume to start one.")
     if there and not resume:
-        what = "already holds another run; --resume continues it," if started else "is not empty and holds no run;"
+        what = (
+            "already holds another run; --resume, if offered, continues it,"
+            if started
+            else "is not empty and holds no run;"
+        )
         raise InputError(f"{folder} {what} another --output-dir starts anew.")
     versions = _versions(accelerator)
     if resume:

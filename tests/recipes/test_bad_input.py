@@ -183,7 +183,7 @@ def test_nothing_of_a_run_is_lost_to_bad_input(old_run, inputs, model, monkeypat
     counting = [*arguments(model), "--improve.method.kl-coef", "0.05", "--improve.optimize.minibatches", "2"]
     counting += ["--improve.optimize.epochs", "2", "--reward", f"{REWARDS}:count_a"]
     cases = [
-        ([], "run already holds another run; --resume continues it, another --output-dir starts anew."),
+        ([], "run already holds another run; --resume, if offered, continues it, another --output-dir starts anew."),
         (["--resume", "--seed", "1"], "seed: 0 -> 1"),
         (["--resume", "--data", "texts.jsonl"], "has no column 'prompt'"),
         (["--resume", "--improve.train.updates", "1"], "improve.train.updates: 2 -> 1 (it may only grow)"),

@@ -59,7 +59,11 @@ def tree(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("prepare", "resume", "message"),
     [
-        (lambda folder: enter(folder), False, "already holds another run; --resume continues it, another --output-dir"),
+        (
+            lambda folder: enter(folder),
+            False,
+            "already holds another run; --resume, if offered, continues it, another --output-dir",
+        ),
         (lambda folder: (folder / "mine.txt").write_text("x"), False, "is not empty and holds no run"),
         (lambda folder: (folder / "mine.txt").write_text("x"), True, "there is no run in .* to resume"),
         (lambda folder: None, True, "there is no run in .* to resume"),
