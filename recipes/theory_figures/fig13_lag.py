@@ -39,9 +39,9 @@ SEES = (
     "at every lag from 1 on. What suffers first is the critic, which learns the value of a policy that is gone: at lag "
     "32 it is 1.85 off the exact V, V-trace's 0.28 (0.19 without lag). In the end the uncorrected learner arrives all "
     "the same (0.97 against 0.99), since here the old policies come to rest as well. A3C's seconds are those of the "
-    "machine that drew the page. On 2 cores with nothing else to do two workers made 26,000 steps a second where "
-    "one made 15,000 (medians of 10 seeds; 1.3 to 2.2 times as many, seed by seed). They came to 450 within 0.7 to 2.0 "
-    "seconds, all but one seed; a lone worker took 1.2 to 4.1, and two of its seeds did not within 60,000 steps."
+    "machine that drew the page. On 2 cores on which only the figure ran two workers made 31,000 steps a second where "
+    "one made 16,000 (medians of 10 seeds; 1.8 to 2.4 times as many, seed by seed). They came to 450 within 0.7 to 1.7 "
+    "seconds with seven seeds; a lone worker took 1.2 to 3.8 with eight. The others did not within 60,000 steps."
 )
 
 METHODS: dict[str, tuple[Any, Any]] = {
