@@ -230,12 +230,15 @@ def shares(learner: Learner, batch: Batch, purposes: list[str], num_shares: int)
     acted, _ = gather_rows(learner.accelerator, batch.mask.any(dim=1).long())
     ids, offset = gather_rows(learner.accelerator, batch.sample_ids)
     require_rows(ids.shape[0], num_shares)
+    if num_shares == 1 and bool(acted.all()):
+        # The order within a minibatch plays no part, so a whole batch need not be drawn or copied.
+        yield from (batch for _ in purposes)
+        return
     for order in hashed_orders(learner.seed, purposes, learner.update_index, ids):
         # Rows without an action, such as padding or samples that lack a score, have nothing to step on.
         for chosen in order[acted[order] > 0].tensor_split(num_shares):
             if chosen.shape[0]:
-                # The order within a minibatch plays no part, so a whole batch need not be copied.
-                yield batch if chosen.shape[0] == ids.shape[0] else _local_rows(batch, chosen, offset)
+                yield _local_rows(batch, chosen, offset)
 
 
 def require_rows(num_rows: int, num_shares: int) -> None:
