@@ -4,27 +4,40 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 RUN := $(VENV)/bin/python
+PYTEST := -m pytest -n 2 --dist worksteal
+UV := .venv-uv/bin/uv pip compile --quiet pyproject.toml --extra test --no-annotate
 ARGS ?=
 
-.PHONY: demo test test-slow learning learning-methods learning-curves lint benchmark-control clean
+.PHONY: demo test test-newest test-lowest test-slow learning learning-methods learning-curves lint benchmark-control lock clean
 
 demo: $(VENV)/.installed
 	$(RUN) recipes/arithmetic.py $(ARGS)
 
 test: lint
-	$(RUN) -m pytest -n 2 --dist worksteal
+	$(RUN) $(PYTEST)
+
+# The newest versions that pyproject.toml allows, torch included (where PyPI's build is for CUDA, gigabytes).
+test-newest:
+	$(call install,.venv-newest,torch,--upgrade --upgrade-strategy eager)
+	.venv-newest/bin/python $(PYTEST)
+
+# The lowest versions that it allows, of what it names.
+test-lowest: .venv-uv/bin/uv
+	$(UV) --resolution lowest-direct --python $(PYTHON) --output-file .venv-uv/lowest.txt
+	$(call install,.venv-lowest,torch,--constraint .venv-uv/lowest.txt)
+	.venv-lowest/bin/python $(PYTEST)
 
 # Kill-and-resume in full, and what else takes minutes.
 test-slow: $(VENV)/.installed
-	$(RUN) -m pytest -m slow -n 2 --dist worksteal --ignore tests/learning
+	$(RUN) $(PYTEST) -m slow --ignore tests/learning
 
 # The learning claims of the README, every seed (about an hour on 2 cores); results stay in runs/learning.
 learning: $(VENV)/.installed
-	$(RUN) -m pytest -m slow -n 2 --dist worksteal -s tests/learning/test_learning.py
+	$(RUN) $(PYTEST) -m slow -s tests/learning/test_learning.py
 
 # Every method on CartPole, Pendulum and arithmetic, every seed (many hours); docs/algorithms.md shows the table.
 learning-methods: $(VENV)/.installed
-	$(RUN) -m pytest -m slow -n 2 --dist worksteal -s tests/learning/test_methods.py
+	$(RUN) $(PYTEST) -m slow -s tests/learning/test_methods.py
 	$(RUN) tests/learning/table.py
 
 # What figure 17 of recipes/theory.py shows beside those: every method on Acrobot and Pendulum, ten seeds (some hours).
@@ -42,14 +55,30 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-$(VENV)/.installed: pyproject.toml Makefile
+# What `make demo` and `make test` install, for every Python and system; torch and what CUDA needs are the line TORCH's.
+lock: .venv-uv/bin/uv
+	echo "$(TORCH)" | $(UV) - --upgrade --universal --fork-strategy fewest --python-version 3.11 \
+	  --custom-compile-command "make lock" --output-file .venv-uv/newest.txt
+	grep -Ev "^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==" .venv-uv/newest.txt > requirements.lock
+
+# An environment $(1) with the torch $(2), the package and its test tools, as pip's options $(3) choose their versions.
+define install
 	@command -v $(PYTHON) >/dev/null || { echo "rlhf needs Python 3.11 or newer; '$(PYTHON)' was not found. Install it, or name another: make PYTHON=/path/to/python3.12"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "rlhf needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version). Name another: make PYTHON=/path/to/python3.12"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(3) "$(2)"
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(3) -e ".[test]"
+endef
+
+$(VENV)/.installed: requirements.lock pyproject.toml Makefile
+	$(call install,$(VENV),$(TORCH),--constraint requirements.lock)
+	@touch $@
+
+.venv-uv/bin/uv: Makefile
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
 	@touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf .venv .venv-uv .venv-newest .venv-lowest

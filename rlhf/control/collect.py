@@ -141,7 +141,7 @@ class EnvCollector:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.episodes.load_state_dict(state["episodes"])
-        self.discounted_returns = np.array(state["discounted_returns"])
+        self.discounted_returns = state["discounted_returns"].numpy().copy()
         self.return_moments.load_state_dict(state["return_moments"])
         self.env_steps = state["env_steps"]
 

@@ -98,12 +98,12 @@ class Episodes:
         if len(state["numbers"]) != len(self.ids):
             raise InputError(f"the checkpoint has {len(state['numbers'])} environments and this run {len(self.ids)}.")
         self.numbers = np.array(state["numbers"])
-        self.returns = np.array(state["returns"])
+        self.returns = state["returns"].numpy().copy()
         self.lengths = np.array(state["num_actions"])
-        given = np.array(state["actions"])
+        given = state["actions"].numpy()
         self._actions = [list(part) for part in np.split(given, np.cumsum(self.lengths)[:-1])]
         self._replay()
-        if not np.array_equal(self.observations, np.array(state["observations"])):
+        if not np.array_equal(self.observations, state["observations"].numpy()):
             raise InputError(f"{self.envs} is not a function of its reset seed and actions, so it cannot be resumed.")
 
     def _replay(self) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from rlhf.errors import InputError
@@ -53,6 +56,24 @@ def head_of(model: Model) -> Any:
     if head is None:
         raise InputError(f"{type(base_of(model)).__name__} has no LM head; use a causal language model.")
     return head
+
+
+def cached(model: nn.Module, cache: Cache) -> dict[str, Any]:
+    """The keywords by which this model's forward reads and extends `cache`."""
+    return {_cache_keyword(type(model).forward): cache, "use_cache": True}
+
+
+@functools.cache
+def _cache_keyword(forward: Callable[..., Any]) -> str:
+    """transformers says `cache` from 5.24 on; before, `past_key_values` or, without attention, `cache_params`."""
+    taken = inspect.signature(forward).parameters
+    for name in ("cache", "past_key_values", "cache_params"):
+        if name in taken:
+            return name
+    raise InputError(
+        f"{forward.__qualname__} takes no cache by a name that is known here (cache, past_key_values, "
+        "cache_params), so its responses cannot be sampled token by token; use another model class."
+    )
 
 
 def prepare(model: nn.Module) -> list[tuple[Any, dict[str, float]]]:
@@ -126,8 +147,7 @@ def _require_decoding(trunk: PreTrainedModel, tokens: Tensor, hidden: Tensor) ->
             input_ids=rows[:, part],
             attention_mask=mask[:, : part.stop],
             position_ids=positions[:, part],
-            past_key_values=cache,
-            use_cache=True,
+            **cached(trunk, cache),
         ).last_hidden_state
     trunk.train()
     if not _close(last[:, -1], hidden[:, -1]):

@@ -17,7 +17,7 @@ from transformers import AutoModel, Cache, DynamicCache, PretrainedConfig, PreTr
 from transformers.utils import logging
 
 from rlhf.errors import InputError
-from rlhf.lm.model import Abilities, Model, base_of, head_of, prepare, probe, probe_trunk, trunk_of
+from rlhf.lm.model import Abilities, Model, base_of, cached, head_of, prepare, probe, probe_trunk, trunk_of
 from rlhf.lm.reference import freeze_adapter, freeze_copy, reference_adapter
 from rlhf.lm.scoring import action_states, hidden_and_logits, lay_out, run, score, score_all, spread
 from rlhf.rollout import Categorical, PolicyOutput
@@ -146,19 +146,14 @@ class CausalLM(nn.Module):
 
     def step(self, tokens: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Cache) -> Step:
         """Reads `tokens` (B, Q) after what `cache` holds. Values of a separate critic are left at 0."""
-        inputs = {
-            "input_ids": tokens,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": cache,
-            "use_cache": True,
-        }
+        inputs = {"input_ids": tokens, "attention_mask": attention_mask, "position_ids": position_ids}
         if self.abilities.plain_head:
-            hidden = trunk_of(self.model)(**inputs).last_hidden_state[:, -1]
+            trunk = trunk_of(self.model)
+            hidden = trunk(**inputs, **cached(trunk, cache)).last_hidden_state[:, -1]
             logits = head_of(self.model)(hidden)
         else:
             last = torch.arange(1, len(tokens) + 1, device=tokens.device) * tokens.shape[1] - 1
-            hidden, logits = hidden_and_logits(self.model, last, **inputs)
+            hidden, logits = hidden_and_logits(self.model, last, **inputs, **cached(base_of(self.model), cache))
         if self.critic_trunk is not None:
             return Step(hidden, logits, hidden.new_zeros(len(hidden)))
         return Step(hidden, logits, self._value(hidden))

@@ -111,7 +111,6 @@ def test_training_mode_is_deterministic_and_checkpoints(tiny_folder, critic):
     assert len(calls) == 1  # once more, in the backward pass
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 def test_dropout_of_an_adapter_is_off(tiny_folder, tmp_path):
     lora = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", init_lora_weights=False)
     get_peft_model(load_tiny(tiny_folder("llama")), lora).save_pretrained(tmp_path)
@@ -260,7 +259,6 @@ def test_saved_models_load_with_plain_transformers(tiny_folder, tmp_path, archit
     assert json.loads(saved.read_text()) == json.loads(original.read_text())
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 def test_saved_adapters_load_with_plain_peft(tiny_folder, tmp_path):
     policy, inputs = tiny_policy(tiny_folder("llama"), lora_rank=4), random_inputs()
     policy.make_reference()

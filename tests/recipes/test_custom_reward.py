@@ -98,8 +98,6 @@ def test_several_rewards_plain_async_and_per_token_add_up_with_their_weights(mod
     assert sample["parts"]["no_b"] == -sample["response"].count("b")
 
 
-# peft asks transformers for a property by its old name.
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_adapters_in_half_precision_with_gradient_checkpointing(architecture, tmp_path, no_report):
     model = save_model(tmp_path / "model", architecture)
