@@ -31,7 +31,7 @@ test-lowest: .venv-uv/bin/uv
 test-slow: $(VENV)/.installed
 	$(RUN) $(PYTEST) -m slow --ignore tests/learning
 
-# The learning claims of the README, every seed (about an hour on 2 cores); results stay in runs/learning.
+# The learning claims of recipes/README.md, every seed (about an hour on 2 cores); results stay in runs/learning.
 learning: $(VENV)/.installed
 	$(RUN) $(PYTEST) -m slow -s tests/learning/test_learning.py
 
@@ -40,7 +40,7 @@ learning-methods: $(VENV)/.installed
 	$(RUN) $(PYTEST) -m slow -s tests/learning/test_methods.py
 	$(RUN) tests/learning/table.py
 
-# What figure 17 of recipes/theory.py shows beside those: every method on Acrobot and Pendulum, ten seeds (some hours).
+# What figure 17 of `python -m theory` shows beside those: every method on Acrobot and Pendulum, ten seeds (some hours).
 learning-curves: $(VENV)/.installed
 	$(RUN) -m tests.learning.curves
 	$(RUN) tests/learning/table.py

@@ -28,14 +28,15 @@ from recipes import cartpole
 from rlhf import optimize
 from rlhf.algorithms import ppo
 from rlhf.control import collect, evaluate
-from rlhf.control.assemble import assemble
 from rlhf.runs.run import Run
+from rlhf.task import Here, Task
+from rlhf.training import Duration, train_phase
 
 EQUAL = cartpole.Config(
-    collect=collect.Config(num_envs=8, steps_per_rollout=32),
+    collect=collect.CollectSteps(num_envs=8, steps=32),
     # Our value loss has a half in it: 1.0 is the weight 0.5 of Stable-Baselines3.
-    method=ppo.Config(gamma=0.98, gae_lambda=0.8, clip=0.2, clip_schedule="linear", value_coef=1.0),
-    optimize=optimize.Config(
+    method=ppo.PPO(gamma=0.98, gae_lambda=0.8, clip=0.2, clip_schedule="linear", value_coef=1.0),
+    optimize=optimize.Optimize(
         learning_rate=1e-3,
         schedule="linear",
         epochs=20,
@@ -44,7 +45,7 @@ EQUAL = cartpole.Config(
         whiten="minibatch",
         adam_eps=1e-5,
     ),
-    evaluate=evaluate.Config(episodes=1, sampled_episodes=0),
+    evaluate=evaluate.EvaluateEpisodes(episodes=1, sampled_episodes=0),
 )
 RECIPE = cartpole.default_config("ppo", "CartPole-v1")
 FASTEST = replace(RECIPE, optimize=replace(RECIPE.optimize, epochs=10))
@@ -87,23 +88,33 @@ def stable_baselines3(steps: int) -> float:
 
 
 def ours(config: cartpole.Config, steps: int) -> float:
-    """Seconds of `Parts.train`, less those spent in evaluations."""
-    accelerator = Accelerator(cpu=True)
+    """Seconds of training, less those spent in evaluations."""
+    evaluating = 0.0
+
+    class Timed(Task):
+        """The recipe's task, its evaluations timed."""
+
+        def __init__(self, task: Task) -> None:
+            self.task = task
+
+        def __getattribute__(self, name: str) -> Any:
+            return object.__getattribute__(self, name) if name in ("task", "evaluate") else getattr(self.task, name)
+
+        def evaluate(self, policy: Any, here: Here) -> Any:
+            nonlocal evaluating
+            start = time.perf_counter()
+            evaluation = self.task.evaluate(policy, here)
+            evaluating += time.perf_counter() - start
+            return evaluation
+
     config = replace(config, steps=steps, eval_every_steps=steps)
-    parts, judging = assemble(config, accelerator), 0.0
-
-    def evaluated(policy: Any) -> Any:
-        nonlocal judging
-        start = time.perf_counter()
-        evaluation = parts.evaluate(policy)
-        judging += time.perf_counter() - start
-        return evaluation
-
+    policy, task, method = cartpole.parts(config)
     with tempfile.TemporaryDirectory() as folder:
-        phase = Run(Path(folder) / "run", config, resume=False, accelerator=accelerator).phase("ppo")
+        phase = Run(Path(folder) / "run", config, resume=False, accelerator=Accelerator(cpu=True)).phase("ppo")
+        duration = Duration(steps=steps, eval_every=steps, checkpoint_every=config.checkpoint_every_steps)
         start = time.perf_counter()
-        parts._replace(evaluate=evaluated).train(config, phase=phase, accelerator=accelerator)
-        return time.perf_counter() - start - judging
+        train_phase(policy, Timed(task), method, config.optimize, duration=duration, phase=phase, seed=config.seed)
+        return time.perf_counter() - start - evaluating
 
 
 def main(config: Config) -> None:

@@ -5,7 +5,7 @@
 
 The workers pause while an evaluation plays the same 200 greedy episodes as those of recipes/cartpole.py with the same
 seed. Two runs of one seed differ, and there is no --resume: who updates first is up to the machine. The loss is that of
-`recipes/cartpole.py --algorithm a2c`.
+`recipes/cartpole.py --method a2c`.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Config:
     """Environment steps of all workers together."""
     eval_every_steps: int = 10_240
     """Environment steps between evaluations."""
-    collect: collect.Config = collect.Config(num_envs=8, steps_per_rollout=8)
+    collect: collect.CollectSteps = collect.CollectSteps(num_envs=8, steps=8)
     """Of each worker."""
     policy: PolicyConfig = PolicyConfig()
-    method: a2c.Config = a2c.Config(gamma=0.99, gae_lambda=0.95, entropy_coef=0.01, critic=Critic(td_lambda=0.95))
-    optimize: optimize.Config = optimize.Config(
+    method: a2c.A2C = a2c.A2C(gamma=0.99, gae_lambda=0.95, entropy_coef=0.01, critic=Critic(td_lambda=0.95))
+    optimize: optimize.Optimize = optimize.Optimize(
         learning_rate=7e-4, schedule="linear", epochs=1, max_gradient_norm=0.5, whiten="none", adam_eps=1e-5
     )
-    evaluate: evaluate.Config = evaluate.Config(sampled_episodes=0)
+    evaluate: evaluate.EvaluateEpisodes = evaluate.EvaluateEpisodes(sampled_episodes=0)
 
 
 def main(config: Config) -> dict[str, float | None]:

@@ -1,7 +1,7 @@
 """A language model learns addition from a teacher who forgets to carry, then PPO makes it right.
 
     python recipes/arithmetic.py
-    python recipes/arithmetic.py --algorithm grpo             # or any other that docs/algorithms.md has a result of
+    python recipes/arithmetic.py --method grpo                # or any other that docs/algorithms.md has a result of
     accelerate launch --config_file recipes/accelerate/multi_gpu.yaml recipes/arithmetic.py
 
 Nothing is downloaded. A small transformer is built from its config and cloned from demonstrations of two-digit
@@ -12,7 +12,6 @@ the README: exact match on sums never trained on, before and after PPO, sampled 
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,24 +21,25 @@ import torch
 from accelerate import Accelerator
 from transformers import LlamaConfig
 
-from rlhf import optimize, train
-from rlhf.algorithms.catalogue import ALGORITHMS, algorithm_of, require_critic
+from recipes.settings.arithmetic import PRESETS, preset
+from recipes.settings.language import CloneConfig, ImproveConfig, Precision
+from rlhf.algorithms.checks import require_policy
+from rlhf.algorithms.choices import method_help
+from rlhf.algorithms.clone import BehaviourCloning
 from rlhf.core.random import derive_seed, uniforms
 from rlhf.errors import InputError
-from rlhf.lm import collect
-from rlhf.lm.data import demonstration_rollout, hold_out, load_data, prompt_rows
-from rlhf.lm.evaluate import ResponseEvaluator
-from rlhf.lm.finetune import CloneConfig, ImproveConfig, Precision, clone, improve
-from rlhf.lm.generate import Sampling
+from rlhf.lm.data import hold_out
+from rlhf.lm.demonstrations import Demonstrations
 from rlhf.lm.load import build_policy
 from rlhf.lm.policy import CausalLM
-from rlhf.lm.presets import preset
-from rlhf.lm.rewards import Rewards
+from rlhf.lm.prompts import Prompts
 from rlhf.lm.tokenizers import character_tokenizer
+from rlhf.optimize import Optimize
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines, trackers
 from rlhf.runs.run import Run
 from rlhf.runs.summary import conclude
+from rlhf.training import Duration, train_phase
 
 DIGITS = 2
 CONTEXT = 2 * DIGITS + 2 + DIGITS + 2
@@ -49,8 +49,6 @@ CONTEXT = 2 * DIGITS + 2 + DIGITS + 2
 class Config:
     """Cloning from a careless teacher, then a policy-gradient method."""
 
-    algorithm: str = "ppo"
-    """One that docs/algorithms.md has a result of on arithmetic; `improve` holds its settings."""
     seed: int = 0
     """Everything random follows from it."""
     output_dir: Path = Path("runs/arithmetic")
@@ -66,8 +64,8 @@ class Config:
     precision: Precision = Precision()
     clone: CloneConfig = CloneConfig(
         rows_per_update=256,
-        train=train.Config(updates=500, eval_every=0, checkpoint_every=100),
-        optimize=optimize.Config(
+        train=Duration(updates=500, eval_every=0, checkpoint_every=100),
+        optimize=Optimize(
             learning_rate=2e-3,
             schedule="linear",
             warmup_updates=100,
@@ -82,22 +80,20 @@ class Config:
     improve: ImproveConfig = preset("ppo").improve
 
     def __post_init__(self) -> None:
-        if algorithm_of(self.improve.method) is not ALGORITHMS.get(self.algorithm):
-            raise InputError(f"algorithm is {self.algorithm}, but improve.method is that of another one.")
-        require_critic(self.improve.method, self.critic)
+        require_policy(self.improve.method, memoryless=False, has_critic=self.critic != "none")
         if not 0.0 <= self.dropped_carries <= 1.0:
             raise InputError(f"dropped_carries is {self.dropped_carries}; it must lie in [0, 1].")
         if self.held_out < 1:
             raise InputError(f"held_out is {self.held_out}; hold out some sums to evaluate on.")
 
 
-def default_config(algorithm: str) -> Config:
-    return Config(algorithm=algorithm, **vars(preset(algorithm)))
+def default_config(method: str = "ppo") -> Config:
+    return Config(**vars(preset(method)))
 
 
-def exact_match(completions: list[str], answer: list[str], **_: Any) -> list[float]:
+def exact_match(responses: list[str], answer: list[str], **_: Any) -> list[float]:
     """The reward: 1 for the right answer, 0 for any other."""
-    return [float(completion == right) for completion, right in zip(completions, answer, strict=True)]
+    return [float(response == right) for response, right in zip(responses, answer, strict=True)]
 
 
 def problems() -> list[dict[str, str]]:
@@ -151,37 +147,29 @@ def main(config: Config) -> dict[str, float]:
         mixed_precision=config.precision.mixed_precision,
         **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir),
     )
-    tokenizer, rewards = character_tokenizer("0123456789+="), Rewards([exact_match])
-    rows = problems()
+    tokenizer, rows = character_tokenizer("0123456789+="), problems()
     training, held_out = (
         [rows[i] for i in part.tolist()] for part in hold_out(len(rows), num_held_out=config.held_out, seed=config.seed)
     )
-    shown = load_data(demonstrations(training, dropped_carries=config.dropped_carries, seed=config.seed))
-    sampling = Sampling(max_new_tokens=DIGITS + 2, stop_tokens=(tokenizer.eos_token_id,))
-    prompts, held_out_prompts = (
-        prompt_rows(load_data(part), tokenizer, max_new_tokens=sampling.max_new_tokens, context=CONTEXT)
-        for part in (training, held_out)
+    prompts = Prompts(
+        training, exact_match, max_new_tokens=DIGITS + 2, held_out=held_out, **vars(config.improve.collect)
     )
-    collect.require_prompts(prompts, config.improve.collect, accelerator)
+    shown = demonstrations(training, dropped_carries=config.dropped_carries, seed=config.seed)
+    cloning = Demonstrations(shown, rows_per_update=config.clone.rows_per_update, also=prompts)
+    for task in (prompts, cloning):
+        task.read(tokenizer, context=CONTEXT)
+    prompts.require_size(accelerator)
     run = Run(
         config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}
     )
-    evaluate = ResponseEvaluator(
-        held_out_prompts,
-        tokenizer,
-        rewards,
-        sampling=sampling,
-        seed=config.seed,
-        accelerator=accelerator,
-        micro_batch_cost=config.improve.optimize.micro_batch_cost,
-        use_reference=False,
-    )
     policy = new_policy(config, tokenizer)
-    where: dict[str, Any] = {"accelerator": accelerator, "seed": config.seed}
-    demonstrated = demonstration_rollout(shown, tokenizer, context=CONTEXT)
-    clone(policy, demonstrated, evaluate, config=config.clone, phase=run.phase("clone"), **where)
-    phase, method = run.phase(config.algorithm), config.improve
-    improve(policy, prompts, tokenizer, rewards, evaluate, sampling=sampling, config=method, phase=phase, **where)
+    clone, improve, method = config.clone, config.improve, config.improve.method
+    first, phase = run.phase("clone"), run.phase(method.name)
+    for task, learned, settings, folder in (
+        (cloning, BehaviourCloning(), clone, first),
+        (prompts, method, improve, phase),
+    ):
+        train_phase(policy, task, learned, settings.optimize, duration=settings.train, phase=folder, seed=config.seed)
     evaluations = [row for row in read_lines(phase.folder / "metrics.jsonl") if "eval_score_mean" in row]
     before, after = evaluations[0], evaluations[-1]
     result = {
@@ -197,6 +185,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--algorithm", default="ppo")
-    launch(main, Config, default=lambda: default_config(parser.parse_known_args()[0].algorithm))
+    launch(main, Config, default=default_config, picks={"method": method_help(PRESETS)})

@@ -2,36 +2,43 @@
 
     python recipes/cartpole.py                              # CartPole-v1, 100k steps
     python recipes/cartpole.py --env-id Pendulum-v1
-    python recipes/cartpole.py --algorithm trpo             # or any other of rlhf/algorithms/catalogue.py
+    python recipes/cartpole.py --method trpo                # or any other of docs/algorithms.md, or my_file.py:MyMethod
     python recipes/cartpole.py --env-id Acrobot-v1
     python recipes/cartpole.py --num-seeds 10               # ten seeds side by side, and their interquartile mean
     python recipes/cartpole.py --resume                     # goes on after a kill, bit for bit
 
 Every evaluation plays the same 200 greedy episodes. CartPole is solved where their mean return is at least 475.
-Settings that are known to learn are in rlhf/control/presets.py; what is given on the command line wins.
+Settings that are known to learn are in recipes/settings/control.py; what is given on the command line wins.
 """
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from rlhf import optimize
-from rlhf.algorithms.catalogue import ALGORITHMS, Method, algorithm_of, require_settings
-from rlhf.control import collect, evaluate, replay
-from rlhf.control.assemble import assemble
+from recipes.settings.control import PRESETS, preset
+from rlhf.algorithms.base import Method
+from rlhf.algorithms.choices import method_help
+from rlhf.control.collect import CollectSteps
+from rlhf.control.evaluate import EvaluateEpisodes
 from rlhf.control.policy import PolicyConfig
-from rlhf.control.presets import preset
+from rlhf.control.replay import Replay
+from rlhf.control.seeds import SeedsOfEnvs
+from rlhf.control.stack import StackedMethod
+from rlhf.control.tasks import Envs
 from rlhf.errors import InputError
+from rlhf.optimize import Optimize
 from rlhf.runs.evaluate import judged
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines, trackers
 from rlhf.runs.run import Run
 from rlhf.runs.summary import conclude
+from rlhf.task import Task
+from rlhf.training import Duration, require, train_phase
 
 # Mean return at which a problem counts as solved, for first_hit_step and stays_from_step.
 SOLVED = {"CartPole-v1": 475.0, "Acrobot-v1": -90.0, "Pendulum-v1": -200.0}
@@ -43,8 +50,6 @@ DEFAULT = preset("ppo", "CartPole-v1")
 class Config:
     """A policy-gradient method on a gymnasium environment."""
 
-    algorithm: str = "ppo"
-    """One of rlhf/algorithms/catalogue.py; `method` holds its settings."""
     env_id: str = "CartPole-v1"
     """A registered gymnasium environment with vector observations."""
     seed: int = 0
@@ -63,43 +68,49 @@ class Config:
     """Environment steps between evaluations."""
     checkpoint_every_steps: int = 10_240
     """Environment steps between checkpoints."""
-    collect: collect.Config = DEFAULT.collect
-    replay: replay.Config = DEFAULT.replay
+    collect: CollectSteps = DEFAULT.collect
+    replay: Replay = DEFAULT.replay
     policy: PolicyConfig = DEFAULT.policy
     method: Method = DEFAULT.method
-    optimize: optimize.Config = DEFAULT.optimize
-    evaluate: evaluate.Config = DEFAULT.evaluate
+    optimize: Optimize = DEFAULT.optimize
+    evaluate: EvaluateEpisodes = DEFAULT.evaluate
 
     def __post_init__(self) -> None:
         for name in ("num_seeds", "steps", "eval_every_steps", "checkpoint_every_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if algorithm_of(self.method) is not ALGORITHMS.get(self.algorithm):
-            raise InputError(f"algorithm is {self.algorithm}, but method holds settings of {type(self.method)}.")
-        group_size = self.collect.episodes_per_start
-        require_settings(self.method, self.optimize, lag=self.collect.lag, group_size=group_size)
-        if getattr(self.method, "kl_coef", 0.0):
-            raise InputError(
-                "method.kl_coef charges for the KL to a reference policy, and there is none here; set it to 0, or see "
-                "recipes/imitation.py, whose `ppo_kl` is charged for its KL to the clone."
-            )
 
 
-def default_config(algorithm: str, env_id: str) -> Config:
-    return Config(algorithm=algorithm, env_id=env_id, **vars(preset(algorithm, env_id)))
+def default_config(method: str = "ppo", env_id: str = "CartPole-v1") -> Config:
+    return Config(env_id=env_id, **vars(preset(method, env_id)))
 
 
 def main(config: Config) -> dict[str, float | None]:
     # Networks this small run faster without threads, which also do not disturb neighbours.
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True, **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir))
-    parts = assemble(config, accelerator)
+    policy, task, method = parts(config)
+    require(policy, task, method, config.optimize, accelerator)
     run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"steps"})
-    phase = run.phase(config.algorithm)
-    parts.train(config, phase=phase, accelerator=accelerator)
+    phase = run.phase(method.name)
+    duration = Duration(
+        steps=config.steps, eval_every=config.eval_every_steps, checkpoint_every=config.checkpoint_every_steps
+    )
+    train_phase(policy, task, method, config.optimize, duration=duration, phase=phase, seed=config.seed)
     result = summarise(phase.folder / "metrics.jsonl", config)
     conclude(run, result)
     return result
+
+
+def parts(config: Config) -> tuple[Any, Task, Method]:
+    """Policy, task and method, for one seed or for several side by side."""
+    method, sizes = config.method, vars(config.policy)
+    envs = Envs(config.env_id, replay=config.replay, evaluate=config.evaluate, **vars(config.collect))
+    if config.num_seeds == 1:
+        return envs.policy(replays=method.replays, seed=config.seed, **sizes), envs, method
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    task = SeedsOfEnvs(envs, seeds)
+    return task.policy(**sizes), task, StackedMethod(method=method, seeds=tuple(seeds))
 
 
 def summarise(metrics: Path, config: Config) -> dict[str, float | None]:
@@ -122,7 +133,6 @@ def summarise(metrics: Path, config: Config) -> dict[str, float | None]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--algorithm", default="ppo")
-    parser.add_argument("--env-id", "--env_id", default="CartPole-v1")
-    launch(main, Config, default=lambda: default_config(**vars(parser.parse_known_args()[0])))
+    launch(
+        main, Config, default=default_config, picks={"method": method_help(dict.fromkeys(name for name, _ in PRESETS))}
+    )

@@ -2,41 +2,43 @@
 
     python recipes/custom_reward.py --model gpt2                        # the prompts and the reward of this file
     python recipes/custom_reward.py --model gpt2 --lora                 # adapters only
+    python recipes/custom_reward.py --model gpt2 --method grpo          # or any of docs/algorithms.md, or my.py:Method
     python recipes/custom_reward.py --model gpt2 --data prompts.jsonl --reward my_rewards.py:polite
     accelerate launch --config_file recipes/accelerate/multi_gpu.yaml recipes/custom_reward.py --model gpt2
 
-A reward function gets lists, one entry a response, and names what it needs: prompts, completions, completion_ids,
-finished, and every other column of the data. It returns one number a response, or a list of one number a token; it may
-be async. The data need a column `prompt` (strings, or lists of chat messages) or `messages`. result.json tells the mean
-score on prompts never trained on, before and after; the model is in ppo/final/policy/model, for plain
-transformers or peft.
+A reward function gets lists, one entry a response, and names what it needs: responses (always plain text), prompts and
+completions (strings, or chat messages where the data are chats), completion_ids, finished, and every other column of
+the data. It returns one number a response, or a list of one number a token; it may be async. The data need a column
+`prompt` (strings, or lists of chat messages) or `messages`. result.json tells the mean score on prompts never trained
+on, before and after; the model is in ppo/final/policy/model, for plain transformers or peft.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import Accelerator
+from tyro import MISSING
 from tyro.conf import UseAppendAction
 
-from rlhf import optimize, train
-from rlhf.algorithms import ppo
-from rlhf.algorithms.catalogue import require_critic
+from recipes.settings.language import ImproveConfig, Precision
+from rlhf.algorithms.checks import fitting, require_policy
+from rlhf.algorithms.choices import find_method, method_help, methods
+from rlhf.algorithms.ppo import PPO
 from rlhf.core.random import derive_seed
 from rlhf.errors import InputError
-from rlhf.lm import collect
-from rlhf.lm.data import Prompt, hold_out, load_data, prompt_rows
-from rlhf.lm.evaluate import ResponseEvaluator
-from rlhf.lm.finetune import ImproveConfig, Precision, improve
-from rlhf.lm.generate import Sampling
-from rlhf.lm.load import ModelConfig, context_length, load_policy, load_tokenizer, stop_tokens
-from rlhf.lm.rewards import Rewards, load_reward
+from rlhf.lm.collect import CollectResponses
+from rlhf.lm.data import load_data
+from rlhf.lm.load import context_length, load_policy, load_tokenizer
+from rlhf.lm.prompts import Prompts
+from rlhf.optimize import Optimize
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines, trackers
 from rlhf.runs.run import Run
 from rlhf.runs.summary import conclude
+from rlhf.training import Duration, train_phase
 
 BEGINNINGS = (
     "The story of",
@@ -50,9 +52,9 @@ SUBJECTS = ("the sea", "my sister", "an old house", "the city", "winter", "a str
 PROMPTS = [{"prompt": f"{beginning} {subject}"} for beginning in BEGINNINGS for subject in SUBJECTS]
 
 
-def alliteration(completions: list[str], **_: Any) -> list[float]:
+def alliteration(responses: list[str], **_: Any) -> list[float]:
     """The reward: the share of words that begin with the letter s. Write your own here."""
-    words = [completion.lower().split() for completion in completions]
+    words = [response.lower().split() for response in responses]
     return [sum(word.startswith("s") for word in each) / max(len(each), 1) for each in words]
 
 
@@ -94,26 +96,30 @@ class Config:
     """Also log for tensorboard, into output_dir/tensorboard."""
     precision: Precision = Precision()
     improve: ImproveConfig = ImproveConfig(
-        collect=collect.Config(prompts_per_rollout=16, responses_per_prompt=4),
-        method=ppo.Config(kl_coef=0.01, value_coef=0.1),
-        train=train.Config(updates=40, eval_every=10, checkpoint_every=10),
-        optimize=optimize.Config(learning_rate=1e-5, epochs=2, minibatches=2),
+        collect=CollectResponses(prompts_per_rollout=16, responses_per_prompt=4),
+        method=PPO(kl_coef=0.01, value_coef=0.1),
+        train=Duration(updates=40, eval_every=10, checkpoint_every=10),
+        optimize=Optimize(learning_rate=1e-5, epochs=2, minibatches=2),
     )
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise InputError(f"temperature is {self.temperature}; it must be above 0.")
-        require_critic(self.improve.method, self.critic)
+        require_policy(self.improve.method, memoryless=False, has_critic=self.critic != "none")
 
 
-def read_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
-    """Those to train on, and those to evaluate on."""
-    names = {} if config.prompt_column == "prompt" else {config.prompt_column: "prompt"}
-    data = load_data(config.data or PROMPTS, split=config.split, subset=config.subset, rename=names)
-    context = context_length(config.model)
-    prompts = prompt_rows(data, tokenizer, max_new_tokens=config.max_new_tokens, context=context)
-    train_rows, held_out_rows = hold_out(len(prompts), num_held_out=config.held_out, seed=config.seed)
-    return [prompts[row] for row in train_rows.tolist()], [prompts[row] for row in held_out_rows.tolist()]
+def default_config(method: str = "ppo") -> Config:
+    """The settings that go with a method: critic, whitening, steps on each batch; all are charged for their KL."""
+    config, kind = Config(model=MISSING), find_method(method)
+    if isinstance(config.improve.method, kind):
+        return config
+    charged = "kl_coef" in {field.name for field in fields(kind)}
+    chosen = kind(**{"kl_coef": 0.01} if charged else {})
+    return replace(
+        config,
+        critic="none" if chosen.critic_of == "none" else "shared",
+        improve=replace(config.improve, method=chosen, optimize=fitting(chosen, config.improve.optimize)),
+    )
 
 
 def main(config: Config) -> dict[str, float | None]:
@@ -122,47 +128,32 @@ def main(config: Config) -> dict[str, float | None]:
         **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir),
     )
     # Whatever can be wrong with the input shows before the folder of the run is made and before the weights load.
-    rewards = Rewards([load_reward(place) for place in config.reward] or [alliteration], config.reward_weights or None)
-    tokenizer = load_tokenizer(config.model)
-    sampling = Sampling(max_new_tokens=config.max_new_tokens, stop_tokens=stop_tokens(config.model, tokenizer))
-    train_prompts, held_out_prompts = read_prompts(config, tokenizer)
-    collect.require_prompts(train_prompts, config.improve.collect, accelerator)
-    evaluate = ResponseEvaluator(
-        held_out_prompts,
-        tokenizer,
-        rewards,
-        sampling=sampling,
-        seed=config.seed,
-        accelerator=accelerator,
-        micro_batch_cost=config.improve.optimize.micro_batch_cost,
-        use_reference=config.improve.method.kl_coef > 0,
+    names = {} if config.prompt_column == "prompt" else {config.prompt_column: "prompt"}
+    task = Prompts(
+        load_data(config.data or PROMPTS, split=config.split, subset=config.subset, rename=names),
+        config.reward or alliteration,
+        reward_weights=config.reward_weights,
+        max_new_tokens=config.max_new_tokens,
+        held_out=config.held_out,
+        **vars(config.improve.collect),
     )
+    task.read(load_tokenizer(config.model), context=context_length(config.model))
+    task.require_size(accelerator)
     run = Run(
         config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}
     )
-    phase = run.phase("ppo")
+    method = config.improve.method
+    phase = run.phase(method.name)
     policy = load_policy(
-        ModelConfig(
-            model=config.model,
-            critic=config.critic,
-            lora_rank=16 if config.lora else 0,
-            gradient_checkpointing=config.precision.gradient_checkpointing,
-        ),
+        config.model,
+        critic=config.critic,
+        lora_rank=16 if config.lora else 0,
+        gradient_checkpointing=config.precision.gradient_checkpointing,
         temperature=config.temperature,
         seed=derive_seed(config.seed, "weights"),
     )
-    policy.tokenizer = tokenizer
-    improve(
-        policy,
-        train_prompts,
-        tokenizer,
-        rewards,
-        evaluate,
-        sampling=sampling,
-        config=config.improve,
-        phase=phase,
-        accelerator=accelerator,
-        seed=config.seed,
+    train_phase(
+        policy, task, method, config.improve.optimize, duration=config.improve.train, phase=phase, seed=config.seed
     )
     result = summarise(phase.folder / "metrics.jsonl")
     conclude(run, result)
@@ -185,4 +176,7 @@ def summarise(metrics: Path) -> dict[str, float | None]:
 
 
 if __name__ == "__main__":
-    launch(main, Config)
+    fitting_here = [
+        name for name, kind in methods().items() if not (kind.demonstrated or kind.replays or kind().needs_memoryless)
+    ]
+    launch(main, Config, default=default_config, picks={"method": method_help(fitting_here)})

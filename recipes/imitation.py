@@ -11,31 +11,34 @@ cloning from a few of its episodes), `ppo` (from the clone), `ppo_kl` (the same,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 
-from rlhf import optimize, train
-from rlhf.algorithms import bc, ppo
-from rlhf.control import collect, dagger, evaluate
-from rlhf.control.collectors import make_collector
+from recipes.settings.control import preset
+from rlhf.algorithms.clone import BehaviourCloning
+from rlhf.algorithms.ppo import PPO
+from rlhf.control.collect import CollectSteps
+from rlhf.control.dagger import Dagger, DaggerCollector
 from rlhf.control.demonstrations import demonstrations
 from rlhf.control.envs import make_env, make_envs, spaces_of
-from rlhf.control.load import load_policy
+from rlhf.control.evaluate import EvaluateEpisodes, Evaluator
+from rlhf.control.load import load_control_policy
 from rlhf.control.policy import ControlPolicy
-from rlhf.control.presets import preset
+from rlhf.control.tasks import Envs, Imitation
 from rlhf.core.random import derive_seed
 from rlhf.demonstrations import DemonstrationCollector
 from rlhf.errors import InputError
+from rlhf.optimize import Optimize
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines, trackers
 from rlhf.runs.run import Phase, Run
 from rlhf.runs.summary import conclude
+from rlhf.training import Duration, train_phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +73,12 @@ class Config:
     """Charge per nat of log p - log p_clone in `ppo_kl`, on rewards divided by the standard deviation of returns."""
     critic_warmup: int = 5
     """Updates of PPO from the clone that train only the critic, which cloning leaves as it was."""
-    dagger: dagger.Config = dagger.Config()
+    dagger: Dagger = Dagger()
     dagger_updates: int = 10
     """Rounds of acting and cloning; each clones all that was labelled so far, in `dagger_optimize.epochs` passes."""
-    clone_optimize: optimize.Config = optimize.Config(learning_rate=1e-3, schedule="linear", epochs=1, whiten="none")
-    dagger_optimize: optimize.Config = optimize.Config(learning_rate=1e-3, epochs=20, minibatches=4, whiten="none")
-    evaluate: evaluate.Config = evaluate.Config(sampled_episodes=0)
+    clone_optimize: Optimize = Optimize(learning_rate=1e-3, schedule="linear", epochs=1, whiten="none")
+    dagger_optimize: Optimize = Optimize(learning_rate=1e-3, epochs=20, minibatches=4, whiten="none")
+    evaluate: EvaluateEpisodes = EvaluateEpisodes(sampled_episodes=0)
 
     def __post_init__(self) -> None:
         for name in (
@@ -98,22 +101,35 @@ def main(config: Config) -> dict[str, float]:
     accelerator = Accelerator(cpu=True, **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir))
     expert: Any = None if config.expert is None else load_expert(config.expert, config.env_id)
     run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator)
-    evaluator = evaluate.Evaluator(config.env_id, config=config.evaluate, seed=config.seed, accelerator=accelerator)
-    fit = partial(train.train, evaluate=evaluator, accelerator=accelerator, seed=config.seed)
     settings = preset("ppo", config.env_id)
-    improve_here = partial(improve, fit=fit, how=settings.optimize, config=config, accelerator=accelerator)
+    usual = cast(PPO, settings.method)
 
+    def improve(policy: ControlPolicy, phase: Phase, acting: CollectSteps, method: PPO, steps: int) -> None:
+        """PPO from where the policy is; once there is a clone, the KL to it is measured."""
+        task = Envs(config.env_id, evaluate=config.evaluate, reference=cloned, **vars(acting))
+        updates = -(-steps // (acting.num_envs * acting.steps))
+        duration = Duration(updates=updates, checkpoint_every=config.checkpoint_every)
+        train_phase(policy, task, method, settings.optimize, duration=duration, phase=phase, seed=config.seed)
+
+    def clone(policy: ControlPolicy, name: str, updates: int, optimizing: Optimize, dealer: Any) -> Phase:
+        """Maximum likelihood on what is dealt: demonstrations, or all that an expert labelled so far."""
+        task, phase = Imitation(config.env_id, dealer, evaluate=config.evaluate), run.phase(name)
+        every = max(updates // 10, 1)
+        duration = Duration(updates=updates, eval_every=every, checkpoint_every=config.checkpoint_every)
+        train_phase(policy, task, BehaviourCloning(), optimizing, duration=duration, phase=phase, seed=config.seed)
+        return phase
+
+    cloned: ControlPolicy | None = None
     if expert is None:
         # Not the weights from which the learners start, who would have the expert half learned.
         expert = new_policy(config, "expert weights")
-        improve_here(expert, run.phase("expert"), settings.collect, settings.method, config.expert_steps, None)
+        improve(expert, run.phase("expert"), settings.collect, usual, config.expert_steps)
 
-    cloned, clone_phase = new_policy(config), run.phase("clone")
-    shown = demonstrations(expert, cloned, config.env_id, episodes=config.demonstrations, seed=config.seed)
-    dealt = DemonstrationCollector(
-        shown, rows_per_update=config.rows_per_update, seed=config.seed, accelerator=accelerator
-    )
-    clone(cloned, clone_phase, fit, dealt, length(config.clone_updates, config), config.clone_optimize)
+    learner = new_policy(config)
+    shown = demonstrations(expert, learner, config.env_id, episodes=config.demonstrations, seed=config.seed)
+    dealt = partial(DemonstrationCollector, shown, rows_per_update=config.rows_per_update)
+    clone_phase = clone(learner, "clone", config.clone_updates, config.clone_optimize, dealt)
+    cloned = learner
 
     # The critic of a clone has learned nothing, and meets long episodes at once: it gets time, and returns of size 1.
     # At their own size they saturate its tanh units, which never recover.
@@ -121,20 +137,14 @@ def main(config: Config) -> dict[str, float]:
     for name, kl_coef in (("ppo", 0.0), ("ppo_kl", config.kl_coef)):
         policy, phase = new_policy(config), run.phase(name)
         policy.load(clone_phase.final_policy)
-        method = replace(settings.method, critic_warmup=config.critic_warmup, kl_coef=kl_coef)
-        improve_here(policy, phase, acting, method, config.improve_steps, cloned)
+        method = replace(usual, critic_warmup=config.critic_warmup, kl_coef=kl_coef)
+        improve(policy, phase, acting, method, config.improve_steps)
 
     envs = make_envs(config.env_id, config.dagger.num_envs, num_processes=accelerator.num_processes)
-    taught = dagger.DaggerCollector(envs, expert, config=config.dagger, seed=config.seed, accelerator=accelerator)
-    clone(
-        new_policy(config),
-        run.phase("dagger"),
-        fit,
-        taught,
-        length(config.dagger_updates, config),
-        config.dagger_optimize,
-    )
+    labelled = partial(DaggerCollector, envs, expert, config=config.dagger)
+    clone(new_policy(config), "dagger", config.dagger_updates, config.dagger_optimize, labelled)
 
+    evaluator = Evaluator(config.env_id, config=config.evaluate, seed=config.seed, accelerator=accelerator)
     result = {"expert_return": evaluator(expert).metrics["eval_return_mean"], "clone_labels": len(shown.mask)}
     result |= summarise(config.output_dir)
     conclude(run, result)
@@ -147,71 +157,10 @@ def new_policy(config: Config, purpose: str = "learner weights") -> ControlPolic
 
 
 def load_expert(folder: Path, env_id: str) -> Any:
-    expert, spaces = load_policy(folder), spaces_of(make_env(env_id))
+    expert, spaces = load_control_policy(folder), spaces_of(make_env(env_id))
     if expert.spaces != spaces:
         raise InputError(f"{folder} holds a policy for {expert.spaces}, but {env_id} has {spaces}.")
     return expert
-
-
-def improve(
-    policy: ControlPolicy,
-    phase: Phase,
-    acting: collect.Config,
-    method: ppo.Config,
-    steps: int,
-    reference: ControlPolicy | None,
-    *,
-    fit: Callable[..., None],
-    how: optimize.Config,
-    config: Config,
-    accelerator: Accelerator,
-) -> None:
-    """PPO from where the policy is."""
-    collector = make_collector(
-        config.env_id,
-        config=acting,
-        gamma=method.gamma,
-        seed=config.seed,
-        accelerator=accelerator,
-        micro_batch_cost=how.micro_batch_cost,
-        reference=reference,
-    )
-    fit(
-        policy=policy,
-        algorithm=ppo,
-        algorithm_config=method,
-        optimize_config=how,
-        collector=collector,
-        phase=phase,
-        config=train.Config(
-            updates=-(-steps // (acting.num_envs * acting.steps_per_rollout)), checkpoint_every=config.checkpoint_every
-        ),
-    )
-
-
-def clone(
-    policy: ControlPolicy,
-    phase: Phase,
-    fit: Callable[..., None],
-    collector: Any,
-    duration: train.Config,
-    how: optimize.Config,
-) -> None:
-    """Maximum likelihood on what the collector hands out: demonstrations, or all that an expert labelled so far."""
-    fit(
-        policy=policy,
-        algorithm=bc,
-        algorithm_config=bc.Config(),
-        optimize_config=how,
-        collector=collector,
-        phase=phase,
-        config=duration,
-    )
-
-
-def length(updates: int, config: Config) -> train.Config:
-    """Of a phase that clones: ten evaluations on its way."""
-    return train.Config(updates=updates, eval_every=max(updates // 10, 1), checkpoint_every=config.checkpoint_every)
 
 
 def summarise(folder: Path) -> dict[str, float]:

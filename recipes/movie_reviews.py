@@ -17,31 +17,31 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from transformers import BertConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from rlhf import optimize, train
-from rlhf.algorithms import ppo
+from recipes.settings.language import CloneConfig, ImproveConfig, Precision
+from rlhf.algorithms.clone import BehaviourCloning
+from rlhf.algorithms.ppo import PPO
 from rlhf.core.random import derive_seed
-from rlhf.lm import collect
 from rlhf.lm.classify import ClassifierConfig, NaiveBayes, distinct_bigrams, labelled_texts, train_classifier
-from rlhf.lm.data import Prompt, demonstration_rollout, hold_out, load_data, prompt_rows
-from rlhf.lm.evaluate import ResponseEvaluator
-from rlhf.lm.finetune import CloneConfig, ImproveConfig, Precision, clone, improve
-from rlhf.lm.generate import Sampling
+from rlhf.lm.collect import CollectResponses
+from rlhf.lm.data import hold_out
+from rlhf.lm.demonstrations import Demonstrations
 from rlhf.lm.load import build_policy
 from rlhf.lm.policy import CausalLM
+from rlhf.lm.prompts import Prompts
 from rlhf.lm.reward_model import RewardModel
-from rlhf.lm.rewards import Rewards
 from rlhf.lm.tokenizers import byte_pair_tokenizer
+from rlhf.optimize import Optimize
 from rlhf.runs.launch import launch
 from rlhf.runs.log import read_lines
 from rlhf.runs.run import Run
 from rlhf.runs.summary import conclude
+from rlhf.training import Duration, train_phase
 
 CONTEXT = 96
 
@@ -70,8 +70,8 @@ class Config:
     precision: Precision = Precision()
     clone: CloneConfig = CloneConfig(
         rows_per_update=64,
-        train=train.Config(updates=600, eval_every=0, checkpoint_every=100),
-        optimize=optimize.Config(
+        train=Duration(updates=600, eval_every=0, checkpoint_every=100),
+        optimize=Optimize(
             learning_rate=2e-3,
             schedule="linear",
             warmup_updates=50,
@@ -83,22 +83,21 @@ class Config:
     )
     improve: ImproveConfig = ImproveConfig(
         # Bounded, so that more of the same praise pays nothing.
-        collect=collect.Config(prompts_per_rollout=512, score_clip=2.5),
+        collect=CollectResponses(prompts_per_rollout=512, score_clip=2.5),
         # With gae_lambda below 1 and a critic that lags behind, the last token gets the most credit: responses shrink.
-        method=ppo.Config(gamma=1.0, gae_lambda=1.0, value_coef=0.1, kl_coef=0.08),
-        train=train.Config(updates=48, eval_every=24, checkpoint_every=12),
-        optimize=optimize.Config(
+        method=PPO(gamma=1.0, gae_lambda=1.0, value_coef=0.1, kl_coef=0.08),
+        train=Duration(updates=48, eval_every=24, checkpoint_every=12),
+        optimize=Optimize(
             learning_rate=6e-4, schedule="linear", warmup_updates=4, epochs=1, minibatches=2, whiten="batch"
         ),
     )
 
 
-def beginnings(texts: list[str], tokenizer: Any, config: Config) -> list[Prompt]:
+def beginnings(texts: list[str], config: Config) -> list[dict[str, str]]:
     """The first words of every text that has more of them."""
     words = [text.split() for text in texts]
-    prompts = [" ".join(each[: config.prompt_words]) for each in words if len(each) > config.prompt_words]
-    rows = load_data([{"prompt": prompt} for prompt in prompts])
-    return prompt_rows(rows, tokenizer, max_new_tokens=config.max_new_tokens, context=CONTEXT)
+    starts = [" ".join(each[: config.prompt_words]) for each in words if len(each) > config.prompt_words]
+    return [{"prompt": start} for start in starts]
 
 
 def share(odds: Iterable[float]) -> float:
@@ -156,9 +155,9 @@ def summary(records: list[dict[str, Any]], real: list[str], tokenizer: Any, conf
     prompts.
     """
     before, after = ([row for row in records if row["update"] == update] for update in (0, records[-1]["update"]))
-    starts = beginnings(real, tokenizer, config)
+    starts = tokenizer([row["prompt"] for row in beginnings(real, config)])["input_ids"]
     lengths = [
-        min(len(whole) + 1 - len(start.tokens), config.max_new_tokens)
+        min(len(whole) + 1 - len(start), config.max_new_tokens)
         for whole, start in zip(tokenizer(real)["input_ids"], starts, strict=True)
     ]
     continuations = [" ".join(text.split()[config.prompt_words :]) for text in real]
@@ -196,37 +195,27 @@ def main(config: Config) -> dict[str, float]:
     classifier = phase.once("classifier", lambda folder: write_classifier(folder, config, tokenizer, *first))
     reward_model, bayes = RewardModel(str(classifier), device=accelerator.device), NaiveBayes(*second)
 
-    def second_classifier(prompts: list[str], completions: list[str]) -> list[float]:
-        return bayes([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
+    def second_classifier(prompts: list[str], responses: list[str]) -> list[float]:
+        return bayes([prompt + response for prompt, response in zip(prompts, responses, strict=True)])
 
     # The second is only watched: its weight is 0.
-    rewards = Rewards([reward_model, second_classifier], [1.0, 0.0])
-    policy = new_writer(config, tokenizer)
-    sampling = Sampling(max_new_tokens=config.max_new_tokens, stop_tokens=(tokenizer.eos_token_id,))
-    where: dict[str, Any] = {"accelerator": accelerator, "seed": config.seed}
-    judge: Any = partial(
-        ResponseEvaluator,
-        tokenizer=tokenizer,
-        rewards=rewards,
-        sampling=sampling,
-        micro_batch_cost=config.improve.optimize.micro_batch_cost,
-        **where,
+    paid: dict[str, Any] = {"reward": [reward_model, second_classifier], "reward_weights": [1.0, 0.0]}
+    sizes = {"max_new_tokens": config.max_new_tokens, **vars(config.improve.collect)}
+    held_out = beginnings(test_texts, config)
+    prompts, watched = (
+        Prompts(beginnings(texts, config), held_out=evaluated, **paid, **sizes)
+        for evaluated in (held_out, held_out[:100])
     )
-    held_out = beginnings(test_texts, tokenizer, config)
     short = [text for text, tokens in zip(texts, tokenizer(texts)["input_ids"], strict=True) if len(tokens) < CONTEXT]
-    shown = demonstration_rollout(load_data([{"text": text} for text in short]), tokenizer, context=CONTEXT)
-    clone(policy, shown, judge(held_out[:100], use_reference=False), config=config.clone, phase=sft, **where)
-    improve(
-        policy,
-        beginnings(texts, tokenizer, config),
-        tokenizer,
-        rewards,
-        judge(held_out, use_reference=True),
-        sampling=sampling,
-        config=config.improve,
-        phase=phase,
-        **where,
+    shown = Demonstrations(
+        [{"text": text} for text in short], rows_per_update=config.clone.rows_per_update, also=watched
     )
+    policy = new_writer(config, tokenizer)
+    for task, method, settings, folder in (
+        (shown, BehaviourCloning(), config.clone, sft),
+        (prompts, config.improve.method, config.improve, phase),
+    ):
+        train_phase(policy, task, method, settings.optimize, duration=settings.train, phase=folder, seed=config.seed)
     records = [row for row in read_lines(phase.folder / "samples.jsonl") if row["kind"] == "evaluation"]
     positive = [text for text, label in zip(test_texts, test_labels, strict=True) if label]
     real = [text for text in positive if len(text.split()) > config.prompt_words]

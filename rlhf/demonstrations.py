@@ -13,6 +13,24 @@ from rlhf.errors import InputError
 from rlhf.rollout import Collected, Rollout
 
 
+def require_rows(num_rows: int, rows_per_update: int, accelerator: Accelerator) -> None:
+    """Refuses fewer rows than one update needs, or a number of them that processes cannot share.
+
+    Raises:
+        InputError: With the numbers.
+    """
+    if rows_per_update < 1 or rows_per_update > num_rows:
+        raise InputError(
+            f"rows_per_update is {rows_per_update} and there are {num_rows} demonstrations; take at least 1 row "
+            "and at most all of them."
+        )
+    if rows_per_update % accelerator.num_processes:
+        raise InputError(
+            f"rows_per_update is {rows_per_update}, which {accelerator.num_processes} processes cannot share "
+            "evenly; make it a multiple of them."
+        )
+
+
 class DemonstrationCollector:
     """Update u takes the next `rows_per_update` rows, in another hashed order each epoch; ranks share them evenly.
 
@@ -21,17 +39,7 @@ class DemonstrationCollector:
     """
 
     def __init__(self, rollout: Rollout, *, rows_per_update: int, seed: int, accelerator: Accelerator) -> None:
-        num_rows = rollout.mask.shape[0]
-        if rows_per_update < 1 or rows_per_update > num_rows:
-            raise InputError(
-                f"rows_per_update is {rows_per_update} and there are {num_rows} demonstrations; take at least 1 row "
-                "and at most all of them."
-            )
-        if rows_per_update % accelerator.num_processes:
-            raise InputError(
-                f"rows_per_update is {rows_per_update}, which {accelerator.num_processes} processes cannot share "
-                "evenly; make it a multiple of them."
-            )
+        require_rows(rollout.mask.shape[0], rows_per_update, accelerator)
         self.rollout = rollout.to(torch.device("cpu"))
         self.rows_per_update, self.seed, self.accelerator = rows_per_update, seed, accelerator
 

@@ -25,7 +25,7 @@ MAX_RATIO_ERROR = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Optimize:
     """How a batch becomes optimizer steps (AdamW; Loshchilov and Hutter, 2019)."""
 
     learning_rate: float = 3e-4
@@ -44,8 +44,11 @@ class Config:
     """The gradient is scaled down to this norm; 0 is off."""
     target_kl: float = 0.0
     """The update ends before a step whose minibatch shows more than this KL(old || new), nats per action; 0 is off."""
-    whiten: Literal["none", "minibatch", "batch"] = "batch"
-    """Over what advantages get mean 0 and variance 1."""
+    whiten: Literal["usual", "none", "minibatch", "batch"] = "usual"
+    """Over what advantages get mean 0 and variance 1; usual: the whole batch, unless the method goes with none."""
+    importance_cap: float = 2.0
+    """Where another policy than the learner acted (actors that lag, half precision, another engine), advantages are
+    weighed by the ratio learner / actor, at most this (truncated importance sampling)."""
     adam_beta2: float = 0.999
     """Decay of AdamW's second moment."""
     adam_eps: float = 1e-8
@@ -57,6 +60,8 @@ class Config:
         for name in ("epochs", "minibatches", "micro_batch_cost"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not self.importance_cap > 0:
+            raise InputError(f"importance_cap is {self.importance_cap}; it must be positive, 2 is usual.")
         if not self.learning_rate > 0:
             raise InputError(f"learning_rate is {self.learning_rate}; it must be positive.")
         if not 0.0 <= self.adam_beta2 < 1.0:
@@ -73,7 +78,7 @@ class Config:
     @property
     def whitens_batch(self) -> bool:
         """One minibatch is the batch."""
-        return self.whiten == "batch" or (self.whiten == "minibatch" and self.minibatches == 1)
+        return self.whiten in ("usual", "batch") or (self.whiten == "minibatch" and self.minibatches == 1)
 
     @property
     def whitens_minibatches(self) -> bool:
@@ -87,7 +92,7 @@ class Learner:
     policy: nn.Module
     """As Accelerate prepared it."""
     optimizer: torch.optim.Optimizer
-    config: Config
+    config: Optimize
     accelerator: Accelerator
     seed: int
     update_index: int = 0
@@ -100,7 +105,7 @@ class Learner:
         return self.accelerator.unwrap_model(self.policy)
 
 
-def make_optimizer(policy: nn.Module, config: Config) -> torch.optim.Optimizer:
+def make_optimizer(policy: nn.Module, config: Optimize) -> torch.optim.Optimizer:
     """AdamW over what is trainable, fused where the device has it."""
     trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(
@@ -120,8 +125,8 @@ def gradient(
 
     Args:
         rows: This rank's rows of the minibatch; there may be none.
-        filler: One row whose weight is ignored: ranks with fewer micro-batches run it, so that all take part in
-            every collective.
+        filler: A row, or block of rows, whose weight is ignored: ranks with fewer micro-batches run it, so that all
+            take part in every collective.
 
     Raises:
         NonFiniteError: On every rank, if any rank's policy output or loss is NaN or infinite.
@@ -168,10 +173,10 @@ def update(
     if config.whitens_batch:
         batch = batch._replace(advantages=global_whiten(accelerator, batch.advantages, batch.mask))
     parameters = list(policy.parameters())
-    filler = batch.rows(torch.zeros(1, dtype=torch.int64, device=batch.mask.device))
+    filler = filler_of(batch)
     history: list[dict[str, float]] = []
     stopped_at: dict[str, float] = {}
-    for rows in shares(learner, batch, config.passes, config.minibatches):
+    for rows in minibatches(learner, batch, config.passes, config.minibatches):
         if config.whitens_minibatches:
             rows = rows._replace(advantages=global_whiten(accelerator, rows.advantages, rows.mask))
         optimizer.zero_grad()
@@ -199,6 +204,13 @@ def update(
     return averaged(history, config) | stopped_at | {"learning_rate": rate, "gradient_steps": len(history)}
 
 
+def filler_of(batch: Batch) -> Batch:
+    """The first row, or block of rows: what ranks with fewer micro-batches run without weight."""
+    if batch.blocks is None:
+        return batch.rows(torch.zeros(1, dtype=torch.int64, device=batch.mask.device))
+    return batch.rows(batch.blocks == batch.blocks[0])
+
+
 def set_learning_rate(learner: Learner) -> float:
     """Sets and returns the step size that schedule and warm-up give at this point of the run."""
     config = learner.config
@@ -210,7 +222,7 @@ def set_learning_rate(learner: Learner) -> float:
     return rate
 
 
-def averaged(history: list[dict[str, float]], config: Config) -> dict[str, float]:
+def averaged(history: list[dict[str, float]], config: Optimize) -> dict[str, float]:
     """Metrics of an update from those of its steps: means, `_max` ones by maximum."""
     metrics = {}
     for name in history[0]:
@@ -225,27 +237,48 @@ def averaged(history: list[dict[str, float]], config: Config) -> dict[str, float
     return metrics
 
 
-def shares(learner: Learner, batch: Batch, purposes: list[str], num_shares: int) -> Iterator[Batch]:
-    """This rank's rows of each of so many shares of all rows, drawn from one global order for each purpose."""
-    acted, _ = gather_rows(learner.accelerator, batch.mask.any(dim=1).long())
-    ids, offset = gather_rows(learner.accelerator, batch.sample_ids)
-    require_rows(ids.shape[0], num_shares)
-    if num_shares == 1 and bool(acted.all()):
+def minibatches(learner: Learner, batch: Batch, purposes: list[str], num_parts: int) -> Iterator[Batch]:
+    """This rank's rows of each of so many parts of all rows, cut from one global order for each purpose.
+
+    Rows of a block stay together, so parts hold as many blocks, not rows.
+    """
+    accelerator = learner.accelerator
+    acted, _ = gather_rows(accelerator, batch.mask.any(dim=1).long())
+    ids, offset = gather_rows(accelerator, batch.sample_ids)
+    blocks = None if batch.blocks is None else gather_rows(accelerator, batch.blocks)[0]
+    require_rows(ids.shape[0] if blocks is None else blocks.unique().shape[0], num_parts)
+    if num_parts == 1 and bool(acted.all()):
         # The order within a minibatch plays no part, so a whole batch need not be drawn or copied.
         yield from (batch for _ in purposes)
         return
-    for order in hashed_orders(learner.seed, purposes, learner.update_index, ids):
+    if blocks is None:
+        orders = list(hashed_orders(learner.seed, purposes, learner.update_index, ids))
         # Rows without an action, such as padding or samples that lack a score, have nothing to step on.
-        for chosen in order[acted[order] > 0].tensor_split(num_shares):
+        parts = [order[acted[order] > 0].tensor_split(num_parts) for order in orders]
+    else:
+        parts = [
+            _rows_of_blocks(blocks, order, acted, num_parts)
+            for order in hashed_orders(learner.seed, purposes, learner.update_index, blocks.unique())
+        ]
+    for part in parts:
+        for chosen in part:
             if chosen.shape[0]:
                 yield _local_rows(batch, chosen, offset)
 
 
-def require_rows(num_rows: int, num_shares: int) -> None:
-    """Refuses more parts than there are rows."""
-    if num_shares > num_rows:
+def _rows_of_blocks(blocks: Tensor, order: Tensor, acted: Tensor, num_parts: int) -> list[Tensor]:
+    """Rows of so many parts of the blocks, in this order of them; blocks without an action are left out."""
+    kept = [(blocks == block).nonzero().squeeze(1) for block in blocks.unique()[order]]
+    kept = [rows for rows in kept if bool(acted[rows].any())]
+    numbers = torch.arange(len(kept)).tensor_split(num_parts)
+    return [torch.cat([kept[i] for i in part.tolist()]) if len(part) else blocks.new_zeros(0) for part in numbers]
+
+
+def require_rows(num_rows: int, num_parts: int) -> None:
+    """Refuses more parts than there are rows, or blocks of rows."""
+    if num_parts > num_rows:
         raise InputError(
-            f"a rollout has {num_rows} rows, which make no {num_shares} parts; lower minibatches, or TRPO's "
+            f"a rollout has {num_rows} rows, which make no {num_parts} parts; lower minibatches, or TRPO's "
             "fisher_shares."
         )
 
@@ -264,26 +297,33 @@ def _clip(policy: nn.Module, parameters: list[nn.Parameter], most: float, accele
 
 def even_micro_batches(rows: Batch, filler: Batch, *, accelerator: Accelerator, micro_batch_cost: int) -> list[Batch]:
     """This rank's rows in micro-batches, as many on every rank: what is missing is `filler` without weight or mask."""
-    parts = micro_batches(rows.costs, micro_batch_cost)
+    parts = micro_batches(rows.costs, micro_batch_cost, rows.blocks)
     most = int(global_max(accelerator, torch.tensor(len(parts), device=rows.costs.device)))
     batches = [rows] if len(parts) == 1 else [rows.rows(part) for part in parts]
     return batches + [_weightless(filler)] * (most - len(parts))
 
 
-def micro_batches(costs: Tensor, budget: int) -> list[Tensor]:
-    """Row indices in order, cut so that each part's costs stay within `budget` (a costlier row stands alone)."""
+def micro_batches(costs: Tensor, budget: int, blocks: Tensor | None = None) -> list[Tensor]:
+    """Row indices in order, cut so that each part's costs stay within `budget` (a costlier block stands alone).
+
+    Args:
+        blocks: `(B,)`, side by side: where not to cut; None: each row stands alone.
+    """
     if costs.shape[0] == 0:
         return []
     if int(costs.sum()) <= budget:
         return [torch.arange(costs.shape[0], device=costs.device)]
+    sizes = [1] * costs.shape[0] if blocks is None else blocks.unique_consecutive(return_counts=True)[1].tolist()
+    spent_by = costs.tolist() if blocks is None else [int(part.sum()) for part in costs.split(sizes)]
     parts: list[list[int]] = [[]]
-    spent = 0
-    for row, cost in enumerate(costs.tolist()):
+    spent = row = 0
+    for size, cost in zip(sizes, spent_by, strict=True):
         if parts[-1] and spent + cost > budget:
             parts.append([])
             spent = 0
-        parts[-1].append(row)
+        parts[-1] += range(row, row + size)
         spent += cost
+        row += size
     return [torch.tensor(part, device=costs.device) for part in parts]
 
 
@@ -293,8 +333,8 @@ def _local_rows(batch: Batch, chosen: Tensor, offset: int) -> Batch:
     return batch.rows(mine)
 
 
-def _weightless(row: Batch) -> Batch:
-    return row._replace(weights=torch.zeros_like(row.weights), mask=torch.zeros_like(row.mask))
+def _weightless(rows: Batch) -> Batch:
+    return rows._replace(weights=torch.zeros_like(rows.weights), mask=torch.zeros_like(rows.mask))
 
 
 def _stop_if_not_finite(

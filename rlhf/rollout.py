@@ -61,7 +61,8 @@ class Rollout:
     Args:
         inputs: What the policy needs to score the same actions again; each tensor has leading axis B.
         behaviour_logprobs: Of the taken action under the distribution that sampled it, nats.
-        logprobs: Of the same action under the learner at the start of the update, by the training forward.
+        logprobs: Of the same action under the learner at the start of the update, by the training forward. A task may
+            leave them out, together with the values: `acting` then fills them.
         values: V(s_t) of the learner; zeros without a critic.
         next_values: V of the state the step led to: 0 if it is terminal, the critic's estimate of the final
             observation if the episode was only cut off.
@@ -74,6 +75,7 @@ class Rollout:
         groups: `(B,)` int64, which rows share a start.
         terminals: The state the step led to is terminal; None: every done is.
         next_inputs: The states that the steps led to, as the policy takes them; None where no episode is ever cut.
+        importance: Ratio learner / actor, truncated, that advantages are weighed by; None: the learner itself acted.
 
     Raises:
         ValueError: A tensor has the wrong shape or type.
@@ -82,23 +84,32 @@ class Rollout:
 
     inputs: dict[str, Tensor]
     behaviour_logprobs: Tensor
-    logprobs: Tensor
-    values: Tensor
-    next_values: Tensor
     rewards: Tensor
     dones: Tensor
     mask: Tensor
     sample_ids: Tensor
     costs: Tensor
+    logprobs: Tensor = None  # type: ignore[assignment]
+    values: Tensor = None  # type: ignore[assignment]
+    next_values: Tensor = None  # type: ignore[assignment]
     ref_logprobs: Tensor | None = None
     groups: Tensor | None = None
     terminals: Tensor | None = None
     next_inputs: dict[str, Tensor] | None = None
+    importance: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.mask.dim() != 2 or self.mask.dtype != torch.bool:
             raise ValueError(f"mask is {_describe(self.mask)}; it must be a bool tensor of shape (B, T).")
-        for name in ("behaviour_logprobs", "logprobs", "values", "next_values", "rewards", "ref_logprobs"):
+        for name in (
+            "behaviour_logprobs",
+            "logprobs",
+            "values",
+            "next_values",
+            "rewards",
+            "ref_logprobs",
+            "importance",
+        ):
             tensor = getattr(self, name)
             if tensor is None:
                 continue
@@ -159,7 +170,8 @@ class Batch(NamedTuple):
     """What a loss sees. A step minimises `sum(weights * terms) / sum(units)`, both sums global.
 
     `units` says what is averaged over: the mask (per action), 1 / length (per sequence), last steps (per episode).
-    A tuple, so that `torch.func.vmap` and `optimize` can map over its tensors; fields as in `Rollout`.
+    A tuple, so that `torch.func.vmap` and `optimize` can map over its tensors; fields as in `Rollout`. Rows with the
+    same number in `blocks` `(B,)` int64 stay together in minibatches and micro-batches; None: each row stands alone.
     """
 
     inputs: dict[str, Tensor]
@@ -174,18 +186,34 @@ class Batch(NamedTuple):
     units: Tensor
     sample_ids: Tensor
     costs: Tensor
+    importance: Tensor | None = None
     # Only where the loss forms targets of its own.
     rewards: Tensor | None = None
     terminals: Tensor | None = None
+    blocks: Tensor | None = None
 
     def rows(self, index: Tensor) -> Batch:
         """The rows `index` (int64 or bool), in that order."""
         return Batch(*(_rows(value, index) for value in self))
 
 
-def batch_of(rollout: Rollout, *, advantages: Tensor, returns: Tensor, weights: Tensor, units: Tensor) -> Batch:
-    """A rollout with its estimates; cells of the estimates outside the mask are zeroed."""
-    outside = ~rollout.mask
+def batch_of(
+    rollout: Rollout,
+    *,
+    advantages: Tensor,
+    returns: Tensor | None = None,
+    weights: Tensor | None = None,
+    units: Tensor | None = None,
+) -> Batch:
+    """A rollout with its estimates; cells of the estimates outside the mask are zeroed.
+
+    Args:
+        returns: What values are fitted to; None where there is no critic: zeros.
+        weights: Of each action's terms; None: 1.
+        units: What is averaged over; None: actions.
+    """
+    ones, outside = rollout.mask.to(rollout.rewards), ~rollout.mask
+    returns = torch.zeros_like(ones) if returns is None else returns
     return Batch(
         inputs=rollout.inputs,
         behaviour_logprobs=rollout.behaviour_logprobs,
@@ -195,10 +223,11 @@ def batch_of(rollout: Rollout, *, advantages: Tensor, returns: Tensor, weights: 
         advantages=advantages.masked_fill(outside, 0.0),
         returns=returns.masked_fill(outside, 0.0),
         mask=rollout.mask,
-        weights=weights.masked_fill(outside, 0.0),
-        units=units.masked_fill(outside, 0.0),
+        weights=ones if weights is None else weights.masked_fill(outside, 0.0),
+        units=ones if units is None else units.masked_fill(outside, 0.0),
         sample_ids=rollout.sample_ids,
         costs=rollout.costs,
+        importance=rollout.importance,
     )
 
 

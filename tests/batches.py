@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import nn
 
@@ -41,12 +39,12 @@ def make_rollout(policy: nn.Module, *, rows: int, steps: int, seed: int = 0) -> 
 
 
 def make_batch(policy: nn.Module, *, rows: int, steps: int, seed: int = 0) -> Batch:
-    config = ppo.Config()
-    batch, _ = ppo.estimate(make_rollout(policy, rows=rows, steps=steps, seed=seed), ppo.initial_state(config), config)
+    method = ppo.PPO()
+    batch, _ = method.estimate(make_rollout(policy, rows=rows, steps=steps, seed=seed), method.initial_state())
     return batch
 
 
 def ppo_loss() -> optimize.Loss:
-    config = ppo.Config(entropy_coef=0.01)
-    state = ppo.initial_state(config) | {"progress": torch.tensor(0.0), "update": torch.tensor(0)}
-    return partial(ppo.loss, state=state, config=config)
+    method = ppo.PPO(entropy_coef=0.01)
+    state = method.initial_state() | {"progress": torch.tensor(0.0), "update": torch.tensor(0)}
+    return method.objective(state)

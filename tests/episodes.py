@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +10,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rlhf import optimize
-from rlhf.core import mdp
-from rlhf.core.mdp import Mdp
+from rlhf.algorithms.base import Method
+from rlhf.algorithms.q_actor_critic import QActorCritic, less_baseline
 from rlhf.rollout import PolicyOutput, Rollout, single_steps
 from tests.tabular import TabularPolicy
+from theory import mdp
+from theory.mdp import Mdp
 
 CPU = Accelerator(cpu=True)
 STATE = {"progress": torch.tensor(0.0), "update": torch.tensor(0)}
@@ -89,16 +90,16 @@ def enumerated(world: Mdp, policy: nn.Module, *, actor: Tensor | None = None) ->
     return Enumerated(rollout, world.start[states[:, 0]] * moves.prod(1) * acted.sum(1).exp())
 
 
-def expected_gradient(policy: nn.Module, all_: Enumerated, algorithm: Any, config: Any) -> dict[str, Tensor]:
-    """Of the algorithm's own estimate and loss, per episode, over all trajectories."""
-    state = algorithm.initial_state(config) | STATE
-    batch, _ = algorithm.estimate(all_.rollout, state, config)
-    if hasattr(algorithm, "less_baseline"):
-        batch = algorithm.less_baseline(policy, batch, config)
+def expected_gradient(policy: nn.Module, all_: Enumerated, method: Method) -> dict[str, Tensor]:
+    """Of the method's own estimate and loss, per episode, over all trajectories."""
+    state = method.initial_state() | STATE
+    batch, _ = method.estimate(all_.rollout, state)
+    if isinstance(method, QActorCritic):
+        batch = less_baseline(policy, batch, method)
     weights = batch.weights * all_.probabilities.unsqueeze(1)
     batch = single_steps(batch._replace(weights=weights, units=all_.rollout.dones * all_.probabilities.unsqueeze(1)))
     policy.zero_grad()
-    loss = partial(algorithm.loss, state=state, config=config)
+    loss = method.objective(state)
     optimize.gradient(policy, batch, batch.rows(torch.tensor([0])), loss, accelerator=CPU, micro_batch_cost=10_000)
     return {name: parameter.grad.clone() for name, parameter in policy.named_parameters()}
 

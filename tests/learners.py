@@ -13,7 +13,7 @@ from rlhf import optimize
 
 def learner_of(
     policy: nn.Module,
-    config: optimize.Config,
+    config: optimize.Optimize,
     *,
     optimizer: torch.optim.Optimizer | None = None,
     accelerator: Accelerator | None = None,

@@ -15,7 +15,7 @@ from rlhf.rollout import Categorical, PolicyOutput
 class TabularPolicy(nn.Module):
     """inputs = {"states": (B, T), "actions": (B, T)}."""
 
-    memoryless = True
+    memoryless, has_critic = True, True
 
     def __init__(self, num_states: int, num_actions: int, *, seed: int = 0, dtype: torch.dtype = torch.float64):
         super().__init__()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -12,8 +10,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rlhf import optimize
-from rlhf.algorithms import a2c, eligibility, ppo_kl, trpo
+from rlhf.algorithms import a2c, ppo_kl, td_lambda, trpo
 from rlhf.algorithms.actor_critic import Critic
+from rlhf.algorithms.base import Method
 from rlhf.errors import InputError
 from rlhf.optimize import micro_batches
 from rlhf.rollout import Batch, NonFiniteError, PolicyOutput, single_steps
@@ -63,7 +62,7 @@ def test_micro_batches_keep_to_the_budget_and_lose_no_row() -> None:
     assert micro_batches(torch.zeros(0, dtype=torch.int64), 6) == []
 
 
-def run_update(policy: nn.Module, batch: Batch, config: optimize.Config, *, seed: int = 0) -> dict[str, float]:
+def run_update(policy: nn.Module, batch: Batch, config: optimize.Optimize, *, seed: int = 0) -> dict[str, float]:
     return optimize.update(learner_of(policy, config, seed=seed), batch, ppo_loss())
 
 
@@ -73,7 +72,7 @@ def test_update_does_not_depend_on_micro_batches(whiten: str) -> None:
     for cost in (3, 10_000):
         policy = TabularPolicy(4, 3)
         batch = make_batch(policy, rows=9, steps=5)
-        config = optimize.Config(epochs=3, minibatches=2, micro_batch_cost=cost, whiten=whiten, learning_rate=0.01)
+        config = optimize.Optimize(epochs=3, minibatches=2, micro_batch_cost=cost, whiten=whiten, learning_rate=0.01)
         start = policy.logits.detach().clone()
         run_update(policy, batch, config)
         changes.append(policy.logits.detach() - start)
@@ -86,7 +85,7 @@ def test_update_does_not_depend_on_the_order_of_rows() -> None:
     for order in (torch.arange(9), torch.arange(9).flip(0)):
         policy = TabularPolicy(4, 3)
         batch = make_batch(policy, rows=9, steps=5).rows(order)
-        run_update(policy, batch, optimize.Config(epochs=2, minibatches=3, learning_rate=0.01))
+        run_update(policy, batch, optimize.Optimize(epochs=2, minibatches=3, learning_rate=0.01))
         changes.append(policy.logits.detach().clone())
     torch.testing.assert_close(changes[0], changes[1], rtol=0, atol=1e-12)
 
@@ -100,7 +99,7 @@ def test_minibatches_of_an_epoch_hold_every_row_once() -> None:
         seen.extend(rows.sample_ids.tolist())
         return output.logprobs + 0.0 * output.values, {}
 
-    config = optimize.Config(epochs=2, minibatches=4)
+    config = optimize.Optimize(epochs=2, minibatches=4)
     optimize.update(learner_of(policy, config), batch, loss)
     assert sorted(seen[:9]) == sorted(seen[9:]) == batch.sample_ids.sort().values.tolist()
     assert seen[:9] != seen[9:]
@@ -109,7 +108,10 @@ def test_minibatches_of_an_epoch_hold_every_row_once() -> None:
 def test_minibatches_without_any_action_take_no_step() -> None:
     """As where every sample of a minibatch lacks a score: not even Adam's momentum may move the weights."""
     changes = []
-    for config in (optimize.Config(epochs=3, minibatches=9, learning_rate=0.01), optimize.Config(learning_rate=0.01)):
+    for config in (
+        optimize.Optimize(epochs=3, minibatches=9, learning_rate=0.01),
+        optimize.Optimize(learning_rate=0.01),
+    ):
         policy = TabularPolicy(4, 3)
         start = policy.logits.detach().clone()
         batch = make_batch(policy, rows=9, steps=5)
@@ -130,7 +132,7 @@ def test_rows_without_an_action_pass_through_no_network_and_leave_minibatches_ev
     acted, scored = int(batch.mask.sum()), []
     assert acted < 45
     policy.register_forward_hook(lambda _, inputs, __: scored.append(inputs[0]["states"].shape[0]))
-    run_update(policy, batch, optimize.Config(epochs=2, minibatches=minibatches))
+    run_update(policy, batch, optimize.Optimize(epochs=2, minibatches=minibatches))
     assert sum(scored) == 2 * acted
     assert max(scored) - min(scored) <= 1
 
@@ -144,7 +146,7 @@ def test_whitening_leaves_value_targets_alone() -> None:
         targets.append((rows.returns, rows.advantages, rows.mask))
         return output.logprobs + output.values, {}
 
-    config = optimize.Config(epochs=1, whiten="batch")
+    config = optimize.Optimize(epochs=1, whiten="batch")
     optimize.update(learner_of(policy, config), batch, loss)
     returns, advantages, mask = targets[0]
     assert sorted(returns.flatten().tolist()) == sorted(batch.returns.flatten().tolist())
@@ -153,7 +155,7 @@ def test_whitening_leaves_value_targets_alone() -> None:
 
 
 def test_update_stops_before_the_step_that_exceeds_the_target_kl() -> None:
-    config = optimize.Config(epochs=50, learning_rate=0.05, target_kl=0.02, max_gradient_norm=0.0)
+    config = optimize.Optimize(epochs=50, learning_rate=0.05, target_kl=0.02, max_gradient_norm=0.0)
     policy = TabularPolicy(4, 3)
     metrics = run_update(policy, make_batch(policy, rows=9, steps=5), config)
     assert 1 <= metrics["gradient_steps"] < 50
@@ -167,7 +169,7 @@ def test_gradient_norm_is_logged_before_and_applied_after_clipping() -> None:
     for limit in (0.0, 1e-3):
         policy = TabularPolicy(4, 3)
         start = torch.cat([p.detach().flatten().clone() for p in policy.parameters()])
-        config = optimize.Config(epochs=1, max_gradient_norm=limit, adam_eps=1e9, learning_rate=1e9)
+        config = optimize.Optimize(epochs=1, max_gradient_norm=limit, adam_eps=1e9, learning_rate=1e9)
         metrics = run_update(policy, make_batch(policy, rows=9, steps=5), config)
         steps.append(torch.cat([p.detach().flatten() for p in policy.parameters()]) - start)
         assert metrics["gradient_norm"] == pytest.approx(float(steps[0].norm()), rel=1e-6)
@@ -183,7 +185,7 @@ def test_non_finite_output_stops_before_the_step_and_names_tensor_and_samples(fi
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
     expected = "logprobs" if field == "logits" else "values"
     with pytest.raises(NonFiniteError, match=rf"{expected} is not finite in samples \[\d"):
-        run_update(policy, batch, optimize.Config())
+        run_update(policy, batch, optimize.Optimize())
     for name, tensor in policy.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
 
@@ -196,7 +198,7 @@ def test_non_finite_gradient_stops_before_the_step() -> None:
         # sqrt has an infinite slope at 0, where its value is finite.
         return (output.values * 0.0).sqrt() + output.logprobs, {}
 
-    config = optimize.Config()
+    config = optimize.Optimize()
     before = policy.logits.detach().clone()
     with pytest.raises(NonFiniteError, match="gradient"):
         optimize.update(learner_of(policy, config), batch, loss)
@@ -208,27 +210,27 @@ def test_acting_and_scoring_that_disagree_are_an_error_that_names_causes() -> No
     batch = make_batch(policy, rows=9, steps=5)
     batch = batch._replace(logprobs=batch.logprobs - 0.01)
     with pytest.raises(RuntimeError, match="dropout"):
-        run_update(policy, batch, optimize.Config())
+        run_update(policy, batch, optimize.Optimize())
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "config"),
-    [(trpo, trpo.Config()), (eligibility, eligibility.Config()), (a2c, a2c.Config(critic=Critic(epochs=1)))],
-    ids=["trpo", "eligibility", "critic first"],
+    "method",
+    [trpo.TRPO(), td_lambda.TDLambda(), a2c.A2C(critic=Critic(epochs=1))],
+    ids=["trpo", "traces", "critic first"],
 )
-def test_updates_of_other_kinds_refuse_acting_and_scoring_that_disagree(algorithm: ModuleType, config: Any) -> None:
+def test_updates_of_other_kinds_refuse_acting_and_scoring_that_disagree(method: Method) -> None:
     policy = TabularPolicy(4, 3)
     rollout = make_rollout(policy, rows=9, steps=5)
     rollout = replace(rollout, logprobs=rollout.logprobs - 0.01)
-    batch, before = single_steps(algorithm.estimate(rollout, {}, config)[0]), policy.logits.detach().clone()
+    batch, before = single_steps(method.estimate(rollout, {})[0]), policy.logits.detach().clone()
     with pytest.raises(RuntimeError, match="dropout"):
-        algorithm.update(learner_of(policy, optimize.Config()), rollout, batch, {}, config)
+        method.update(learner_of(policy, optimize.Optimize()), rollout, batch, {})
     assert torch.equal(policy.logits.detach(), before)
 
 
 def test_on_policy_batch_has_ratio_one_kl_zero_and_nothing_clipped() -> None:
     policy = TabularPolicy(4, 3)
-    metrics = run_update(policy, make_batch(policy, rows=9, steps=5), optimize.Config(epochs=1))
+    metrics = run_update(policy, make_batch(policy, rows=9, steps=5), optimize.Optimize(epochs=1))
     assert metrics["ratio_error_max"] <= 1e-12
     assert metrics["approx_kl_k1"] == pytest.approx(0.0, abs=1e-12)
     assert metrics["approx_kl_k3"] == pytest.approx(0.0, abs=1e-12)
@@ -237,7 +239,7 @@ def test_on_policy_batch_has_ratio_one_kl_zero_and_nothing_clipped() -> None:
 
 def test_learning_rate_falls_linearly_with_progress() -> None:
     policy = TabularPolicy(4, 3)
-    config = optimize.Config(schedule="linear", learning_rate=0.4)
+    config = optimize.Optimize(schedule="linear", learning_rate=0.4)
     batch = make_batch(policy, rows=9, steps=5)
     metrics = optimize.update(learner_of(policy, config, update_index=3, progress=0.75), batch, ppo_loss())
     assert metrics["learning_rate"] == pytest.approx(0.1)
@@ -257,7 +259,7 @@ def test_learning_rate_rises_over_the_warmup() -> None:
     rates = []
     for update_index in range(5):
         policy = TabularPolicy(4, 3)
-        config = optimize.Config(learning_rate=0.4, warmup_updates=4, epochs=1)
+        config = optimize.Optimize(learning_rate=0.4, warmup_updates=4, epochs=1)
         learner = learner_of(policy, config, update_index=update_index)
         metrics = optimize.update(learner, make_batch(policy, rows=9, steps=5), ppo_loss())
         rates.append(metrics["learning_rate"])
@@ -269,7 +271,7 @@ def test_last_kl_is_that_of_the_last_epoch() -> None:
     metrics = []
     for epochs in (1, 2, 3):
         policy = TabularPolicy(4, 3)
-        config = optimize.Config(epochs=epochs, minibatches=3, learning_rate=0.05)
+        config = optimize.Optimize(epochs=epochs, minibatches=3, learning_rate=0.05)
         metrics.append(run_update(policy, make_batch(policy, rows=9, steps=5), config))
     sums = [n * row["approx_kl_k3"] for n, row in enumerate(metrics, start=1)]
     lasts = [row["approx_kl_k3_last"] for row in metrics]
@@ -280,12 +282,12 @@ def test_last_kl_is_that_of_the_last_epoch() -> None:
 def test_a_stop_shows_the_kl_that_it_stopped_at() -> None:
     """One step too far: the penalty of PPO-KL, steered by this figure, has to grow and not to shrink."""
     policy = TabularPolicy(4, 3)
-    config = optimize.Config(epochs=20, learning_rate=0.5, target_kl=0.03)
+    config = optimize.Optimize(epochs=20, learning_rate=0.5, target_kl=0.03)
     metrics = run_update(policy, make_batch(policy, rows=9, steps=5), config)
     assert metrics["gradient_steps"] == 1
     assert metrics["approx_kl_k3_last"] > 0.03
-    state = ppo_kl.initial_state(ppo_kl.Config(penalty=3.0))
-    assert float(ppo_kl.adapt(state, metrics, ppo_kl.Config(penalty=3.0))["penalty"]) > 3.0
+    state = ppo_kl.PPOKL(penalty=3.0).initial_state()
+    assert float(ppo_kl.PPOKL(penalty=3.0).adapt(state, metrics)["penalty"]) > 3.0
 
 
 def test_a_target_for_a_kl_that_is_not_measured_is_refused() -> None:
@@ -295,4 +297,4 @@ def test_a_target_for_a_kl_that_is_not_measured_is_refused() -> None:
         return output.logprobs + 0.0 * output.values, {}
 
     with pytest.raises(InputError, match="measures no KL"):
-        optimize.update(learner_of(policy, optimize.Config(target_kl=0.1)), make_batch(policy, rows=9, steps=5), loss)
+        optimize.update(learner_of(policy, optimize.Optimize(target_kl=0.1)), make_batch(policy, rows=9, steps=5), loss)

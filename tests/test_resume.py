@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 ARGUMENTS = {
     "cartpole.py": [
-        *("--steps", "640", "--collect.num-envs", "4", "--collect.steps-per-rollout", "16"),
+        *("--steps", "640", "--collect.num-envs", "4", "--collect.steps", "16"),
         *("--collect.normalise-rewards", "--policy.normalise-observations"),
         *("--eval-every-steps", "192", "--checkpoint-every-steps", "64"),
         *("--evaluate.episodes", "4", "--evaluate.sampled-episodes", "2", "--optimize.epochs", "3"),
@@ -39,7 +39,7 @@ ARGUMENTS = {
     # Five phases: demonstrations, a reference on control, and all that an expert was asked for.
     "imitation.py": [
         *("--expert-steps", "512", "--demonstrations", "2", "--clone-updates", "3", "--rows-per-update", "8"),
-        *("--improve-steps", "1024", "--dagger.num-envs", "2", "--dagger.steps-per-rollout", "8"),
+        *("--improve-steps", "1024", "--dagger.num-envs", "2", "--dagger.steps", "8"),
         *("--dagger-updates", "3", "--dagger-optimize.epochs", "2", "--dagger-optimize.minibatches", "2"),
         *("--evaluate.episodes", "2", "--checkpoint-every", "1"),
     ],

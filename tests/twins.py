@@ -23,7 +23,7 @@ class Table(nn.Module):
 class TabularTwins(nn.Module):
     """inputs = {"states", "actions", "next_states"}, each `(B, T)`; the targets start as the critics."""
 
-    memoryless = True
+    memoryless, has_critic = True, True
 
     def __init__(self, logits: Tensor, values: Tensor, *, temperature: float = 1.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Run by test_distributed.py, alone and under torchrun: one program, its batch dealt unevenly over the ranks."""
+"""Run by test_distributed.py, alone and under torchrun: one program, its batch spread unevenly over the ranks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def language_model(dtype: torch.dtype) -> tuple[nn.Module, Batch]:
     inputs = {"tokens": tokens, "lengths": lengths, "actions": (torch.arange(STEPS) + 3) * template.mask}
     with torch.no_grad():
         output = policy(inputs)
-    batch, _ = ppo.estimate(template, ppo.initial_state(ppo.Config()), ppo.Config())
+    batch, _ = ppo.PPO().estimate(template, ppo.PPO().initial_state())
     batch = batch._replace(inputs=inputs, logprobs=output.logprobs, values=output.values.masked_fill(~batch.mask, 0))
     return policy, batch
 
@@ -60,7 +60,7 @@ def compute(accelerator: Accelerator, output: Path, policy: nn.Module, whole: Ba
     bounds = [0, 3, ROWS] if accelerator.num_processes == 2 else [0, ROWS]
     mine = torch.arange(bounds[accelerator.process_index], bounds[accelerator.process_index + 1])
     batch = whole.rows(mine)
-    config = optimize.Config(learning_rate=0.01, epochs=1, minibatches=3, micro_batch_cost=9, whiten="minibatch")
+    config = optimize.Optimize(learning_rate=0.01, epochs=1, minibatches=3, micro_batch_cost=9, whiten="minibatch")
     optimizer = optimize.make_optimizer(policy, config)
     start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
     wrapped, _ = accelerator.prepare(policy, optimizer)

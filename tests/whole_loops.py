@@ -15,21 +15,18 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlhf import optimize, train
+from rlhf import optimize
 from rlhf.algorithms import ppo
 from rlhf.control import collect as control_collect
 from rlhf.control import evaluate as control_evaluate
 from rlhf.control.envs import make_envs, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
-from rlhf.lm import collect as lm_collect
-from rlhf.lm.evaluate import ResponseEvaluator
-from rlhf.lm.finetune import ImproveConfig, improve
-from rlhf.lm.generate import Sampling
-from rlhf.lm.rewards import Rewards
+from rlhf.lm.engine import Engine
 from rlhf.runs.launch import leave
 from rlhf.runs.run import Run
-from tests.lm.words import EOS, D, word_tokenizer
-from tests.lm.worlds import length_and_bonus, word_policy, word_prompts
+from rlhf.training import Duration, train_phase
+from tests.given import Given
+from tests.lm.worlds import improve, word_policy
 
 KL_COEF, KL_TARGET = 0.2, 0.1
 
@@ -55,12 +52,20 @@ def control(folder: Path, *, updates: int, speed: Speed) -> nn.Module:
     envs = make_envs("CartPole-v1", 4, num_processes=accelerator.num_processes)
     policy = ControlPolicy(spaces_of(envs), PolicyConfig(normalise_observations=True), seed=0).double()
     start(policy)
-    config = control_collect.Config(num_envs=4, steps_per_rollout=30, normalise_rewards=True)
-    train.train(
-        policy=policy,
-        algorithm=ppo,
-        algorithm_config=ppo.Config(gamma=0.97, entropy_coef=0.01),
-        optimize_config=optimize.Config(
+    config = control_collect.CollectSteps(num_envs=4, steps=30, normalise_rewards=True)
+    train_phase(
+        policy,
+        Given(
+            control_collect.EnvCollector(envs, config=config, gamma=0.97, seed=0, accelerator=accelerator),
+            control_evaluate.Evaluator(
+                "CartPole-v1",
+                config=control_evaluate.EvaluateEpisodes(episodes=5, sampled_episodes=3),
+                seed=0,
+                accelerator=accelerator,
+            ),
+        ),
+        ppo.PPO(gamma=0.97, entropy_coef=0.01),
+        optimize.Optimize(
             learning_rate=0.01,
             epochs=2,
             minibatches=3,
@@ -68,63 +73,30 @@ def control(folder: Path, *, updates: int, speed: Speed) -> nn.Module:
             whiten="minibatch",
             max_gradient_norm=0.5,
         ),
-        collector=control_collect.EnvCollector(envs, config=config, gamma=0.97, seed=0, accelerator=accelerator),
-        evaluate=control_evaluate.Evaluator(
-            "CartPole-v1",
-            config=control_evaluate.Config(episodes=5, sampled_episodes=3),
-            seed=0,
-            accelerator=accelerator,
-        ),
+        duration=Duration(updates=updates, eval_every=5),
         phase=Run(folder, RunConfig(name="control"), resume=False, accelerator=accelerator).phase("ppo"),
-        accelerator=accelerator,
-        config=train.Config(updates=updates, eval_every=5),
         seed=0,
     )
     return policy
 
 
-def none_for_one_prompt(bonus: list[int]) -> list[float | None]:
-    """Of two ranks, the one with this prompt has nothing to learn from."""
-    return [None if number == 2 else 0.0 for number in bonus]
-
-
-def lm(folder: Path, *, updates: int, speed: Speed) -> nn.Module:
+def lm(folder: Path, *, updates: int, speed: Speed, engine: Engine | None = None) -> nn.Module:
     """PPO on a random GPT-2 with a reference, an adaptive coefficient, running moments of scores, missing scores."""
     accelerator = Accelerator(cpu=True)
     policy = word_policy(temperature=0.8)
     start(policy)
-    rewards = Rewards([length_and_bonus, none_for_one_prompt], allow_none=True)
-    sampling = Sampling(max_new_tokens=6, stop_tokens=(EOS, D), token_budget=speed.token_budget)
-    evaluate = ResponseEvaluator(
-        word_prompts(),
-        word_tokenizer(),
-        rewards,
-        sampling=sampling,
-        seed=0,
-        accelerator=accelerator,
-        micro_batch_cost=speed.micro_batch_cost,
-        use_reference=True,
-    )
     improve(
         policy,
-        word_prompts(),
-        word_tokenizer(),
-        rewards,
-        evaluate,
-        sampling=sampling,
-        config=ImproveConfig(
-            collect=lm_collect.Config(
-                prompts_per_rollout=2, responses_per_prompt=3, normalise_scores=True, missing_eos_penalty=0.5
-            ),
-            method=ppo.Config(kl_coef=KL_COEF, kl_target=KL_TARGET, entropy_coef=0.01),
-            train=train.Config(updates=updates, eval_every=5),
-            optimize=optimize.Config(
-                learning_rate=0.01, epochs=2, minibatches=2, micro_batch_cost=speed.micro_batch_cost
-            ),
-        ),
+        ppo.PPO(kl_coef=KL_COEF, kl_target=KL_TARGET, entropy_coef=0.01),
+        optimize.Optimize(learning_rate=0.01, epochs=2, minibatches=2, micro_batch_cost=speed.micro_batch_cost),
+        duration=Duration(updates=updates, eval_every=5),
         phase=Run(folder, RunConfig(name="lm"), resume=False, accelerator=accelerator).phase("ppo"),
-        accelerator=accelerator,
-        seed=0,
+        engine=engine,
+        token_budget=speed.token_budget,
+        prompts_per_rollout=2,
+        responses_per_prompt=3,
+        normalise_scores=True,
+        missing_eos_penalty=0.5,
     )
     return policy
 

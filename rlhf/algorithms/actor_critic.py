@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from rlhf import optimize
-from rlhf.core import advantages, kl, losses
+from rlhf.acting import rescored
+from rlhf.core import advantages, losses
 from rlhf.core.random import derive_seed
 from rlhf.errors import InputError
 from rlhf.optimize import Learner
 from rlhf.reduce import advantage_metrics
-from rlhf.rescore import rescored
 from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl, single_steps
 
 Schedule = Literal["constant", "linear"]
@@ -71,19 +71,14 @@ def scheduled(size: float, schedule: Schedule, state: dict[str, Tensor], like: T
     return size * (1.0 - (state["progress"] if like is None else state["progress"].to(like)))
 
 
-def gae_batch(
-    rollout: Rollout, *, kl_coef: float | Tensor, gamma: float, gae_lambda: float
-) -> tuple[Batch, dict[str, Tensor]]:
-    """Charges the KL to a reference, if there is one, to the rewards, then GAE; returns are advantages plus the values
-    captured while acting.
-    """
+def gae_batch(rollout: Rollout, *, kl_coef: float, gamma: float, gae_lambda: float) -> tuple[Batch, dict[str, Tensor]]:
+    """Rewards less the charge for the KL to a reference, if there is one, and their GAE, as in PPO."""
     rewards, metrics = charge_kl(rollout, kl_coef)
     estimates = advantages.gae(
         rewards, rollout.values, rollout.next_values, rollout.dones, gamma=gamma, gae_lambda=gae_lambda
     )
     metrics |= critic_metrics(rewards, rollout, gamma=gamma)
-    returns, units = estimates + rollout.values, rollout.mask.to(rewards)
-    return batch_of(rollout, advantages=estimates, returns=returns, weights=units, units=units), metrics
+    return batch_of(rollout, advantages=estimates, returns=estimates + rollout.values), metrics
 
 
 def critic_targets(rewards: Tensor, rollout: Rollout, critic: Critic, *, gamma: float) -> Tensor:
@@ -114,13 +109,7 @@ def policy_and_value_loss(
     policy_loss = losses.policy_gradient_loss(output.logprobs, batch.advantages)
     value_loss = losses.value_loss(output.values, batch.returns)
     terms = policy_loss - entropy_coef * output.entropy + value_coef * value_loss
-    with torch.no_grad():
-        metrics = kl.movement(output.logprobs, batch.logprobs) | {
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "entropy": output.entropy,
-        }
-    return terms, metrics
+    return terms, {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach()}
 
 
 def update(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf.core import kl, losses
+from rlhf.core import losses
 from rlhf.core.advantages import monte_carlo_returns
 from rlhf.errors import InputError
 from rlhf.rollout import Batch, PolicyOutput, Rollout
@@ -35,7 +35,7 @@ def groups_of(rollout: Rollout) -> Tensor:
 def plain_loss(output: PolicyOutput, batch: Batch, *, entropy_coef: float) -> tuple[Tensor, dict[str, Tensor]]:
     """-log pi(a_t | s_t) A_t less the entropy bonus, per action, and what to log of it."""
     policy_loss = losses.policy_gradient_loss(output.logprobs, batch.advantages)
-    return _with_entropy(policy_loss, output, batch, entropy_coef=entropy_coef)
+    return policy_loss - entropy_coef * output.entropy, {"policy_loss": policy_loss.detach()}
 
 
 def clipped_loss(
@@ -43,16 +43,4 @@ def clipped_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """PPO's clipped surrogate less the entropy bonus, per action, and what to log of it."""
     policy_loss = losses.clipped_surrogate_loss(output.logprobs, batch.logprobs, batch.advantages, clip=clip)
-    terms, metrics = _with_entropy(policy_loss, output, batch, entropy_coef=entropy_coef)
-    metrics["clip_fraction"] = ((metrics["ratio_max"] - 1.0).abs() > clip).to(policy_loss)
-    return terms, metrics
-
-
-def _with_entropy(
-    policy_loss: Tensor, output: PolicyOutput, batch: Batch, *, entropy_coef: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    # The values are not trained, but data parallelism needs every parameter in the graph.
-    terms = policy_loss - entropy_coef * output.entropy + 0.0 * output.values
-    with torch.no_grad():
-        metrics = kl.movement(output.logprobs, batch.logprobs)
-    return terms, metrics | {"policy_loss": policy_loss.detach(), "entropy": output.entropy.detach()}
+    return policy_loss - entropy_coef * output.entropy, {"policy_loss": policy_loss.detach()}

@@ -6,24 +6,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from rlhf import optimize, replay
+from rlhf import optimize
+from rlhf.algorithms import replayed
+from rlhf.algorithms.base import Method, Whitening
 from rlhf.core import losses
 from rlhf.errors import InputError
 from rlhf.optimize import Learner
 from rlhf.rollout import Batch, Rollout
 
-# There are no advantages to scale.
-WHITEN = "none"
-
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class DiscreteSAC(Method):
     """Discrete SAC; `optimize.epochs` x `optimize.minibatches` steps an update, each on `batch_size` transitions."""
+
+    whitens: ClassVar[tuple[Whitening, ...]] = ("none",)
+    stops_early: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
+    replays: ClassVar[bool] = True
+    actions: ClassVar[Literal["discrete", "vectors", "either"]] = "discrete"
+    critic_of: ClassVar[str] = "actions"
 
     gamma: float = 0.99
     """Discount per action, in [0, 1]."""
@@ -36,9 +41,40 @@ class Config:
     the policy next to even odds, so that the critics never see what a decided policy is worth."""
 
     def __post_init__(self) -> None:
-        replay.require_ranges(self)
+        replayed.require_ranges(self)
         if not 0.0 <= self.target_entropy <= 1.0:
             raise InputError(f"target_entropy is {self.target_entropy}; it must lie in [0, 1].")
+
+    def estimate(self, rollout: Rollout, state: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
+        """Nothing yet: the targets are renewed at every gradient step."""
+        return replayed.transitions(rollout), {}
+
+    def loss(self, output: Output, batch: Batch, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """J_Q with the soft value of eq. 10, J_pi (eq. 12) and J_alpha (eq. 11, in log alpha)."""
+        temperature = output.log_temperature.detach().exp()
+        next_values = soft_values(output.next_logits, output.next_values.amin(-2), temperature)
+        targets = replayed.one_step_targets(batch, next_values, gamma=self.gamma)
+        taken = replayed.values_of(output.values, batch.inputs["actions"])
+        value_loss = replayed.critic_loss(taken, targets)
+        policy_loss = -soft_values(output.logits, output.values.detach().amin(-2), temperature)
+        entropy = losses.categorical_entropy(output.logits).detach()
+        target_entropy = self.target_entropy * math.log(output.logits.shape[-1])
+        temperature_loss = output.log_temperature * (entropy - target_entropy)
+        metrics = replayed.critic_metrics(taken, targets) | {
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "entropy": entropy,
+            "temperature": temperature,
+        }
+        return value_loss + policy_loss + temperature_loss, metrics
+
+    def update(
+        self, learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Gradient steps on all parts at once, each followed by the target critics."""
+        bound = self.objective(state)
+        after = replayed.follow(learner.module, rate=self.target_rate)
+        return optimize.update(learner, batch, bound, after_step=after), state
 
 
 class Output(NamedTuple):
@@ -56,49 +92,7 @@ class Output(NamedTuple):
     """`(B, T)`."""
 
 
-def initial_state(config: Config) -> dict[str, Tensor]:
-    return {}
-
-
-def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
-    """Nothing yet: the targets are renewed at every gradient step."""
-    return replay.transitions(rollout), {}
-
-
-def loss(output: Output, batch: Batch, state: dict[str, Tensor], config: Config) -> tuple[Tensor, dict[str, Tensor]]:
-    """J_Q with the soft value of eq. 10, J_pi (eq. 12) and J_alpha (eq. 11, in log alpha)."""
-    temperature = output.log_temperature.detach().exp()
-    next_values = soft_values(output.next_logits, output.next_values.amin(-2), temperature)
-    targets = replay.one_step_targets(batch, next_values, gamma=config.gamma)
-    taken = replay.values_of(output.values, batch.inputs["actions"])
-    value_loss = replay.critic_loss(taken, targets)
-    policy_loss = -soft_values(output.logits, output.values.detach().amin(-2), temperature)
-    entropy = losses.categorical_entropy(output.logits).detach()
-    target_entropy = config.target_entropy * math.log(output.logits.shape[-1])
-    temperature_loss = output.log_temperature * (entropy - target_entropy)
-    metrics = replay.critic_metrics(taken, targets) | {
-        "policy_loss": policy_loss.detach(),
-        "value_loss": value_loss.detach(),
-        "entropy": entropy,
-        "temperature": temperature,
-    }
-    return value_loss + policy_loss + temperature_loss, metrics
-
-
 def soft_values(logits: Tensor, values: Tensor, temperature: Tensor) -> Tensor:
     """V(s) = sum_a pi(a | s) (Q(s, a) - temperature log pi(a | s)) (eq. 10), `(B, T)` from `(B, T, V)`."""
     logprobs = logits.log_softmax(-1)
     return (logprobs.exp() * (values - temperature.unsqueeze(-1) * logprobs)).sum(-1)
-
-
-def update(
-    learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor], config: Config
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Gradient steps on all parts at once, from the weights before the step, each followed by the target critics."""
-    bound = partial(loss, state=state, config=config)
-    after = replay.follow(learner.module, rate=config.target_rate)
-    return optimize.update(learner, batch, bound, after_step=after), state
-
-
-def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
-    return state

@@ -1,32 +1,34 @@
 """Importance-weighted actor-learner: an actor-critic whose actors may lag behind (Espeholt et al., 2018;
 https://arxiv.org/abs/1802.01561).
 
-`rollout.behaviour_logprobs` are the actors'; `logprobs`, `values` and `next_values` the learner's, as LaggedCollector
-has them scored.
+`rollout.behaviour_logprobs` are the actors'; `logprobs`, `values` and `next_values` the learner's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from rlhf.algorithms import actor_critic
+from rlhf.algorithms.base import Method, Whitening
 from rlhf.core import kl
 from rlhf.core.vtrace import vtrace
 from rlhf.errors import InputError
 from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
-# The ratio is in the advantage: with the mean taken off, an action that the learner has left (ratio near 0) would get a
-# negative advantage at full weight, and be left further and further.
-WHITEN = "none"
-SINGLE_STEP, CORRECTS_LAG = True, True
-
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Impala(Method):
     """V-trace actor-critic; one epoch of one minibatch, since the ratios are those at the start of the update."""
+
+    # The ratio is in the advantage: with the mean taken off, an action that the learner has left (ratio near 0) would
+    # get a negative advantage at full weight, and be left further and further.
+    whitens: ClassVar[tuple[Whitening, ...]] = ("none",)
+    single_step: ClassVar[bool] = True
+    corrects_lag: ClassVar[bool] = True
 
     gamma: float = 1.0
     """Discount per action, in [0, 1]."""
@@ -49,44 +51,31 @@ class Config:
         if not self.rho_clip >= self.c_clip:
             raise InputError(f"rho_clip is {self.rho_clip} and c_clip {self.c_clip}; the first must be the larger.")
 
+    def estimate(self, rollout: Rollout, state: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
+        """V-trace targets (eq. 1) and advantages rho_t (r_t + gamma v_{t+1} - V(s_t)) (section 4.2)."""
+        rewards, metrics = charge_kl(rollout, self.kl_coef)
+        ratios = torch.exp(rollout.logprobs - rollout.behaviour_logprobs)
+        targets, advantages = vtrace(
+            rewards,
+            rollout.values,
+            rollout.next_values,
+            rollout.dones,
+            ratios,
+            gamma=self.gamma,
+            lambda_=self.td_lambda,
+            rho_clip=self.rho_clip,
+            c_clip=self.c_clip,
+        )
+        metrics |= actor_critic.critic_metrics(rewards, rollout, gamma=self.gamma)
+        metrics |= {
+            "lag_ratio_max": ratios,
+            "lag_kl_k3": kl.k3(rollout.behaviour_logprobs, rollout.logprobs),
+            "lag_clip_fraction": (ratios > self.rho_clip).to(rewards),
+        }
+        return batch_of(rollout, advantages=advantages, returns=targets), metrics
 
-def initial_state(config: Config) -> dict[str, Tensor]:
-    return {}
-
-
-def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
-    """V-trace targets (eq. 1) and advantages rho_t (r_t + gamma v_{t+1} - V(s_t)) (section 4.2)."""
-    rewards, metrics = charge_kl(rollout, config.kl_coef)
-    ratios = torch.exp(rollout.logprobs - rollout.behaviour_logprobs)
-    targets, advantages = vtrace(
-        rewards,
-        rollout.values,
-        rollout.next_values,
-        rollout.dones,
-        ratios,
-        gamma=config.gamma,
-        lambda_=config.td_lambda,
-        rho_clip=config.rho_clip,
-        c_clip=config.c_clip,
-    )
-    units = rollout.mask.to(rewards)
-    metrics |= actor_critic.critic_metrics(rewards, rollout, gamma=config.gamma)
-    metrics |= {
-        "lag_ratio_max": ratios,
-        "lag_kl_k3": kl.k3(rollout.behaviour_logprobs, rollout.logprobs),
-        "lag_clip_fraction": (ratios > config.rho_clip).to(rewards),
-    }
-    return batch_of(rollout, advantages=advantages, returns=targets, weights=units, units=units), metrics
-
-
-def loss(
-    output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Config
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Policy gradient, value loss and entropy bonus per action (section 4.2)."""
-    return actor_critic.policy_and_value_loss(
-        output, batch, entropy_coef=config.entropy_coef, value_coef=config.value_coef
-    )
-
-
-def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
-    return state
+    def loss(self, output: PolicyOutput, batch: Batch, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Policy gradient, value loss and entropy bonus per action (section 4.2)."""
+        return actor_critic.policy_and_value_loss(
+            output, batch, entropy_coef=self.entropy_coef, value_coef=self.value_coef
+        )

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf.algorithms import actor_critic
-from rlhf.core import kl, losses
+from rlhf.algorithms.actor_critic import Schedule, check, critic_metrics, scheduled
+from rlhf.algorithms.base import Method
+from rlhf.core import losses
+from rlhf.core.advantages import gae
 from rlhf.errors import InputError
-from rlhf.rollout import Batch, PolicyOutput, Rollout
+from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class PPO(Method):
     """PPO with generalized advantage estimates and an optional KL charge against a reference policy."""
 
     gamma: float = 1.0
@@ -23,7 +25,7 @@ class Config:
     """Bias-variance trade-off of the advantages, in [0, 1]; 1 is Monte Carlo minus the value."""
     clip: float = 0.2
     """The ratio new / old gains nothing beyond 1 +- clip."""
-    clip_schedule: actor_critic.Schedule = "constant"
+    clip_schedule: Schedule = "constant"
     """linear: the clip shrinks to 0 over the run."""
     value_clip: float = 0.0
     """The value moves at most this far from the old one before its loss stops falling; 0 is off."""
@@ -40,47 +42,51 @@ class Config:
 
     def __post_init__(self) -> None:
         sizes = ("value_clip", "value_coef", "entropy_coef", "critic_warmup", "kl_coef", "kl_target")
-        actor_critic.check(self, shares=("gamma", "gae_lambda"), sizes=sizes)
+        check(self, shares=("gamma", "gae_lambda"), sizes=sizes)
         if not self.clip > 0:
             raise InputError(f"clip is {self.clip}; it must be positive, 0.2 is usual.")
         if self.kl_target > 0 and self.kl_coef == 0:
             raise InputError("kl_target adapts kl_coef by factors, so kl_coef must be positive; it is 0.")
 
+    @property
+    def needs_critic(self) -> bool:
+        return self.critic_warmup > 0
 
-def initial_state(config: Config) -> dict[str, Tensor]:
-    return {"kl_coef": torch.tensor(config.kl_coef, dtype=torch.float64)}
+    def initial_state(self) -> dict[str, Tensor]:
+        return {"kl_coef": torch.tensor(self.kl_coef, dtype=torch.float64)}
 
+    def estimate(self, rollout: Rollout, state: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
+        """Rewards less the KL charge, their GAE, and advantage plus value, which the values are fitted to."""
+        rewards, metrics = charge_kl(rollout, state["kl_coef"])
+        advantages = gae(
+            rewards,
+            rollout.values,
+            rollout.next_values,
+            rollout.dones,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+        )
+        metrics |= critic_metrics(rewards, rollout, gamma=self.gamma)
+        return batch_of(rollout, advantages=advantages, returns=advantages + rollout.values), metrics
 
-def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
-    """GAE, less the KL to a reference, if there is one."""
-    return actor_critic.gae_batch(rollout, kl_coef=state["kl_coef"], gamma=config.gamma, gae_lambda=config.gae_lambda)
+    def clip_range(self, state: dict[str, Tensor], like: Tensor) -> float | Tensor:
+        return scheduled(self.clip, self.clip_schedule, state, like=like)
 
+    def loss(self, output: PolicyOutput, batch: Batch, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clipped surrogate (eq. 7), value loss and entropy bonus (eq. 9) per action, and what to log of them."""
+        clip = self.clip_range(state, output.logprobs)
+        policy_loss = losses.clipped_surrogate_loss(output.logprobs, batch.logprobs, batch.advantages, clip=clip)
+        if self.value_clip > 0:
+            value_loss = losses.clipped_value_loss(output.values, batch.values, batch.returns, clip=self.value_clip)
+        else:
+            value_loss = losses.value_loss(output.values, batch.returns)
+        warm = (state["update"] >= self.critic_warmup).to(output.logprobs)
+        terms = warm * (policy_loss - self.entropy_coef * output.entropy) + self.value_coef * value_loss
+        return terms, {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach()}
 
-def loss(
-    output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Config
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clipped surrogate (eq. 7), value loss and entropy bonus (eq. 9) per action, and what to log of them."""
-    clip = actor_critic.scheduled(config.clip, config.clip_schedule, state, like=output.logprobs)
-    policy_loss = losses.clipped_surrogate_loss(output.logprobs, batch.logprobs, batch.advantages, clip=clip)
-    if config.value_clip > 0:
-        value_loss = losses.clipped_value_loss(output.values, batch.values, batch.returns, clip=config.value_clip)
-    else:
-        value_loss = losses.value_loss(output.values, batch.returns)
-    warm = (state["update"] >= config.critic_warmup).to(output.logprobs)
-    terms = warm * (policy_loss - config.entropy_coef * output.entropy) + config.value_coef * value_loss
-    with torch.no_grad():
-        metrics = kl.movement(output.logprobs, batch.logprobs) | {
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "entropy": output.entropy,
-        }
-        metrics["clip_fraction"] = ((metrics["ratio_max"] - 1.0).abs() > clip).to(policy_loss)
-    return terms, metrics
-
-
-def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
-    """Steers the KL coefficient by the very KL that is logged: x (1 + 0.1 clip(KL / target - 1, -0.2, 0.2))."""
-    if config.kl_target == 0:
-        return state
-    error = min(max(metrics["kl_ref_per_episode"] / config.kl_target - 1.0, -0.2), 0.2)
-    return {**state, "kl_coef": state["kl_coef"] * (1.0 + 0.1 * error)}
+    def adapt(self, state: dict[str, Tensor], metrics: dict[str, float]) -> dict[str, Tensor]:
+        """Steers the KL coefficient by the very KL that is logged: x (1 + 0.1 clip(KL / target - 1, -0.2, 0.2))."""
+        if self.kl_target == 0:
+            return state
+        error = min(max(metrics["kl_ref_per_episode"] / self.kl_target - 1.0, -0.2), 0.2)
+        return {**state, "kl_coef": state["kl_coef"] * (1.0 + 0.1 * error)}

@@ -8,11 +8,13 @@ gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from rlhf.algorithms import actor_critic
+from rlhf.algorithms.base import Method
 from rlhf.core import importance, kl, losses
 from rlhf.errors import InputError
 from rlhf.rollout import Batch, PolicyOutput, Rollout
@@ -23,8 +25,10 @@ _REACH = 64.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class PPOKL(Method):
     """PPO with an adaptive KL penalty; take several steps an update, since before the first the KL is 0."""
+
+    name: ClassVar[str] = "ppo_kl"
 
     gamma: float = 1.0
     """Discount per action, in [0, 1]."""
@@ -49,42 +53,30 @@ class Config:
         if not self.penalty > 0:
             raise InputError(f"penalty is {self.penalty}; it must be positive, since it adapts by factors.")
 
+    def initial_state(self) -> dict[str, Tensor]:
+        return {"penalty": torch.tensor(self.penalty, dtype=torch.float64)}
 
-def initial_state(config: Config) -> dict[str, Tensor]:
-    return {"penalty": torch.tensor(config.penalty, dtype=torch.float64)}
+    def estimate(self, rollout: Rollout, state: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
+        """GAE, less the KL to a reference, if there is one."""
+        return actor_critic.gae_batch(rollout, kl_coef=self.kl_coef, gamma=self.gamma, gae_lambda=self.gae_lambda)
 
+    def loss(self, output: PolicyOutput, batch: Batch, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """-ratio A + beta KL(old || new) (eq. 8, negated), value loss and entropy bonus per action.
 
-def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
-    """GAE, less the KL to a reference, if there is one."""
-    return actor_critic.gae_batch(rollout, kl_coef=config.kl_coef, gamma=config.gamma, gae_lambda=config.gae_lambda)
+        The KL is k3 of the taken action, whose gradient is in expectation exactly that of KL(old || new).
+        """
+        policy_loss = importance.surrogate_loss(output.logprobs, batch.logprobs, batch.advantages)
+        value_loss = losses.value_loss(output.values, batch.returns)
+        divergence = kl.k3(batch.logprobs, output.logprobs)
+        terms = policy_loss + state["penalty"].to(divergence) * divergence
+        terms = terms - self.entropy_coef * output.entropy + self.value_coef * value_loss
+        return terms, {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach()}
 
-
-def loss(
-    output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Config
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """-ratio A + beta KL(old || new) (eq. 8, negated), value loss and entropy bonus per action.
-
-    The KL is k3 of the taken action, whose gradient is in expectation exactly that of KL(old || new).
-    """
-    policy_loss = importance.surrogate_loss(output.logprobs, batch.logprobs, batch.advantages)
-    value_loss = losses.value_loss(output.values, batch.returns)
-    divergence = kl.k3(batch.logprobs, output.logprobs)
-    terms = policy_loss + state["penalty"].to(divergence) * divergence
-    terms = terms - config.entropy_coef * output.entropy + config.value_coef * value_loss
-    with torch.no_grad():
-        metrics = kl.movement(output.logprobs, batch.logprobs) | {
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "entropy": output.entropy,
-        }
-    return terms, metrics
-
-
-def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
-    """Halves beta below target / 1.5 and doubles it above 1.5 target, by the KL that is logged for the last epoch."""
-    if config.penalty_target == 0:
-        return state
-    reached = metrics["approx_kl_k3_last"]
-    target = float(actor_critic.scheduled(config.penalty_target, config.penalty_target_schedule, state))
-    factor = 0.5 if reached < target / 1.5 else 2.0 if reached > 1.5 * target else 1.0
-    return {**state, "penalty": (factor * state["penalty"]).clamp(config.penalty / _REACH, config.penalty * _REACH)}
+    def adapt(self, state: dict[str, Tensor], metrics: dict[str, float]) -> dict[str, Tensor]:
+        """Halves beta below target / 1.5 and doubles it above 1.5 target, by the KL logged for the last epoch."""
+        if self.penalty_target == 0:
+            return state
+        reached = metrics["approx_kl_k3_last"]
+        target = float(actor_critic.scheduled(self.penalty_target, self.penalty_target_schedule, state))
+        factor = 0.5 if reached < target / 1.5 else 2.0 if reached > 1.5 * target else 1.0
+        return {**state, "penalty": (factor * state["penalty"]).clamp(self.penalty / _REACH, self.penalty * _REACH)}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from rlhf import optimize
 from rlhf.algorithms import actor_critic
+from rlhf.algorithms.base import Method, Whitening
 from rlhf.core import advantages
 from rlhf.core.baselines import mean_return, mean_return_of_others, squared_gradient_norms
 from rlhf.errors import InputError
@@ -22,12 +22,12 @@ from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 # Gradients of single actions that are held at once for the baseline of least variance.
 CHUNK = 256
 
-SINGLE_STEP = True
-
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Reinforce(Method):
     """REINFORCE on whole episodes; it takes one step on each batch: optimize.epochs and optimize.minibatches are 1."""
+
+    single_step: ClassVar[bool] = True
 
     gamma: float = 1.0
     """Discount per action, in [0, 1]."""
@@ -59,69 +59,81 @@ class Config:
         if self.returns == "total" and self.discounted_states:
             raise InputError("returns is total, whose gradient needs no weight on states; set discounted_states off.")
 
+    @property
+    def whitens(self) -> tuple[Whitening, ...]:  # type: ignore[override]
+        """Whitening takes the mean over all actions off in the place of a baseline of the batch."""
+        return ("none", "minibatch", "batch") if self.baseline == "value" else ("none",)
 
-def initial_state(config: Config) -> dict[str, Tensor]:
-    return {}
+    @property
+    def critic_of(self) -> str:  # type: ignore[override]
+        return "states" if self.baseline == "value" else "none"
 
+    @property
+    def needs_critic(self) -> bool:
+        return self.baseline == "value"
 
-def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
-    """Credits of each action less a value baseline; those that need the whole batch are taken off in `update`."""
-    rewards, metrics = charge_kl(rollout, config.kl_coef)
-    critic = config.baseline == "value"
-    # Without a critic nothing is known of what a cut episode would still have earned.
-    next_values = rollout.next_values if critic else torch.zeros_like(rollout.next_values)
-    returns = advantages.monte_carlo_returns(rewards, next_values, rollout.dones, gamma=config.gamma)
-    weighed = config.discounted_states or config.returns == "total"
-    discounts = config.gamma ** torch.arange(returns.shape[1], device=returns.device).to(returns) if weighed else 1.0
-    credits = returns[:, :1].expand_as(returns) if config.returns == "total" else discounts * returns
-    if critic:
-        credits = credits - discounts * rollout.values
-        metrics |= actor_critic.critic_metrics(rewards, rollout, gamma=config.gamma)
-    weights = rollout.mask.to(rewards)
-    units = (rollout.mask & rollout.dones).to(rewards) if config.units == "episode" else weights
-    return batch_of(rollout, advantages=credits, returns=returns, weights=weights, units=units), metrics
+    @property
+    def needs_episodes(self) -> bool:
+        return True
 
+    @property
+    def needs_memoryless(self) -> bool:
+        return self.baseline == "least_variance"
 
-def loss(
-    output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Config
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """-log pi(a_t | s_t) (G_t - b) (Sutton and Barto, 2018, eq. 13.11) less the entropy bonus, per action."""
-    # The critic is fitted apart from the policy, but data parallelism needs every parameter in the graph.
-    terms, metrics = actor_critic.policy_and_value_loss(output, batch, entropy_coef=config.entropy_coef, value_coef=0.0)
-    if config.baseline != "value":
-        del metrics["value_loss"]
-    return terms, metrics
+    def estimate(self, rollout: Rollout, state: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
+        """Credits of each action less a value baseline; those that need the whole batch are taken off in `update`."""
+        rewards, metrics = charge_kl(rollout, self.kl_coef)
+        critic = self.baseline == "value"
+        # Without a critic nothing is known of what a cut episode would still have earned.
+        next_values = rollout.next_values if critic else torch.zeros_like(rollout.next_values)
+        returns = advantages.monte_carlo_returns(rewards, next_values, rollout.dones, gamma=self.gamma)
+        weighed = self.discounted_states or self.returns == "total"
+        discounts = self.gamma ** torch.arange(returns.shape[1], device=returns.device).to(returns) if weighed else 1.0
+        credits = returns[:, :1].expand_as(returns) if self.returns == "total" else discounts * returns
+        if critic:
+            credits = credits - discounts * rollout.values
+            metrics |= actor_critic.critic_metrics(rewards, rollout, gamma=self.gamma)
+        weights = rollout.mask.to(rewards)
+        units = (rollout.mask & rollout.dones).to(rewards) if self.units == "episode" else weights
+        return batch_of(rollout, advantages=credits, returns=returns, weights=weights, units=units), metrics
 
-
-def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
-    return state
-
-
-def update(
-    learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor], config: Config
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Takes the baseline off, then one step of the policy; a value baseline is first fitted to this very batch."""
-    accelerator = learner.accelerator
-    _require_whole_episodes(rollout, accelerator)
-    bound = partial(loss, state=state, config=config)
-    if config.baseline == "value":
-        metrics = actor_critic.update(
-            learner,
-            rollout,
-            batch,
-            bound,
-            critic=actor_critic.Critic(target="monte_carlo", epochs=config.critic_epochs),
-            evaluate=lambda scored: estimate(scored, state, config)[0],
+    def loss(self, output: PolicyOutput, batch: Batch, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """-log pi(a_t | s_t) (G_t - b) (Sutton and Barto, 2018, eq. 13.11) less the entropy bonus, per action."""
+        # The critic is fitted apart from the policy.
+        terms, metrics = actor_critic.policy_and_value_loss(
+            output, batch, entropy_coef=self.entropy_coef, value_coef=0.0
         )
-        return metrics, state
-    if config.baseline != "none":
-        baseline = batch_baseline(learner.policy, batch, rollout.mask, config, accelerator).reshape(batch.mask.shape)
-        batch = batch._replace(advantages=(batch.advantages - baseline).masked_fill(~batch.mask, 0.0))
-    metrics = advantage_metrics(accelerator, batch.advantages, batch.mask)
-    return metrics | optimize.update(learner, batch, bound), state
+        if self.baseline != "value":
+            del metrics["value_loss"]
+        return terms, metrics
+
+    def update(
+        self, learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Takes the baseline off, then one step of the policy; a value baseline is first fitted to this very batch."""
+        accelerator = learner.accelerator
+        _require_whole_episodes(rollout, accelerator)
+        bound = self.objective(state)
+        if self.baseline == "value":
+            metrics = actor_critic.update(
+                learner,
+                rollout,
+                batch,
+                bound,
+                critic=actor_critic.Critic(target="monte_carlo", epochs=self.critic_epochs),
+                evaluate=lambda scored: self.estimate(scored, state)[0],
+            )
+            return metrics, state
+        if self.baseline != "none":
+            baseline = batch_baseline(learner.policy, batch, rollout.mask, self.baseline, accelerator).reshape(
+                batch.mask.shape
+            )
+            batch = batch._replace(advantages=(batch.advantages - baseline).masked_fill(~batch.mask, 0.0))
+        metrics = advantage_metrics(accelerator, batch.advantages, batch.mask)
+        return metrics | optimize.update(learner, batch, bound), state
 
 
-def batch_baseline(policy: nn.Module, batch: Batch, mask: Tensor, config: Config, accelerator: Accelerator) -> Tensor:
+def batch_baseline(policy: nn.Module, batch: Batch, mask: Tensor, kind: str, accelerator: Accelerator) -> Tensor:
     """`(B, T)` weighted means of the credits, over the batches of all ranks.
 
     Args:
@@ -129,15 +141,15 @@ def batch_baseline(policy: nn.Module, batch: Batch, mask: Tensor, config: Config
         mask: `(B, T)`, one whole episode a row.
     """
     credits, weights = batch.advantages.reshape(mask.shape).double(), mask.double()
-    if config.baseline == "least_variance":
+    if kind == "least_variance":
         weights = _squared_gradient_norms(policy, batch, accelerator).reshape(mask.shape)
         sums, weights = (weights * credits).sum(1, keepdim=True), weights.sum(1, keepdim=True)
     else:
         # An episode's return is the credit of its first action.
-        steps = mask.shape[1] if config.baseline.startswith("step") else 1
+        steps = mask.shape[1] if kind.startswith("step") else 1
         sums, weights = credits[:, :steps], weights[:, :steps]
     total, weight = _over_all_rows(torch.stack([sums, weights]), accelerator)
-    if config.baseline.endswith("mean"):
+    if kind.endswith("mean"):
         means = mean_return(total, weight).expand_as(sums)
     else:
         means = mean_return_of_others(sums, weights, total, weight)
@@ -154,11 +166,6 @@ def _over_all_rows(x: Tensor, accelerator: Accelerator) -> Tensor:
 def _squared_gradient_norms(policy: nn.Module, batch: Batch, accelerator: Accelerator) -> Tensor:
     """`(N, 1)`, 0 outside the mask."""
     model: Any = accelerator.unwrap_model(policy)
-    if not model.memoryless:
-        raise InputError(
-            "baseline is least_variance, which needs the gradient of every single action; this policy remembers what "
-            "it did, so each would take a pass of its own. Choose another baseline, such as leave_one_out."
-        )
 
     def logprob(parameters: dict[str, Tensor], row: dict[str, Tensor]) -> Tensor:
         inputs = {name: tensor.unsqueeze(0) for name, tensor in row.items()}
@@ -182,5 +189,5 @@ def _require_whole_episodes(rollout: Rollout, accelerator: Accelerator) -> None:
     if broken:
         raise InputError(
             f"{broken} rows of a rollout are not one whole episode, whose return REINFORCE needs; on control set "
-            "collect.episodes_per_rollout."
+            "collect.episodes."
         )

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from rlhf.algorithms.actor_critic import check
+from rlhf.algorithms.base import Method, Whitening
 from rlhf.algorithms.critic_free import clipped_loss, groups_of, returns_to_go
 from rlhf.core import groups
 from rlhf.errors import InputError
 from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
-# The global normalisation that the method is named for.
-WHITEN = "batch"
-
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class ReinforcePP(Method):
     """REINFORCE++: the KL charged action by action, advantages normalised over the batch of all ranks; no critic."""
+
+    # The global normalisation that the method is named for.
+    whitens: ClassVar[tuple[Whitening, ...]] = ("batch",)
+    critic_of: ClassVar[str] = "none"
 
     gamma: float = 1.0
     """Discount per action, in [0, 1]."""
@@ -38,31 +39,28 @@ class Config:
         if not self.clip > 0:
             raise InputError(f"clip is {self.clip}; it must be positive, 0.2 is usual.")
 
+    @property
+    def needs_groups(self) -> bool:
+        return self.baseline == "group"
 
-def initial_state(config: Config) -> dict[str, Tensor]:
-    return {}
+    @property
+    def needs_episodes(self) -> bool:
+        return True
 
+    def estimate(self, rollout: Rollout, state: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
+        """Returns to go of the charged rewards, less the group's mean score where that is the baseline."""
+        rewards, metrics = charge_kl(rollout, self.kl_coef)
+        returns = returns_to_go(rollout, rewards, gamma=self.gamma)
+        advantages = returns
+        if self.baseline == "group":
+            scores = returns[:, 0]
+            means = scores - groups.centred(scores, groups_of(rollout), rollout.mask.any(1))
+            advantages = returns - means.unsqueeze(1)
+        return batch_of(rollout, advantages=advantages.to(rewards)), metrics
 
-def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
-    """Returns to go of the charged rewards, less the group's mean score where that is the baseline."""
-    rewards, metrics = charge_kl(rollout, config.kl_coef)
-    returns = returns_to_go(rollout, rewards, gamma=config.gamma)
-    advantages = returns
-    if config.baseline == "group":
-        scores = returns[:, 0]
-        means = scores - groups.centred(scores, groups_of(rollout), rollout.mask.any(1))
-        advantages = returns - means.unsqueeze(1)
-    units = rollout.mask.to(rewards)
-    none = torch.zeros_like(rewards)
-    return batch_of(rollout, advantages=advantages.to(rewards), returns=none, weights=units, units=units), metrics
+    def clip_range(self, state: dict[str, Tensor], like: Tensor) -> float:
+        return self.clip
 
-
-def loss(
-    output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Config
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clipped surrogate less the entropy bonus, per action."""
-    return clipped_loss(output, batch, clip=config.clip, entropy_coef=config.entropy_coef)
-
-
-def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
-    return state
+    def loss(self, output: PolicyOutput, batch: Batch, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clipped surrogate less the entropy bonus, per action."""
+        return clipped_loss(output, batch, clip=self.clip, entropy_coef=self.entropy_coef)

@@ -9,11 +9,13 @@ The buffer's states are taken as they are; its actions are not, if the policy dr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from rlhf import optimize, replay
+from rlhf import optimize
+from rlhf.algorithms import replayed
+from rlhf.algorithms.base import Method, Whitening
 from rlhf.algorithms.discrete_sac import Output
 from rlhf.core import losses
 from rlhf.core.random import categorical, uniforms
@@ -21,15 +23,18 @@ from rlhf.errors import InputError
 from rlhf.optimize import Learner
 from rlhf.rollout import Batch, Rollout
 
-# There are no advantages to scale.
-WHITEN = "none"
-
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class ReplayActorCritic(Method):
     """Replay actor-critic for discrete actions. The policy's `critic` decides about the first resampling: a critic of
     actions learns from a' ~ pi, a critic of states from what the buffer's actions led to.
     """
+
+    whitens: ClassVar[tuple[Whitening, ...]] = ("none",)
+    stops_early: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
+    replays: ClassVar[bool] = True
+    actions: ClassVar[Literal["discrete", "vectors", "either"]] = "discrete"
 
     gamma: float = 0.99
     """Discount per action, in [0, 1]."""
@@ -46,64 +51,57 @@ class Config:
     """Weight of the entropy bonus, nats per action."""
 
     def __post_init__(self) -> None:
-        replay.require_ranges(self)
+        replayed.require_ranges(self)
         for name in ("sampled_actions", "entropy_coef"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
 
+    @property
+    def critic_of(self) -> str:  # type: ignore[override]
+        return "actions" if self.sampled_actions else "either"
 
-def initial_state(config: Config) -> dict[str, Tensor]:
-    return {}
+    def estimate(self, rollout: Rollout, state: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
+        """Nothing yet: the targets are renewed at every gradient step."""
+        return replayed.transitions(rollout), {}
 
+    def loss(self, output: Output, batch: Batch, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Critic loss, policy-gradient loss and entropy bonus per replayed transition; the lowest critic counts.
 
-def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
-    """Nothing yet: the targets are renewed at every gradient step."""
-    return replay.transitions(rollout), {}
+        With the buffer's own action the weight is r + gamma Q(s', a') in place of Q(s, a_i).
+        """
+        draws = batch.inputs["uniforms"]
+        next_actions = categorical(output.next_logits, draws[..., :1])
+        next_values = output.next_values.amin(-2).gather(-1, next_actions).squeeze(-1)
+        targets = replayed.one_step_targets(batch, next_values, gamma=self.gamma)
+        taken = replayed.values_of(output.values, batch.inputs["actions"])
+        value_loss = replayed.critic_loss(taken, targets)
 
+        logprobs, values = output.logits.log_softmax(-1), output.values.detach().amin(-2)
+        if self.sampled_actions:
+            actions = categorical(output.logits.detach(), draws[..., 1:])
+            gains = values.gather(-1, actions)
+        else:
+            actions, gains = batch.inputs["actions"].unsqueeze(-1), targets.unsqueeze(-1)
+        if self.baseline:
+            gains = gains - (logprobs.detach().exp() * values).sum(-1, keepdim=True)
+        policy_loss = losses.policy_gradient_loss(logprobs.gather(-1, actions), gains).mean(-1)
+        entropy = losses.categorical_entropy(output.logits)
+        metrics = replayed.critic_metrics(taken, targets) | {
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "entropy": entropy.detach(),
+        }
+        # There is no temperature here, but data parallelism needs every parameter in the graph.
+        terms = value_loss + policy_loss - self.entropy_coef * entropy + 0.0 * output.log_temperature
+        return terms, metrics
 
-def loss(output: Output, batch: Batch, state: dict[str, Tensor], config: Config) -> tuple[Tensor, dict[str, Tensor]]:
-    """Critic loss, policy-gradient loss and entropy bonus per replayed transition; the lowest critic counts.
-
-    With the buffer's own action the weight is r + gamma Q(s', a') in place of Q(s, a_i).
-    """
-    draws = batch.inputs["uniforms"]
-    next_actions = categorical(output.next_logits, draws[..., :1])
-    next_values = output.next_values.amin(-2).gather(-1, next_actions).squeeze(-1)
-    targets = replay.one_step_targets(batch, next_values, gamma=config.gamma)
-    taken = replay.values_of(output.values, batch.inputs["actions"])
-    value_loss = replay.critic_loss(taken, targets)
-
-    logprobs, values = output.logits.log_softmax(-1), output.values.detach().amin(-2)
-    if config.sampled_actions:
-        actions = categorical(output.logits.detach(), draws[..., 1:])
-        gains = values.gather(-1, actions)
-    else:
-        actions, gains = batch.inputs["actions"].unsqueeze(-1), targets.unsqueeze(-1)
-    if config.baseline:
-        gains = gains - (logprobs.detach().exp() * values).sum(-1, keepdim=True)
-    policy_loss = losses.policy_gradient_loss(logprobs.gather(-1, actions), gains).mean(-1)
-    entropy = losses.categorical_entropy(output.logits)
-    metrics = replay.critic_metrics(taken, targets) | {
-        "policy_loss": policy_loss.detach(),
-        "value_loss": value_loss.detach(),
-        "entropy": entropy.detach(),
-    }
-    # There is no temperature here, but data parallelism needs every parameter in the graph.
-    terms = value_loss + policy_loss - config.entropy_coef * entropy + 0.0 * output.log_temperature
-    return terms, metrics
-
-
-def update(
-    learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor], config: Config
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Gradient steps on all parts at once, from the weights before the step, each followed by the target critics."""
-    num_draws = 1 + config.sampled_actions
-    draws = uniforms(learner.seed, "actions at replayed states", learner.update_index, batch.sample_ids, num_draws)
-    batch = batch._replace(inputs={**batch.inputs, "uniforms": draws.unsqueeze(1)})
-    bound = partial(loss, state=state, config=config)
-    after = replay.follow(learner.module, rate=config.target_rate)
-    return optimize.update(learner, batch, bound, after_step=after), state
-
-
-def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
-    return state
+    def update(
+        self, learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Gradient steps on all parts at once, each followed by the target critics."""
+        num_draws = 1 + self.sampled_actions
+        draws = uniforms(learner.seed, "actions at replayed states", learner.update_index, batch.sample_ids, num_draws)
+        batch = batch._replace(inputs={**batch.inputs, "uniforms": draws.unsqueeze(1)})
+        bound = self.objective(state)
+        after = replayed.follow(learner.module, rate=self.target_rate)
+        return optimize.update(learner, batch, bound, after_step=after), state

@@ -8,8 +8,7 @@ The critic is fitted afterwards, by the optimizer and its config; the policy its
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import DistributedType
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from rlhf import optimize
 from rlhf.algorithms import actor_critic, natural
-from rlhf.core import importance, kl
+from rlhf.algorithms.base import Method
+from rlhf.core import importance
 from rlhf.errors import InputError
 from rlhf.optimize import Learner
 from rlhf.reduce import global_whiten
@@ -25,8 +25,10 @@ from rlhf.rollout import Batch, PolicyOutput, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class TRPO(Method):
     """TRPO with generalized advantage estimates."""
+
+    stops_early: ClassVar[bool] = False
 
     gamma: float = 1.0
     """Discount per action, in [0, 1]."""
@@ -60,81 +62,66 @@ class Config:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
+    @property
+    def num_parts(self) -> int:
+        return self.fisher_shares
 
-def initial_state(config: Config) -> dict[str, Tensor]:
-    return {}
+    def estimate(self, rollout: Rollout, state: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
+        """GAE, less the KL to a reference, if there is one."""
+        return actor_critic.gae_batch(rollout, kl_coef=self.kl_coef, gamma=self.gamma, gae_lambda=self.gae_lambda)
 
+    def loss(self, output: PolicyOutput, batch: Batch, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The surrogate -ratio A per action (eq. 14, negated); the critic is none of its business."""
+        policy_loss = importance.surrogate_loss(output.logprobs, batch.logprobs, batch.advantages)
+        return policy_loss, {"policy_loss": policy_loss.detach()}
 
-def estimate(rollout: Rollout, state: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
-    """GAE, less the KL to a reference, if there is one."""
-    return actor_critic.gae_batch(rollout, kl_coef=config.kl_coef, gamma=config.gamma, gae_lambda=config.gae_lambda)
+    def update(
+        self, learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """One step of the actor inside the trust region (appendix C), then the critic's fit to the returns.
 
+        Raises:
+            NonFiniteError: A number is NaN or infinite; the actor has not moved.
+        """
+        policy, optimizer, accelerator = learner.policy, learner.optimizer, learner.accelerator
+        if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise InputError("TRPO differentiates twice, which sharded parameters cannot; use plain data parallelism.")
+        model = learner.module
+        critic = {id(parameter) for parameter in model.critic_parameters()}
+        actor = [p for p in model.parameters() if p.requires_grad and id(p) not in critic]
+        acting = batch
+        if learner.config.whiten != "none":
+            acting = batch._replace(advantages=global_whiten(accelerator, batch.advantages, batch.mask))
+        filler = optimize.filler_of(acting)
+        budget: dict[str, Any] = {"accelerator": accelerator, "micro_batch_cost": learner.config.micro_batch_cost}
+        surrogate = self.objective(state)
+        max_kl = float(actor_critic.scheduled(self.max_kl, self.max_kl_schedule, state))
 
-def loss(
-    output: PolicyOutput, batch: Batch, state: dict[str, Tensor], config: Config
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The surrogate -ratio A per action (eq. 14, negated); the critic is none of its business."""
-    policy_loss = importance.surrogate_loss(output.logprobs, batch.logprobs, batch.advantages)
-    with torch.no_grad():
-        metrics = kl.movement(output.logprobs, batch.logprobs) | {
-            "policy_loss": policy_loss,
-            "entropy": output.entropy,
-        }
-    # Data parallelism needs every parameter in the graph.
-    return policy_loss + 0.0 * (output.values + output.entropy), metrics
+        optimizer.zero_grad()
+        first = optimize.gradient(policy, acting, filler, surrogate, **budget)
+        optimize.check_identity(first, accelerator)
+        ascent = -natural.flat([torch.zeros_like(p) if p.grad is None else p.grad for p in actor])
+        optimizer.zero_grad()
 
-
-def update(
-    learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor], config: Config
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """One step of the actor inside the trust region (appendix C), then the critic's fit to the returns.
-
-    Raises:
-        NonFiniteError: A number is NaN or infinite; the actor has not moved.
-    """
-    policy, optimizer, accelerator = learner.policy, learner.optimizer, learner.accelerator
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise InputError("TRPO differentiates twice, which sharded parameters cannot; use plain data parallelism.")
-    model = learner.module
-    critic = {id(parameter) for parameter in model.critic_parameters()}
-    actor = [p for p in model.parameters() if p.requires_grad and id(p) not in critic]
-    acting = batch
-    if learner.config.whiten != "none":
-        acting = batch._replace(advantages=global_whiten(accelerator, batch.advantages, batch.mask))
-    filler = acting.rows(torch.zeros(1, dtype=torch.int64, device=acting.mask.device))
-    budget: dict[str, Any] = {"accelerator": accelerator, "micro_batch_cost": learner.config.micro_batch_cost}
-    surrogate = partial(loss, state=state, config=config)
-    max_kl = float(actor_critic.scheduled(config.max_kl, config.max_kl_schedule, state))
-
-    optimizer.zero_grad()
-    first = optimize.gradient(policy, acting, filler, surrogate, **budget)
-    optimize.check_identity(first, accelerator)
-    ascent = -natural.flat([torch.zeros_like(p) if p.grad is None else p.grad for p in actor])
-    optimizer.zero_grad()
-
-    parts = optimize.even_micro_batches(acting, filler, **budget)
-    shown = next(optimize.shares(learner, acting, ["fisher rows"], config.fisher_shares))
-    curved = optimize.even_micro_batches(shown, filler, **budget)
-    search = natural.step(
-        natural.fisher_products(policy, actor, curved, damping=config.damping, accelerator=accelerator),
-        ascent,
-        num_iterations=config.cg_iterations,
-        max_kl=max_kl,
-    )
-    metrics = natural.line_search(
-        actor,
-        search,
-        natural.Measure(policy, parts, surrogate, accelerator),
-        max_kl=max_kl,
-        shrinkage=config.shrinkage,
-        num_tries=config.backtracks,
-    )
-    metrics |= {"ratio_error_max": first["ratio_error_max"], "gradient_norm": float(ascent.norm())}
-    if critic:
-        fitted = actor_critic.fit_critic(learner, batch)
-        metrics = fitted | metrics
-    return metrics, state
-
-
-def adapt(state: dict[str, Tensor], metrics: dict[str, float], config: Config) -> dict[str, Tensor]:
-    return state
+        parts = optimize.even_micro_batches(acting, filler, **budget)
+        shown = next(optimize.minibatches(learner, acting, ["fisher rows"], self.fisher_shares))
+        curved = optimize.even_micro_batches(shown, filler, **budget)
+        search = natural.step(
+            natural.fisher_products(policy, actor, curved, damping=self.damping, accelerator=accelerator),
+            ascent,
+            num_iterations=self.cg_iterations,
+            max_kl=max_kl,
+        )
+        metrics = natural.line_search(
+            actor,
+            search,
+            natural.Measure(policy, parts, surrogate, accelerator),
+            max_kl=max_kl,
+            shrinkage=self.shrinkage,
+            num_tries=self.backtracks,
+        )
+        metrics |= {"ratio_error_max": first["ratio_error_max"], "gradient_norm": float(ascent.norm())}
+        if critic:
+            fitted = actor_critic.fit_critic(learner, batch)
+            metrics = fitted | metrics
+        return metrics, state

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from rlhf import optimize
 from rlhf.algorithms import a2c
-from rlhf.algorithms.catalogue import require_settings
+from rlhf.algorithms.checks import require_settings, resolved
 from rlhf.control import collect
 from rlhf.control.envs import make_envs
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.core.random import derive_seed
 from rlhf.errors import InputError
+from rlhf.loop import describe
 from rlhf.rollout import Batch, Rollout, single_steps
-from rlhf.train import describe
 
 
 class Job(NamedTuple):
@@ -36,9 +36,9 @@ class Job(NamedTuple):
 
     env_id: str
     steps: int
-    collect: collect.Config
-    method: a2c.Config
-    optimize: optimize.Config
+    collect: collect.CollectSteps
+    method: a2c.A2C
+    optimize: optimize.Optimize
     seed: int
 
 
@@ -63,7 +63,7 @@ class SharedOptimizer:
     """
 
     def __init__(
-        self, shared: nn.Module, local: nn.Module, moments: list[dict[str, Tensor]], config: optimize.Config
+        self, shared: nn.Module, local: nn.Module, moments: list[dict[str, Tensor]], config: optimize.Optimize
     ) -> None:
         self._pairs = list(zip(shared.parameters(), local.parameters(), strict=True))
         self._optimizer = optimize.make_optimizer(shared, config)
@@ -94,6 +94,7 @@ def train(
         torch.multiprocessing.ProcessRaisedException: A worker failed; the others are stopped.
     """
     check(policy.config, job, num_workers=num_workers, eval_every_steps=eval_every_steps)
+    job = job._replace(optimize=resolved(job.method, job.optimize))
     policy.share_memory()
     context = mp.get_context("spawn")
     board = Board(context.Value("q", 0), context.Event(), context.Value("q", 0), context.SimpleQueue())
@@ -129,13 +130,18 @@ def check(policy: PolicyConfig, job: Job, *, num_workers: int, eval_every_steps:
     for name, number in (("num_workers", num_workers), ("steps", job.steps), ("eval_every_steps", eval_every_steps)):
         if number < 1:
             raise InputError(f"{name} is {number}; it must be at least 1.")
-    require_settings(job.method, job.optimize, lag=job.collect.lag, group_size=1)
+    require_settings(job.method, resolved(job.method, job.optimize), group_size=1)
     if job.method.critic.epochs:
         raise InputError("A3C trains policy and critic together; set critic.epochs to 0, or use A2C.")
     if job.method.kl_coef:
         raise InputError(f"method.kl_coef is {job.method.kl_coef}, but A3C has no reference policy; set it to 0.")
-    if job.collect.episodes_per_rollout:
-        raise InputError("A3C's workers act in fragments; set collect.episodes_per_rollout to 0.")
+    if job.collect.episodes:
+        raise InputError("A3C's workers act in fragments; set collect.episodes to 0.")
+    if job.collect.lag:
+        raise InputError(
+            f"collect.lag is {job.collect.lag}, but A3C's workers act with the weights that they have just copied; set "
+            "it to 0."
+        )
     if policy.critic == "action":
         raise InputError("policy.critic is 'action', but A3C needs the values of states; choose 'state'.")
     if policy.normalise_observations or job.collect.normalise_rewards:
@@ -155,7 +161,7 @@ def work(number: int, policy: ControlPolicy, moments: list[dict[str, Tensor]], b
     learner = optimize.Learner(
         policy=local, optimizer=optimizer, config=job.optimize, accelerator=accelerator, seed=seed
     )
-    loss = partial(a2c.loss, state={}, config=job.method)
+    loss = job.method.objective({})
     report: Callable[[], dict[str, float]] = dict
     update = num_pauses = 0
     while board.steps.value < job.steps:
@@ -166,7 +172,7 @@ def work(number: int, policy: ControlPolicy, moments: list[dict[str, Tensor]], b
             continue
         local.load_state_dict(policy.state_dict())
         rollout, acted, _ = collector.collect(local, update)
-        batch, cells = a2c.estimate(rollout, {}, job.method)
+        batch, cells = job.method.estimate(rollout, {})
         progress = min(board.steps.value / job.steps, 1.0)
         learner = replace(learner, update_index=update, progress=progress)
         learned = optimize.update(learner, single_steps(batch), loss)

@@ -22,41 +22,39 @@ from rlhf.rollout import Collected
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class CollectSteps:
     """How much experience each update gets."""
 
     num_envs: int = 8
     """Environments over all processes; a multiple of their number."""
-    steps_per_rollout: int = 32
+    steps: int = 32
     """Steps in each environment between updates; episodes go on across updates."""
-    episodes_per_rollout: int = 0
+    episodes: int = 0
     """Whole episodes between updates, over all processes, in place of environments that go on; 0: fragments of
-    steps_per_rollout."""
+    steps."""
     episodes_per_start: int = 1
-    """Episodes in a row that begin in one start state, with other actions; divides episodes_per_rollout."""
+    """Episodes in a row that begin in one start state, with other actions; divides episodes."""
     normalise_rewards: bool = False
     """Divide rewards by the running standard deviation of the discounted return, and clip them to +-10."""
     lag: int = 0
     """Updates by which the weights that act lag behind those that learn."""
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "steps_per_rollout", "episodes_per_start"):
+        for name in ("num_envs", "steps", "episodes_per_start"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("episodes_per_rollout", "lag"):
+        for name in ("episodes", "lag"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
-        if self.episodes_per_start > 1 and (
-            self.episodes_per_rollout == 0 or self.episodes_per_rollout % self.episodes_per_start
-        ):
+        if self.episodes_per_start > 1 and (self.episodes == 0 or self.episodes % self.episodes_per_start):
             raise InputError(
-                f"episodes_per_rollout is {self.episodes_per_rollout}, in which starts with episodes_per_start = "
+                f"episodes is {self.episodes}, in which starts with episodes_per_start = "
                 f"{self.episodes_per_start} episodes each do not fit; make it a positive multiple."
             )
 
 
 class EnvCollector:
-    """Steps every environment `steps_per_rollout` times; a row of the rollout is one environment's fragment.
+    """Steps every environment `steps` times; a row of the rollout is one environment's fragment.
 
     Args:
         envs: This process's share of the environments, as from `make_envs`.
@@ -69,7 +67,7 @@ class EnvCollector:
         self,
         envs: VectorEnv,
         *,
-        config: Config,
+        config: CollectSteps,
         gamma: float,
         seed: int | Sequence[int],
         accelerator: Accelerator,
@@ -97,14 +95,14 @@ class EnvCollector:
     def collect(self, policy: ControlPolicy, update: int) -> Collected:
         """One rollout; the moments of observations are those of the start, and move after it."""
         device, ids = policy.weight.device, torch.as_tensor(self.episodes.ids)
-        shape = (len(ids), self.config.steps_per_rollout, self.spaces.action_size)
+        shape = (len(ids), self.config.steps, self.spaces.action_size)
         shares = zip(self.seeds, ids.chunk(len(self.seeds)), strict=True)
         drawn = [uniforms(seed, "actions", update, share, shape[1] * shape[2]) for seed, share in shares]
         draws = torch.cat(drawn).view(shape).to(device)
         observed = self.episodes.observations
         seen = Experience.empty(shape[:2], observed.shape[1], observed.dtype)
         outputs, actions, samples = [], [], []
-        for t in range(self.config.steps_per_rollout):
+        for t in range(self.config.steps):
             seen.observations[:, t] = self.episodes.observations
             outputs.append(policy.actor(policy.normalise(torch.as_tensor(seen.observations[:, t]).to(device))))
             actions.append(policy.sample(outputs[-1], draws[:, t]))

@@ -24,19 +24,19 @@ from rlhf.rollout import Collected
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Dagger:
     """How many states the expert labels before each update, and who leads to them."""
 
     num_envs: int = 8
     """Environments over all processes; a multiple of their number."""
-    steps_per_rollout: int = 32
+    steps: int = 32
     """Steps in each environment between updates, each of which the expert labels."""
     expert_share: float = 0.0
     """p in [0, 1): update i = 0, 1, ... takes a step with the expert's action with probability beta_i = p^i. 0: the
     expert acts in the first update, and never again."""
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "steps_per_rollout"):
+        for name in ("num_envs", "steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not 0.0 <= self.expert_share < 1.0:
@@ -46,7 +46,7 @@ class Config:
 class DaggerCollector:
     """Acts with the learner, labels with the expert; an update clones everything that was labelled so far.
 
-    With `algorithms/bc.py` and no whitening, `train` is then the whole of DAgger. The learner acts as it samples. If it
+    With the method of `algorithms/clone.py`, `train` is then the whole of DAgger. The learner acts as it samples. If it
     normalises observations, its moments take in each state once, before the update that first clones it.
 
     Args:
@@ -58,7 +58,7 @@ class DaggerCollector:
         envs: VectorEnv,
         expert: ControlPolicy | Controller,
         *,
-        config: Config,
+        config: Dagger,
         seed: int,
         accelerator: Accelerator,
     ) -> None:
@@ -103,7 +103,7 @@ class DaggerCollector:
         self, policy: ControlPolicy, update: int
     ) -> tuple[dict[str, Tensor], dict[str, float], list[dict[str, Any]]]:
         """The states come to in this update with their labels, metrics over all processes, and episodes that ended."""
-        ids, num_steps = torch.as_tensor(self.episodes.ids), self.config.steps_per_rollout
+        ids, num_steps = torch.as_tensor(self.episodes.ids), self.config.steps
         size = self.spaces.action_size
         draws = uniforms(self.seed, "actions", update, ids, num_steps * size).view(len(ids), num_steps, size)
         # 0^0 = 1: without a share the expert leads in the first update.

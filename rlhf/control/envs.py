@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -16,24 +17,45 @@ from rlhf.control.cartpole import BatchedCartPole
 from rlhf.control.policy import Spaces
 from rlhf.control.resets import StartFrom
 from rlhf.errors import InputError
+from rlhf.files import load_from_file
 
-gymnasium.register("rlhf/Chain-v0", entry_point="rlhf.control.chain:Chain")
-gymnasium.register("rlhf/AliasedGrid-v0", entry_point="rlhf.control.aliased_grid:AliasedGrid", max_episode_steps=50)
-gymnasium.register("rlhf/RockPaperScissors-v0", entry_point="rlhf.control.rock_paper_scissors:RockPaperScissors")
-gymnasium.register("rlhf/Road-v0", entry_point="rlhf.control.road:Road", max_episode_steps=100)
+EnvSource = str | gymnasium.Env | Callable[[], gymnasium.Env]
+"""An id, path/to/file.py:Class, an environment of which copies are made, or what makes one."""
 
 
-def make_env(env_id: str, *, starts: np.ndarray | None = None) -> gymnasium.Env:
+def name_of(env: EnvSource) -> str:
+    """What messages and records call it."""
+    if isinstance(env, str):
+        return env
+    return type(env.unwrapped).__name__ if isinstance(env, gymnasium.Env) else getattr(env, "__name__", str(env))
+
+
+def make_env(env_id: EnvSource, *, starts: np.ndarray | None = None) -> gymnasium.Env:
     """One environment; observations that are not a plain vector are flattened (discrete ones to one-hot).
 
     Args:
-        env_id: A registered name, with arguments after commas if there are any: "rlhf/Chain-v0,horizon=20".
+        env_id: A registered name, with arguments after commas if there are any: "CartPole-v1,sutton_barto_reward=true";
+            or one of your own.
         starts: States in which episodes begin, each equally likely; None: where the environment begins.
     """
+    env = _registered(env_id) if isinstance(env_id, str) and ".py:" not in env_id else _own(env_id)
+    if starts is not None:
+        env = StartFrom(env, starts)
+    if not _is_vector(env.observation_space):
+        if not env.observation_space.is_np_flattenable:
+            raise InputError(
+                f"{name_of(env_id)} observes {env.observation_space}, which has no fixed size; wrap it in a Box."
+            )
+        env = gymnasium.wrappers.FlattenObservation(env)
+    spaces_of(env)
+    return env
+
+
+def _registered(env_id: str) -> gymnasium.Env:
     env_id, arguments = _parse(env_id)
     try:
         # The checker warns about what a user cannot mend here, and costs as much as a CartPole step.
-        env = gymnasium.make(env_id, disable_env_checker=True, **arguments)
+        return gymnasium.make(env_id, disable_env_checker=True, **arguments)
     except TypeError as error:
         if not arguments:
             raise
@@ -44,17 +66,24 @@ def make_env(env_id: str, *, starts: np.ndarray | None = None) -> gymnasium.Env:
         raise InputError(f"there is no environment {env_id}.{hint}") from None
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise InputError(f"environment {env_id} cannot be made: {error}") from None
-    if starts is not None:
-        env = StartFrom(env, starts)
-    if not _is_vector(env.observation_space):
-        if not env.observation_space.is_np_flattenable:
-            raise InputError(f"{env_id} observes {env.observation_space}, which has no fixed size; wrap it in a Box.")
-        env = gymnasium.wrappers.FlattenObservation(env)
-    spaces_of(env)
-    return env
 
 
-def make_envs(env_id: str, num_envs: int, *, num_processes: int = 1, starts: np.ndarray | None = None) -> VectorEnv:
+def _own(env: EnvSource) -> gymnasium.Env:
+    if isinstance(env, gymnasium.Env):
+        return copy.deepcopy(env)
+    make = load_from_file(env, what="environment", kind="Class") if isinstance(env, str) else env
+    made = make() if callable(make) else make
+    if not isinstance(made, gymnasium.Env):
+        raise InputError(
+            f"environment {name_of(env)} is {type(made).__name__}, not a gymnasium.Env; give an id, path/to/file.py:"
+            "Class, a class or function that makes one, or an environment."
+        )
+    return made
+
+
+def make_envs(
+    env_id: EnvSource, num_envs: int, *, num_processes: int = 1, starts: np.ndarray | None = None
+) -> VectorEnv:
     """This process's share of `num_envs` environments. The collector resets them: each episode has its own seed."""
     if num_envs < 1 or num_envs % num_processes:
         raise InputError(f"num_envs is {num_envs}; it must be a positive multiple of the {num_processes} processes.")
@@ -86,7 +115,9 @@ class Singles:
         return np.stack(observations), np.array(rewards, float), np.array(terminated), np.array(truncated)
 
 
-def make_many(env_id: str, num_envs: int, *, starts: np.ndarray | None = None) -> list[gymnasium.Env] | BatchedCartPole:
+def make_many(
+    env_id: EnvSource, num_envs: int, *, starts: np.ndarray | None = None
+) -> list[gymnasium.Env] | BatchedCartPole:
     """Environments for `num_envs` whole episodes at a time."""
     if env_id == "CartPole-v1" and starts is None:
         return BatchedCartPole(num_envs)

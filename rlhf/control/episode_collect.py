@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf.control.cartpole import BatchedCartPole
-from rlhf.control.collect import Config
+from rlhf.control.collect import CollectSteps
 from rlhf.control.envs import close
 from rlhf.control.evaluate import Played, run_episodes
 from rlhf.control.experience import Experience, episode_metrics, observe, rollout_of, scaled_rewards
@@ -28,7 +28,7 @@ STEPS_DRAWN = 256
 
 
 class EpisodeCollector:
-    """Plays `episodes_per_rollout` whole episodes; a row of the rollout is one of them, masked after its end.
+    """Plays `episodes` whole episodes; a row of the rollout is one of them, masked after its end.
 
     Consecutive rows of `episodes_per_start` form a group: they begin in one start state and act by draws of their
     own. The start of group g at update u follows from (seed, u, g), the actions of row i from (seed, u, i), so that
@@ -44,22 +44,22 @@ class EpisodeCollector:
         self,
         envs: Sequence[gymnasium.Env] | BatchedCartPole,
         *,
-        config: Config,
+        config: CollectSteps,
         gamma: float,
         seed: int,
         accelerator: Accelerator,
         reference: ControlPolicy | None = None,
     ) -> None:
         num_ranks = accelerator.num_processes
-        if config.episodes_per_rollout == 0 or len(envs) * num_ranks != config.episodes_per_rollout:
+        if config.episodes == 0 or len(envs) * num_ranks != config.episodes:
             raise InputError(
-                f"episodes_per_rollout is {config.episodes_per_rollout}, but {num_ranks} processes hold {len(envs)} "
+                f"episodes is {config.episodes}, but {num_ranks} processes hold {len(envs)} "
                 "environments each; give one environment an episode, and a number of episodes that divides evenly."
             )
         if len(envs) % config.episodes_per_start:
             raise InputError(
-                f"a process has {len(envs)} of the {config.episodes_per_rollout} episodes, which splits a group of "
-                f"{config.episodes_per_start} from one start; make episodes_per_rollout a multiple of "
+                f"a process has {len(envs)} of the {config.episodes} episodes, which splits a group of "
+                f"{config.episodes_per_start} from one start; make episodes a multiple of "
                 f"{config.episodes_per_start * num_ranks}."
             )
         self.envs, self.config, self.gamma, self.seed = envs, config, gamma, seed

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from rlhf.control.cartpole import BatchedCartPole
-from rlhf.control.envs import Singles, close, make_env, make_many
+from rlhf.control.envs import EnvSource, Singles, close, make_env, make_many, name_of
 from rlhf.control.policy import ControlPolicy
 from rlhf.core.random import derive_seed, uniforms
 from rlhf.errors import InputError
@@ -32,7 +32,7 @@ Act = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class EvaluateEpisodes:
     """How many episodes an evaluation plays; the same ones each time."""
 
     episodes: int = 200
@@ -70,7 +70,13 @@ class Evaluator:
     """
 
     def __init__(
-        self, env_id: str, *, config: Config, seed: int, accelerator: Accelerator, cache: Path | None = None
+        self,
+        env_id: EnvSource,
+        *,
+        config: EvaluateEpisodes,
+        seed: int,
+        accelerator: Accelerator,
+        cache: Path | None = None,
     ) -> None:
         self.env_id, self.config, self.seed = env_id, config, seed
         self.accelerator, self.cache = accelerator, cache
@@ -82,7 +88,7 @@ class Evaluator:
         if self.accelerator.num_processes > 1:
             episodes = sorted(gather_object(episodes), key=lambda episode: (episode.sampled, episode.number))
         if self.cache is not None and self.accelerator.is_main_process:
-            save_episodes(self.cache, self.env_id, episodes)
+            save_episodes(self.cache, name_of(self.env_id), episodes)
         metrics = _metrics("eval", [episode for episode in episodes if not episode.sampled])
         if self.config.sampled_episodes:
             metrics |= _metrics("eval_sampled", [episode for episode in episodes if episode.sampled])

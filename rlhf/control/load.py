@@ -14,7 +14,7 @@ from rlhf.errors import InputError
 KINDS: dict[str, type[ControlPolicy] | type[TwinPolicy]] = {kind.__name__: kind for kind in (ControlPolicy, TwinPolicy)}
 
 
-def load_policy(folder: Path) -> ControlPolicy | TwinPolicy:
+def load_control_policy(folder: Path) -> ControlPolicy | TwinPolicy:
     """The policy that was saved in `folder`, ready to act on raw observations."""
     description = read_description(folder)
     if description["kind"] not in KINDS:

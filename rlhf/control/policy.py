@@ -88,7 +88,7 @@ class ControlPolicy(nn.Module):
     "actions": (B, T) int64 or (B, T, A) as sampled, not clipped}.
     """
 
-    memoryless = True
+    memoryless, has_critic = True, True
 
     def __init__(self, spaces: Spaces, config: PolicyConfig, *, seed: int) -> None:
         super().__init__()

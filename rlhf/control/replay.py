@@ -22,7 +22,7 @@ from rlhf.rollout import Collected, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Replay:
     """What a method with a replay buffer remembers."""
 
     capacity: int = 200_000
@@ -96,18 +96,17 @@ class ReplayCollector:
         self,
         envs: VectorEnv,
         *,
-        config: collect.Config,
-        replay: Config,
+        config: collect.CollectSteps,
+        replay: Replay,
         num_rows: int,
         seed: int,
         accelerator: Accelerator,
     ) -> None:
         if envs.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
             raise InputError(f"{envs} resets itself; a replay buffer needs environments from make_envs.")
-        if config.normalise_rewards or config.lag or config.episodes_per_rollout:
+        if config.normalise_rewards or config.lag or config.episodes:
             raise InputError(
-                "normalise_rewards, lag and episodes_per_rollout have no meaning for methods with a replay buffer; "
-                "leave them off."
+                "normalise_rewards, lag and episodes have no meaning for methods with a replay buffer; leave them off."
             )
         self.envs, self.config, self.replay = envs, config, replay
         self.num_rows, self.seed, self.accelerator = num_rows, seed, accelerator
@@ -157,7 +156,7 @@ class ReplayCollector:
 
     def _act(self, policy: TwinPolicy, update: int, num_random: int) -> tuple[Experience, Tensor, list[dict[str, Any]]]:
         ids = torch.as_tensor(self.episodes.ids)
-        shape = (len(ids), num_random + self.config.steps_per_rollout, self.spaces.action_size)
+        shape = (len(ids), num_random + self.config.steps, self.spaces.action_size)
         draws = uniforms(self.seed, "actions", update, ids, shape[1] * shape[2]).view(shape)
         observed = self.episodes.observations
         seen = Experience.empty(shape[:2], observed.shape[1], observed.dtype)

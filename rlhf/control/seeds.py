@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from rlhf.algorithms.base import Method
+from rlhf.control.collect import EnvCollector
+from rlhf.control.envs import make_envs
+from rlhf.control.evaluate import Evaluator
 from rlhf.control.policy import ControlPolicy
+from rlhf.control.stack import StackedMethod
+from rlhf.control.tasks import Envs
 from rlhf.errors import InputError
+from rlhf.optimize import Optimize
 from rlhf.runs.evaluate import Evaluation, bootstrap_interval, interquartile_mean
+from rlhf.task import CollectorTask, Here
 
 
 class PolicyStack(nn.Module):
@@ -22,7 +31,7 @@ class PolicyStack(nn.Module):
     It acts and scores as one ControlPolicy does, on rows of all seeds end to end, as many for each.
     """
 
-    memoryless = True
+    memoryless, has_critic = True, True
 
     def __init__(self, policies: Sequence[ControlPolicy]) -> None:
         super().__init__()
@@ -134,3 +143,64 @@ def evaluate_each(evaluators: Sequence[Callable[[ControlPolicy], Evaluation]]) -
         return Evaluation(metrics, samples)
 
     return evaluate
+
+
+class SeedsOfEnvs(CollectorTask):
+    """Several runs of one task side by side, each what it is alone; for StackedMethod and PolicyStack.
+
+    Args:
+        envs: The task of each; its collector takes the environments of all seeds end to end.
+    """
+
+    def __init__(self, envs: Envs, seeds: Sequence[int]) -> None:
+        self.envs, self.seeds = envs, list(seeds)
+        self.group_size, self.whole_episodes, self.lag = envs.group_size, envs.whole_episodes, envs.lag
+        self._evaluators: list[Evaluator] = []
+
+    def policy(self, **settings: Any) -> PolicyStack:
+        """The policies of all seeds as one; settings as for `Envs.policy`."""
+        alone = [self.envs.policy(seed=seed, **settings) for seed in self.seeds]
+        return PolicyStack([policy for policy in alone if isinstance(policy, ControlPolicy)])
+
+    def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
+        if accelerator.num_processes > 1:
+            raise InputError(f"{len(self.seeds)} seeds side by side run on one process; start it without a launcher.")
+        if self.whole_episodes or self.lag:
+            raise InputError(
+                f"several seeds side by side are not offered for {method.name} with these settings (it learns from "
+                "more than fragments of its own policy's); run its seeds one at a time."
+            )
+        if settings.target_kl:
+            raise InputError(
+                f"target_kl is {settings.target_kl}, which would end each seed's update elsewhere; set it to 0, or run "
+                "one seed at a time."
+            )
+        alone = method.method if isinstance(method, StackedMethod) else method
+        self.envs.require(policy, alone, settings, accelerator)
+
+    def prepare(self, policy: Any, here: Here) -> None:
+        config = self.envs.config
+        self.steps_per_update = config.num_envs * config.steps
+        self.collector = EnvCollector(
+            make_envs(self.envs.env, config.num_envs * len(self.seeds)),
+            config=config,
+            gamma=here.method.discount,
+            seed=self.seeds,
+            accelerator=here.accelerator,
+        )
+        folders = [None if here.folder is None else here.folder / f"episodes-{seed}.safetensors" for seed in self.seeds]
+        self._evaluators = [
+            Evaluator(self.envs.env, config=self.envs.evaluation, seed=seed, accelerator=here.accelerator, cache=folder)
+            for seed, folder in zip(self.seeds, folders, strict=True)
+        ]
+
+    def evaluate(self, policy: Any, here: Here) -> Evaluation:
+        return evaluate_each(self._evaluators)(policy)
+
+    def close(self) -> None:
+        super().close()
+        for evaluator in self._evaluators:
+            evaluator.close()
+
+    def describe(self) -> dict[str, Any]:
+        return self.envs.describe() | {"seeds": self.seeds}

@@ -31,7 +31,7 @@ class TwinPolicy(nn.Module):
     The density of a vector is that on the scale where its bounds are -1 and 1, on which the critics take it, too.
     """
 
-    memoryless = True
+    memoryless, has_critic = True, True
     low: Tensor
     high: Tensor
 

@@ -43,23 +43,6 @@ def decision_ratios(log_ratios: Float[Tensor, "B T"], dones: Bool[Tensor, "B T"]
     return torch.exp(total - earlier_episodes)
 
 
-def marginal_ratios(
-    log_ratios: Float[Tensor, "B T"],
-    marginals: Float[Tensor, "B T"],
-    behaviour_marginals: Float[Tensor, "B T"],
-) -> Float[Tensor, "B T"]:
-    """P_pi(s_t) pi(a_t | s_t) / (P_b(s_t) b(a_t | s_t)): the ratio of state-action marginals at step t (Liu et al.,
-    2018, section 3; https://arxiv.org/abs/1810.12429), whose variance does not grow with t. Unbiased with returns by
-    `corrected_discounts`; with the behaviour's own returns it weighs Q of the behaviour.
-
-    Args:
-        marginals: Probability that the policy is in s_t at step t, known only on tabular problems.
-        behaviour_marginals: The same for the behaviour; positive where the mask is True.
-    """
-    reached = behaviour_marginals > 0.0
-    return torch.where(reached, marginals / torch.where(reached, behaviour_marginals, 1.0), 0.0) * torch.exp(log_ratios)
-
-
 def corrected_discounts(
     log_ratios: Float[Tensor, "B T"], dones: Bool[Tensor, "B T"], *, gamma: float
 ) -> Float[Tensor, "B T"]:

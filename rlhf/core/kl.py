@@ -14,15 +14,6 @@ def k1(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"])
     return logprobs - ref_logprobs
 
 
-def k2(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Estimates KL(policy || ref) from actions of the policy: biased, never negative (Schulman, 2020;
-    http://joschu.net/blog/kl-approx.html).
-
-    k2 = 0.5 * (log p(a) - log ref(a))^2.  Its gradient, in expectation, is that of KL(policy || ref).
-    """
-    return 0.5 * (logprobs - ref_logprobs).square()
-
-
 def k3(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Estimates KL(policy || ref) from actions of the policy: unbiased, never negative (Schulman, 2020;
     http://joschu.net/blog/kl-approx.html).

@@ -1,4 +1,4 @@
-"""Statistics over the cells where `mask` is True, whatever the others hold, NaN included; also in the gradient."""
+"""Whitening over the cells where `mask` is True, whatever the others hold, NaN included; also in the gradient."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -7,30 +7,15 @@ from torch import Tensor
 _EPSILON = 1e-8
 
 
-def masked_sum(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """Sum over the mask; 0 if it is empty."""
-    return x.masked_fill(~mask, 0.0).sum()
-
-
-def masked_mean(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """Mean over the mask; NaN if it is empty."""
-    return masked_sum(x, mask) / mask.sum()
-
-
-def masked_variance(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """Population variance over the mask, mean((x - mean(x))^2): divided by n, not n - 1.
-
-    Equal values give exactly 0, an empty mask NaN.
-    """
-    shifted = _shifted(x, mask)
-    # Filled before it is squared: the gradient of a square at NaN is NaN, even where nothing flows back.
-    return (shifted - masked_mean(shifted, mask)).masked_fill(~mask, 0.0).square().sum() / mask.sum()
-
-
 def whiten(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Mean 0 and variance 1 over the mask (population variance), 0 outside it. Equal values become exactly 0."""
-    shifted = _shifted(x, mask)
-    return standardise(shifted, mask, mean=masked_mean(shifted, mask), variance=masked_variance(shifted, mask))
+    # Less their largest value equal values are exactly 0, where their mean would keep a rounding residue.
+    shifted = (x - x.detach().masked_fill(~mask, -torch.inf).amax()).masked_fill(~mask, 0.0)
+    count = mask.sum()
+    mean = shifted.sum() / count
+    # Filled before it is squared: the gradient of a square at NaN is NaN, even where nothing flows back.
+    variance = (shifted - mean).masked_fill(~mask, 0.0).square().sum() / count
+    return standardise(shifted, mask, mean=mean, variance=variance)
 
 
 def standardise(
@@ -47,20 +32,3 @@ def standardise(
     # Twice: NaN outside must not reach the gradient of the variance, nor NaN moments of nothing the cells outside.
     centred = (x - mean).masked_fill(~mask, 0.0)
     return (centred * torch.rsqrt(variance + _EPSILON**2)).masked_fill(~mask, 0.0)
-
-
-def explained_variance(
-    values: Float[Tensor, "*shape"], returns: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]
-) -> Float[Tensor, ""]:
-    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 no better than a constant; at most 1.
-
-    0 if the returns do not vary, since then nothing is to be explained.
-    """
-    spread = masked_variance(returns, mask)
-    unexplained = masked_variance(returns - values, mask) / spread
-    return torch.where(spread > 0.0, 1.0 - unexplained, torch.zeros_like(spread))
-
-
-def _shifted(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """x less its largest value: equal values become exactly 0, where their mean would keep a rounding residue."""
-    return x - x.detach().masked_fill(~mask, -torch.inf).amax()

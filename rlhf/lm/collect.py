@@ -15,7 +15,8 @@ from rlhf.core.epochs import epoch_rows
 from rlhf.core.random import uniforms
 from rlhf.errors import InputError
 from rlhf.lm.data import Prompt
-from rlhf.lm.generate import Generation, Sampling, generate
+from rlhf.lm.engine import Engine, Generation, Sampling, respond
+from rlhf.lm.generate import Decoder
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.responses import in_parts, response_records, score_responses
 from rlhf.lm.rewards import Rewards, Scores
@@ -24,7 +25,7 @@ from rlhf.rollout import Collected, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class CollectResponses:
     """How many responses make a rollout, and what their scores become."""
 
     prompts_per_rollout: int = 64
@@ -54,7 +55,7 @@ class Config:
             )
 
 
-def require_prompts(prompts: Sequence[Prompt], config: Config, accelerator: Accelerator) -> None:
+def require_prompts(prompts: Sequence[Prompt], config: CollectResponses, accelerator: Accelerator) -> None:
     """Refuses what no rollout can be drawn from; also for recipes, before they load a model.
 
     Raises:
@@ -81,6 +82,7 @@ class PromptCollector:
     Args:
         micro_batch_cost: Most tokens scored at once in a forward pass.
         use_reference: Also score the responses under the policy's reference.
+        engine: What answers; None is our `Decoder`.
     """
 
     def __init__(
@@ -90,11 +92,12 @@ class PromptCollector:
         rewards: Rewards,
         *,
         sampling: Sampling,
-        config: Config,
+        config: CollectResponses,
         seed: int,
         accelerator: Accelerator,
         micro_batch_cost: int,
         use_reference: bool,
+        engine: Engine | None = None,
     ) -> None:
         sampling.require_exact()
         require_prompts(prompts, config, accelerator)
@@ -102,6 +105,7 @@ class PromptCollector:
         self.prompts, self.tokenizer, self.rewards = prompts, tokenizer, rewards
         self.sampling, self.config, self.seed, self.accelerator = sampling, config, seed, accelerator
         self.micro_batch_cost, self.use_reference = micro_batch_cost, use_reference
+        self.engine: Engine = Decoder(tokenizer) if engine is None else engine
         self._seen = Moments()
 
     @torch.no_grad()
@@ -109,7 +113,7 @@ class PromptCollector:
         prompts, sample_ids = self._draw(update)
         draws = uniforms(self.seed, "responses", update, sample_ids, self.sampling.max_new_tokens)
         tokens = [prompt.tokens for prompt in prompts]
-        generation = generate(policy, tokens, uniforms=draws, sampling=self.sampling, tokenizer=self.tokenizer)
+        generation = respond(self.engine, policy, tokens, sampling=self.sampling, uniforms=draws, sample_ids=sample_ids)
         texts, scores = score_responses(self.rewards, prompts, generation, self.tokenizer, sample_ids.tolist())
         rewards = self._paid(scores, generation)
         rollout = self._rollout(policy, tokens, generation, rewards, scores.valid, sample_ids)
@@ -155,7 +159,7 @@ class PromptCollector:
             cut = (~generation.finished).cpu().nonzero().squeeze(1)
             rewards = rewards.clone()
             rewards[cut, generation.lengths.cpu()[cut] - 1] -= self.config.missing_eos_penalty
-        return rewards.to(generation.values)
+        return rewards
 
     def _rollout(
         self,
@@ -174,8 +178,8 @@ class PromptCollector:
         # The last token is terminal even without EOS: the response was cut by max_new_tokens, and nothing follows it.
         dones = (steps == lengths - 1) & mask
         logprobs, values = generation.logprobs, generation.values
-        if self.accelerator.mixed_precision != "no":
-            # Decoding with a cache and the training forward round differently in half precision.
+        # Even an exact engine and the training forward round differently in half precision.
+        if values is None or not self.engine.exact or self.accelerator.mixed_precision != "no":
             both = self._scored(lambda part: torch.stack(policy(part)[:2], dim=1), inputs)
             logprobs, values = both.unbind(dim=1)
         ref_logprobs = self._scored(policy.reference_logprobs, inputs) if self.use_reference else None
@@ -186,7 +190,7 @@ class PromptCollector:
             logprobs=logprobs,
             values=values,
             next_values=next_values,
-            rewards=rewards,
+            rewards=rewards.to(values),
             dones=dones,
             mask=mask,
             sample_ids=sample_ids.to(device),

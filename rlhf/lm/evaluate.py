@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from rlhf.core.random import uniforms
 from rlhf.errors import InputError
 from rlhf.lm.data import Prompt
-from rlhf.lm.generate import Generation, Sampling, generate
+from rlhf.lm.engine import Engine, Generation, Sampling, respond
+from rlhf.lm.generate import Decoder
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.responses import in_parts, response_records, score_responses
 from rlhf.lm.rewards import Rewards
@@ -26,8 +27,9 @@ class ResponseEvaluator:
 
     Args:
         sampling: May cut the distribution (top-k, top-p), unlike in training.
-        micro_batch_cost: Most tokens that the reference scores at once in a forward pass.
+        micro_batch_cost: Most tokens scored at once in a forward pass.
         use_reference: Also measure the KL of the sampled responses from the policy's reference.
+        engine: What answers; None is our `Decoder`.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class ResponseEvaluator:
         accelerator: Accelerator,
         micro_batch_cost: int,
         use_reference: bool,
+        engine: Engine | None = None,
     ) -> None:
         if not prompts:
             raise InputError("there are no prompts to evaluate on; hold some out.")
@@ -48,6 +51,7 @@ class ResponseEvaluator:
         self.prompts, self.tokenizer, self.rewards = prompts, tokenizer, rewards
         self.sampling, self.seed, self.accelerator = sampling, seed, accelerator
         self.micro_batch_cost, self.use_reference = micro_batch_cost, use_reference
+        self.engine: Engine = Decoder(tokenizer) if engine is None else engine
 
     @torch.no_grad()
     def __call__(self, policy: CausalLM) -> Evaluation:
@@ -67,7 +71,7 @@ class ResponseEvaluator:
         draws = uniforms(self.seed, "evaluation", 0, ids, self.sampling.max_new_tokens)
         with self.accelerator.autocast():
             sampled, greedy = (
-                generate(policy, tokens, uniforms=each, sampling=self.sampling, tokenizer=self.tokenizer)
+                respond(self.engine, policy, tokens, sampling=self.sampling, uniforms=each, sample_ids=ids)
                 for each in (draws, None)
             )
             kl = self._kl(policy, tokens, sampled) if self.use_reference else None
@@ -87,10 +91,15 @@ class ResponseEvaluator:
         ]
 
     def _kl(self, policy: CausalLM, prompts: list[list[int]], generation: Generation) -> Tensor:
-        """`(B,)` log-probability of each response, as it was sampled, over the reference's."""
+        """`(B,)` log-probability of each response over the reference's: as it was sampled by an exact engine (so cut to
+        top-k and top-p), as the policy scores it where the engine is not."""
         inputs = response_inputs(prompts, generation.tokens, generation.lengths)
-        reference = in_parts(policy.reference_logprobs, inputs, max_tokens=self.micro_batch_cost)
-        return (generation.logprobs - reference).sum(dim=1)
+
+        def scored(score: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
+            return in_parts(score, inputs, max_tokens=self.micro_batch_cost)
+
+        logprobs = generation.logprobs if self.engine.exact else scored(lambda part: policy(part).logprobs)
+        return (logprobs - scored(policy.reference_logprobs)).sum(dim=1)
 
 
 def _metrics(records: list[dict[str, Any]]) -> dict[str, float]:

@@ -1,74 +1,17 @@
-"""Sampling from a causal LM policy: a decode loop of our own, every draw a given uniform."""
+"""The default engine: a decode loop of our own with a cache, every draw a given uniform."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from rlhf.errors import InputError
+from rlhf.lm.engine import Generation, Sampling
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.scoring import response_inputs, spread
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How responses are drawn. The temperature is the policy's, so that scoring uses the same."""
-
-    max_new_tokens: int
-    """Longest response, in tokens."""
-    stop_tokens: tuple[int, ...] = ()
-    """Token ids that end a response; the token itself is an action and is kept."""
-    stop_strings: tuple[str, ...] = ()
-    """Texts that end a response once it contains them; kept too. They need a tokenizer."""
-    top_k: int = 0
-    """Draw from the k likeliest tokens only; 0 is off. Evaluation only."""
-    top_p: float = 1.0
-    """Draw from the fewest likeliest tokens of this much probability; 1 is off. Evaluation only."""
-    token_budget: int = 0
-    """Most tokens, prompts and room for responses together, that are decoded at a time; 0 is no limit."""
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
-        if self.top_k < 0:
-            raise InputError(f"top_k is {self.top_k}; it must be 0 (off) or more.")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (off).")
-        if self.token_budget < 0:
-            raise InputError(f"token_budget is {self.token_budget}; it must be 0 (no limit) or more.")
-        if "" in self.stop_strings:
-            raise InputError("A stop string is empty; it would end every response at once.")
-
-    def require_exact(self) -> None:
-        """Refuses what training cannot use: a token outside the top has probability 0 and no log-probability."""
-        if self.top_k or self.top_p < 1:
-            raise InputError(
-                f"top_k is {self.top_k} and top_p {self.top_p}; training samples from the whole distribution "
-                "(top_k 0, top_p 1): a token that leaves the top after an update would have probability 0. "
-                "Use them in evaluation."
-            )
-
-
-class Generation(NamedTuple):
-    """Responses to N prompts; T is the longest. Cells after a response are 0.
-
-    Args:
-        tokens: `(N, T)` int64.
-        lengths: `(N,)` int64, tokens of each response, the stop token included.
-        finished: `(N,)` bool, ended by a stop token or string, not cut.
-        logprobs: `(N, T)` of each token under the distribution it was drawn from.
-        values: `(N, T)` of the state each token was chosen in.
-    """
-
-    tokens: Tensor
-    lengths: Tensor
-    finished: Tensor
-    logprobs: Tensor
-    values: Tensor
 
 
 def require_context(config: Any, longest_prompt: int, max_new_tokens: int) -> None:
@@ -81,51 +24,62 @@ def require_context(config: Any, longest_prompt: int, max_new_tokens: int) -> No
         )
 
 
-def generate(
-    policy: CausalLM,
-    prompts: Sequence[Sequence[int]],
-    *,
-    uniforms: Tensor | None,
-    sampling: Sampling,
-    tokenizer: Any = None,
-) -> Generation:
-    """One response to each prompt.
+class _Room(NamedTuple):
+    """A Generation that is being filled, for responses as long as they may get."""
+
+    tokens: Tensor
+    lengths: Tensor
+    finished: Tensor
+    logprobs: Tensor
+    values: Tensor
+
+
+class Decoder:
+    """The default engine: a decode loop of our own, every draw a given uniform.
 
     Args:
-        uniforms: `(N, max_new_tokens)` float64 in [0, 1), one draw a token, so that responses depend on nothing else;
-            None is greedy.
         tokenizer: Reads stop strings; needed with them only.
     """
-    shape = (len(prompts), sampling.max_new_tokens)
-    if not all(len(prompt) > 0 for prompt in prompts):
-        raise InputError("A prompt has no tokens; give it at least one (such as the model's BOS token).")
-    if uniforms is not None and uniforms.shape != shape:
-        raise InputError(f"uniforms is {tuple(uniforms.shape)}; it must be {shape}: one draw a prompt and token.")
-    if sampling.stop_strings and tokenizer is None:
-        raise InputError("stop_strings need a tokenizer; pass the model's.")
-    sizes = [len(prompt) for prompt in prompts]
-    require_context(policy.config, max(sizes), sampling.max_new_tokens)
-    whole = _empty(policy, *shape)
-    with policy.sampling_mode():
-        for rows in _chunks(sizes, sampling):
-            index = torch.tensor(rows, device=whole.tokens.device)
-            draws = None if uniforms is None else uniforms.to(index.device)[index]
-            part = _decode(policy, [prompts[row] for row in rows], draws, sampling, tokenizer)
-            for all_rows, some in zip(whole, part, strict=True):
-                all_rows[index] = some
-    longest = int(whole.lengths.max())
-    return Generation(
-        whole.tokens[:, :longest],
-        whole.lengths,
-        whole.finished,
-        whole.logprobs[:, :longest],
-        whole.values[:, :longest],
-    )
+
+    exact = True
+
+    def __init__(self, tokenizer: Any = None) -> None:
+        self.tokenizer = tokenizer
+
+    def generate(
+        self, policy: CausalLM, prompts: Sequence[Sequence[int]], *, sampling: Sampling, uniforms: Tensor | None
+    ) -> Generation:
+        """One response to each prompt, as `Engine.generate` says; each token by inverse CDF of its uniform."""
+        shape = (len(prompts), sampling.max_new_tokens)
+        if not all(len(prompt) > 0 for prompt in prompts):
+            raise InputError("A prompt has no tokens; give it at least one (such as the model's BOS token).")
+        if uniforms is not None and uniforms.shape != shape:
+            raise InputError(f"uniforms is {tuple(uniforms.shape)}; it must be {shape}: one draw a prompt and token.")
+        if sampling.stop_strings and self.tokenizer is None:
+            raise InputError("stop_strings need a tokenizer; pass the model's.")
+        sizes = [len(prompt) for prompt in prompts]
+        require_context(policy.config, max(sizes), sampling.max_new_tokens)
+        whole = _empty(policy, *shape)
+        with policy.sampling_mode():
+            for rows in _chunks(sizes, sampling):
+                index = torch.tensor(rows, device=whole.tokens.device)
+                draws = None if uniforms is None else uniforms.to(index.device)[index]
+                part = _decode(policy, [prompts[row] for row in rows], draws, sampling, self.tokenizer)
+                for all_rows, some in zip(whole, part, strict=True):
+                    all_rows[index] = some
+        longest = int(whole.lengths.max())
+        return Generation(
+            whole.tokens[:, :longest],
+            whole.lengths,
+            whole.finished,
+            whole.logprobs[:, :longest],
+            whole.values[:, :longest],
+        )
 
 
 def _decode(
     policy: CausalLM, prompts: Sequence[Sequence[int]], uniforms: Tensor | None, sampling: Sampling, tokenizer: Any
-) -> Generation:
+) -> _Room:
     out = _empty(policy, len(prompts), sampling.max_new_tokens)
     tokens, mask, positions = _left_padded(prompts, out.tokens.device)
     stops = torch.tensor(sampling.stop_tokens, dtype=torch.int64, device=tokens.device)
@@ -227,9 +181,9 @@ def _chunks(sizes: Sequence[int], sampling: Sampling) -> list[list[int]]:
     return chunks
 
 
-def _empty(policy: CausalLM, rows: int, steps: int) -> Generation:
+def _empty(policy: CausalLM, rows: int, steps: int) -> _Room:
     device, dtype = policy.device, torch.promote_types(policy.dtype, torch.float32)
-    return Generation(
+    return _Room(
         tokens=torch.zeros(rows, steps, dtype=torch.int64, device=device),
         lengths=torch.zeros(rows, dtype=torch.int64, device=device),
         finished=torch.zeros(rows, dtype=torch.bool, device=device),

@@ -24,7 +24,8 @@ from transformers.utils import find_adapter_config_file
 
 from rlhf.errors import InputError
 from rlhf.lm.model import Model, trunk_of
-from rlhf.lm.policy import CausalLM
+from rlhf.lm.policy import VALUE_HEAD, CausalLM
+from rlhf.settings import made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +92,24 @@ def stop_tokens(model: str, tokenizer: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(token for token in found if token is not None))
 
 
-def load_policy(config: ModelConfig, *, temperature: float, seed: int) -> CausalLM:
-    """The policy, weights in float32; the critic and the adapter of a saved policy come along.
+def load_policy(model: str, *, temperature: float = 1.0, seed: int = 0, **settings: Any) -> CausalLM:
+    """A pretrained model as a policy, with its tokenizer and with what ends its responses.
+
+    Args:
+        model: Hub id or folder of a causal language model or of a LoRA adapter; or a folder that a policy was saved to.
+        temperature: Of sampling, and of scoring alike.
+        seed: Of a fresh adapter's weights.
+        settings: Fields of ModelConfig: critic, lora_rank, gradient_checkpointing, ...
+    """
+    config = made(ModelConfig, {"model": model, **settings})
+    tokenizer = load_tokenizer(model)
+    policy = policy_of(config, temperature=temperature, seed=seed)
+    policy.tokenizer, policy.end_tokens = tokenizer, stop_tokens(model, tokenizer)
+    return policy
+
+
+def policy_of(config: ModelConfig, *, temperature: float, seed: int) -> CausalLM:
+    """The policy, weights in float32; the critic and the adapter of a saved policy come along. It has no tokenizer.
 
     Args:
         seed: Of a fresh adapter's weights; torch's global generator is left as it was.
@@ -111,8 +128,7 @@ def load_policy(config: ModelConfig, *, temperature: float, seed: int) -> Causal
                 _checkpoint_gradients(each)
         dtype = None if config.reference_dtype == "float32" else torch.bfloat16
         policy = CausalLM(model, temperature=temperature, critic=critic, reference_dtype=dtype)
-    saved_critic = "separate" if Path(config.model, "critic").is_dir() else "shared"
-    if _is_saved_policy(config.model) and config.critic == saved_critic:
+    if _is_saved_policy(config.model) and config.critic == _saved_critic(Path(config.model)):
         policy.load_value_head(Path(config.model))
     return policy
 
@@ -155,6 +171,13 @@ def _checkpoint_gradients(model: Any) -> None:
 
 def _is_saved_policy(model: str) -> bool:
     return Path(model, "model").is_dir()
+
+
+def _saved_critic(folder: Path) -> str:
+    """The critic of a saved policy; one that was cloned, or trained by GRPO, may have none."""
+    if (folder / "critic").is_dir():
+        return "separate"
+    return "shared" if (folder / VALUE_HEAD).is_file() else "none"
 
 
 def _source(model: str) -> str:

@@ -22,7 +22,7 @@ from rlhf.lm.reference import freeze_adapter, freeze_copy, reference_adapter
 from rlhf.lm.scoring import action_states, hidden_and_logits, lay_out, run, score, score_all, spread
 from rlhf.rollout import Categorical, PolicyOutput
 
-_VALUE_HEAD = "value_head.safetensors"
+VALUE_HEAD = "value_head.safetensors"
 
 
 @contextmanager
@@ -62,6 +62,8 @@ class CausalLM(nn.Module):
     memoryless = False
     tokenizer: Any = None
     """Set it, and `save` puts it beside the weights, so that the folder is a whole model."""
+    end_tokens: tuple[int, ...] = ()
+    """What ends a response beside the tokenizer's end of sequence, as the model's generation config says."""
 
     def __init__(
         self,
@@ -162,6 +164,21 @@ class CausalLM(nn.Module):
         return DynamicCache(config=self.config)
 
     @property
+    def has_critic(self) -> bool:
+        return self.value_head is not None
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Token ids that end a response."""
+        own = [] if self.tokenizer is None else [self.tokenizer.eos_token_id]
+        return tuple(dict.fromkeys(token for token in (*own, *self.end_tokens) if token is not None))
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens the model can take; None where its config names no limit."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
     def config(self) -> PretrainedConfig:
         return base_of(self.model).config
 
@@ -236,7 +253,7 @@ class CausalLM(nn.Module):
             self.critic_trunk.save_pretrained(folder / "critic", state_dict=part("critic_trunk"))
         if self.value_head is not None:
             weights = part("value_head") or self.value_head.state_dict()
-            save_file({name: tensor.contiguous().cpu() for name, tensor in weights.items()}, folder / _VALUE_HEAD)
+            save_file({name: tensor.contiguous().cpu() for name, tensor in weights.items()}, folder / VALUE_HEAD)
 
     @_without_bars()
     def load(self, folder: Path) -> None:
@@ -254,7 +271,7 @@ class CausalLM(nn.Module):
 
     def load_value_head(self, folder: Path) -> None:
         if self.value_head is not None:
-            self.value_head.load_state_dict(load_file(folder / _VALUE_HEAD))
+            self.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
 
     @contextmanager
     def _original_dropout(self) -> Iterator[None]:

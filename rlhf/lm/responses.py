@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf.lm.data import Prompt
-from rlhf.lm.generate import Generation
+from rlhf.lm.engine import Generation
 from rlhf.lm.rewards import Rewards, Samples, Scores
 
 
@@ -23,6 +23,7 @@ def score_responses(
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     samples = Samples(
         prompts=[prompt.prompt for prompt in prompts],
+        responses=texts,
         completions=[
             text if isinstance(prompt.prompt, str) else [{"role": "assistant", "content": text}]
             for text, prompt in zip(texts, prompts, strict=True)

@@ -13,7 +13,7 @@ from rlhf.errors import InputError
 
 
 class RewardModel:
-    """Scores prompt plus completion with one output of a classifier, as a raw logit.
+    """Scores prompt plus response with one output of a classifier, as a raw logit.
 
     Chat data are rendered by the classifier's own chat template. Nothing is ever cut: a text longer than the
     classifier's context is an error.
@@ -59,8 +59,8 @@ class RewardModel:
             raise InputError(f"the tokenizer of {source!r} has no pad token, which a classifier of this kind needs.")
 
     @torch.no_grad()
-    def __call__(self, prompts: list[Any], completions: list[Any], finished: list[bool]) -> list[float]:
-        rows = [self._tokens(*each) for each in zip(prompts, completions, finished, strict=True)]
+    def __call__(self, prompts: list[Any], responses: list[str], finished: list[bool]) -> list[float]:
+        rows = [self._tokens(*each) for each in zip(prompts, responses, finished, strict=True)]
         batches: list[list[int]] = []
         for row in sorted(range(len(rows)), key=lambda row: -len(rows[row])):
             # The first of a batch is its longest.
@@ -75,20 +75,21 @@ class RewardModel:
                 scores[row] = score
         return scores
 
-    def _tokens(self, prompt: Any, completion: Any, finished: bool) -> list[int]:
+    def _tokens(self, prompt: Any, response: str, finished: bool) -> list[int]:
         if isinstance(prompt, str):
-            tokens = self.tokenizer(prompt + completion)["input_ids"]
+            tokens = self.tokenizer(prompt + response)["input_ids"]
             eos = self.tokenizer.eos_token_id
             if self.append_eos and finished and eos is not None and tokens[-1:] != [eos]:
                 tokens = [*tokens, eos]
         elif self.tokenizer.chat_template is None:
             raise InputError(f"the tokenizer of the reward model {self.source!r} has no chat template for chat data.")
         else:
-            tokens = self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=True, return_dict=False)
+            messages = [*prompt, {"role": "assistant", "content": response}]
+            tokens = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if context is not None and len(tokens) > context:
             raise InputError(
-                f"a prompt with its completion has {len(tokens)} tokens, more than the context of the reward model "
+                f"a prompt with its response has {len(tokens)} tokens, more than the context of the reward model "
                 f"{self.source!r}, {context}; shorten prompts or responses."
             )
         return tokens

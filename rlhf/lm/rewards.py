@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlhf.errors import InputError
+from rlhf.files import load_from_file
 
 RewardFunction = Callable[..., Any]
 
-KEYWORDS = ("prompts", "completions", "completion_ids", "finished")
+KEYWORDS = ("prompts", "responses", "completions", "completion_ids", "finished")
 """What every reward function may ask for, besides the columns of the data."""
 
 
@@ -32,7 +32,8 @@ class Samples:
 
     Args:
         prompts: Strings, or message lists for chat data.
-        completions: Strings without special tokens, or message lists of one assistant message for chat data.
+        responses: Plain text without special tokens, whatever the data are.
+        completions: The same strings for text data; lists of one assistant message each for chat data.
         completion_ids: The sampled tokens, with the stop token where there is one.
         finished: True where the response ended by itself, False where max_new_tokens cut it.
         columns: Every other column of the data set.
@@ -40,6 +41,7 @@ class Samples:
     """
 
     prompts: list[Any]
+    responses: list[str]
     completions: list[Any]
     completion_ids: list[list[int]]
     finished: list[bool]
@@ -91,8 +93,10 @@ class Rewards:
         for function in functions:
             name = _name(function)
             if name in self.functions:
+                which = "lambdas, which have no name of their own" if name == _LAMBDA else f"named {name}"
                 raise InputError(
-                    f"Two reward functions are named {name}; rename one, since each is logged by its name."
+                    f"Two reward functions are {which}, and each is logged by its name; write them with def, or set "
+                    "__name__ on one of them."
                 )
             self.functions[name] = function
         self.allow_none = allow_none
@@ -155,37 +159,26 @@ def load_reward(location: str) -> RewardFunction:
     Raises:
         InputError: There is no such file or function.
     """
-    path, separator, name = location.rpartition(":")
-    if not separator or not path or not name:
-        raise InputError(f"reward {location!r} must be given as path/to/file.py:function.")
-    file = Path(path).expanduser().resolve()
-    if not file.is_file():
-        raise InputError(f"reward {location!r}: there is no file {file}.")
-    spec = importlib.util.spec_from_file_location(f"rlhf_reward_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise InputError(f"reward {location!r}: {file.name} is not a Python file; its name must end in .py.")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickling look their module up here; imports of neighbouring files need the folder.
-    sys.modules[spec.name] = module
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
-    spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        listed = f"; it has {', '.join(functions)}" if functions else ""
-        raise InputError(f"{file.name} has no function {name!r}{_suggestion(name, functions)}{listed}.")
-    function = getattr(module, name)
-    if not callable(function):
-        raise InputError(f"{name} in {file.name} is {_kind(function)}, not a function.")
+    function: RewardFunction = load_from_file(location, what="reward", kind="function")
+    if getattr(function, "__name__", "<lambda>") == "<lambda>":
+        # Lambdas, partials and objects are logged by what their file calls them; an object may refuse to hold a name.
+        with contextlib.suppress(AttributeError):
+            function.__name__ = location.rpartition(":")[2]
     return function
 
 
 _BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
+_LAMBDA = "lambda"
+
+
 def _name(function: RewardFunction) -> str:
-    inner = getattr(function, "func", function)  # functools.partial
-    return getattr(inner, "__name__", type(inner).__name__)
+    """What it is logged by: its own `__name__`, else that of what a partial calls, else its class's."""
+    name = getattr(function, "__name__", None)
+    if name is not None:
+        return _LAMBDA if name == "<lambda>" else name
+    return _name(function.func) if isinstance(function, partial) else type(function).__name__
 
 
 def _parameters(function: RewardFunction) -> list[inspect.Parameter]:
@@ -197,6 +190,9 @@ def _parameters(function: RewardFunction) -> list[inspect.Parameter]:
 
 def _keywords(function: RewardFunction, samples: Samples) -> dict[str, list[Any]]:
     parameters, keywords = _parameters(function), samples.keywords()
+    if isinstance(function, partial):
+        # What the user fixed stays fixed, even if a column bears its name.
+        keywords = {name: values for name, values in keywords.items() if name not in function.keywords}
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return keywords
     return {p.name: keywords[p.name] for p in parameters if p.kind in _BY_KEYWORD and p.name in keywords}
@@ -255,7 +251,7 @@ def _checked(name: str, answer: Any, samples: Samples, allow_none: bool) -> list
         if isinstance(entry, list) and len(entry) != len(ids):
             raise InputError(
                 f"reward function {name} returned {len(entry)} token rewards for sample {sample}, "
-                f"whose completion has {len(ids)} tokens; return one per token."
+                f"whose response has {len(ids)} tokens; return one per token."
             )
         if entry is None and not allow_none:
             raise InputError(

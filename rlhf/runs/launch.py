@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import atexit
+import dataclasses
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeVar, cast
 
 import torch
@@ -19,23 +21,48 @@ from rlhf.runs.stop import Stopped
 C = TypeVar("C")
 
 
-def launch(main: Callable[[C], object], config: type[C], *, default: Callable[[], C] | None = None) -> NoReturn:
+def launch(
+    main: Callable[[C], object],
+    config: type[C],
+    *,
+    default: Callable[..., C] | None = None,
+    picks: Mapping[str, str] | None = None,
+) -> NoReturn:
     """Parses the command line into `config` and runs `main` with it; the docstring of main's file is the help.
 
     The exit status is 0; 1 with a traceback if user code raised; 2 for bad input; 3 if a number was not finite;
     143 or 130 if SIGTERM or Ctrl-C stopped it.
 
     Args:
-        default: Gives the values for what the command line leaves out, if not the defaults of `config`.
+        default: Gives the values for what the command line leaves out, if not the defaults of `config`. Its parameters,
+            strings with defaults, are options: `method` is `--method NAME`, after which the settings of that method
+            are offered. Those that are fields of `config` as well stay so.
+        picks: What the help says of these parameters.
     """
     first = os.environ.get("RANK", "0") == "0"
-    description = inspect.getdoc(inspect.getmodule(main))
+    lines = [f"--{name.replace('_', '-')} NAME: {text}" for name, text in (picks or {}).items()]
+    description = "\n\n".join([inspect.getdoc(inspect.getmodule(main)) or "", *lines])
 
     def parse_and_run() -> None:
-        given = None if default is None else default()
-        main(cast(C, tyro.cli(config, default=given, description=description, console_outputs=first)))
+        given, arguments = (None, sys.argv[1:]) if default is None else _picked(default, config)
+        parsed = tyro.cli(config, args=arguments, default=given, description=description, console_outputs=first)
+        main(cast(C, parsed))
 
     leave(_run(parse_and_run))
+
+
+def _picked(default: Callable[..., C], config: type[C]) -> tuple[C, list[str]]:
+    """The defaults for what the command line picks, and what else it says."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parameters = inspect.signature(default).parameters.values()
+    for parameter in parameters:
+        parser.add_argument(f"--{parameter.name.replace('_', '-')}", f"--{parameter.name}", default=parameter.default)
+    picked, rest = parser.parse_known_args(sys.argv[1:])
+    chosen = vars(picked)
+    plain = {field.name for field in dataclasses.fields(config) if field.type in (str, "str")}  # type: ignore[arg-type]
+    for name in plain & chosen.keys():
+        rest += [f"--{name.replace('_', '-')}", chosen[name]]
+    return default(**chosen), rest
 
 
 def leave(status: int) -> NoReturn:

@@ -25,7 +25,7 @@ from rlhf.runs.checkpoint import (
     write_json,
 )
 from rlhf.runs.door import enter, flatten, plain_config
-from rlhf.runs.log import Display, Lines, check_row
+from rlhf.runs.log import Display, Lines, check_row, read_lines
 from rlhf.runs.state import load_state
 
 # What a checkpoint says about the run, beside the subfolders of its writers.
@@ -96,7 +96,7 @@ class Phase:
         self.folder = run.folder / name
         self.final = self.folder / "final"
         self._run = run
-        self._accelerator = run.accelerator
+        self.accelerator = run.accelerator
         self._checkpoints = self.folder / "checkpoints"
         self._metrics = Lines(self.folder / "metrics.jsonl")
         self._samples = Lines(self.folder / "samples.jsonl")
@@ -104,7 +104,7 @@ class Phase:
         self._display = Display(name)
         self._last_update = -1
         self._target, self._unit = 0, "updates"
-        on_main(self._accelerator, lambda: _mark_phase(self.folder, order))
+        on_main(self.accelerator, lambda: _mark_phase(self.folder, order))
 
     @property
     def final_policy(self) -> Path:
@@ -113,11 +113,15 @@ class Phase:
     def finished(self, target: int, unit: str = "updates") -> bool:
         """Whether the phase reached `target` updates or steps; False if it reached fewer: it can be extended."""
         self._target, self._unit = target, unit
-        return on_main(self._accelerator, lambda: self._finished(target))
+        return on_main(self.accelerator, lambda: self._finished(target))
+
+    def load_final(self, load: Callable[[Path], None]) -> None:
+        """Has the final policy of a finished phase read."""
+        load(self.final_policy)
 
     def restore(self) -> Restored | None:
         """The newest good checkpoint; metrics and samples logged after it are forgotten. None to start at 0."""
-        update, folder = on_main(self._accelerator, self._rewind)
+        update, folder = on_main(self.accelerator, self._rewind)
         self._last_update = update
         return None if folder is None else Restored(update, load_state(folder), folder)
 
@@ -132,7 +136,7 @@ class Phase:
         def write() -> None:
             save_checkpoint(self._checkpoints, update, state, {**writers, RUN: write_run})
 
-        on_main(self._accelerator, write)
+        on_main(self.accelerator, write)
 
     def log(self, row: Mapping[str, float]) -> None:
         """Writes one line of metrics, with the `update` they belong to; one line an update.
@@ -146,16 +150,20 @@ class Phase:
         if update <= self._last_update:
             raise ValueError(f"update {update} was logged after update {self._last_update}; log each once, in order.")
         self._last_update = update
-        if self._accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             self._metrics.append([row])
             self._display.show(row, self._target, self._unit)
-        if self._accelerator.log_with:
-            self._accelerator.log({f"{self.folder.name}/{name}": value for name, value in row.items()}, step=update)
+        if self.accelerator.log_with:
+            self.accelerator.log({f"{self.folder.name}/{name}": value for name, value in row.items()}, step=update)
 
     def record(self, samples: Collection[Mapping[str, Any]]) -> None:
         """Writes records for people to read, those of the main process only."""
-        if self._accelerator.is_main_process and samples:
+        if self.accelerator.is_main_process and samples:
             self._samples.append(samples)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics so far, a row an update; the same on every rank."""
+        return on_main(self.accelerator, lambda: read_lines(self.folder / "metrics.jsonl"))
 
     def once(self, name: str, write: Writer) -> Path:
         """A folder that is written when it is first asked for and never again: references, reward models.
@@ -174,7 +182,7 @@ class Phase:
             except Damaged as damage:
                 raise InputError(f"{damage} Restore it from a copy, or start anew with another --output-dir.") from None
 
-        on_main(self._accelerator, store)
+        on_main(self.accelerator, store)
         return folder
 
     def finish(self, target: int, writers: Mapping[str, Writer]) -> None:
@@ -184,7 +192,7 @@ class Phase:
             write_json(folder / "finished.json", {self._unit: target})
             write_each(folder, writers)
 
-        on_main(self._accelerator, lambda: commit_folder(self.final, write))
+        on_main(self.accelerator, lambda: commit_folder(self.final, write))
         self._display.close()
 
     def _finished(self, target: int) -> bool:
@@ -219,6 +227,50 @@ class Phase:
         # A kill right after a save may have left what the save would have removed.
         prune_checkpoints(self._checkpoints, int(folder.name))
         return int(folder.name), folder
+
+
+class Unsaved:
+    """A phase that keeps nothing but the metrics, in memory: for runs without a folder.
+
+    Args:
+        shown: On the console, as those of a phase with a folder are.
+    """
+
+    folder = None
+
+    def __init__(self, name: str, accelerator: Accelerator, *, shown: bool = True) -> None:
+        self.accelerator, self.shown = accelerator, shown
+        self._rows: list[dict[str, float]] = []
+        self._display = Display(name)
+        self._target, self._unit = 0, "updates"
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self._rows
+
+    def finished(self, target: int, unit: str = "updates") -> bool:
+        self._target, self._unit = target, unit
+        return False
+
+    def load_final(self, load: Callable[[Path], None]) -> None:
+        raise AssertionError("what keeps nothing is never finished before it starts")
+
+    def restore(self) -> Restored | None:
+        return None
+
+    def save(self, update: int, state: Any, writers: Mapping[str, Writer]) -> None:
+        pass
+
+    def log(self, row: Mapping[str, float]) -> None:
+        check_row(row)
+        self._rows.append(dict(row))
+        if self.shown and self.accelerator.is_main_process:
+            self._display.show(row, self._target, self._unit)
+
+    def record(self, samples: Collection[Mapping[str, Any]]) -> None:
+        pass
+
+    def finish(self, target: int, writers: Mapping[str, Writer]) -> None:
+        self._display.close()
 
 
 def on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:

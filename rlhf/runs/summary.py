@@ -30,19 +30,25 @@ def print_summary(run_folder: Path, console: Console | None = None) -> None:
     """Samples of the last phase's first and last evaluation, spread over all of them, and result.json."""
     console = console or Console()
     before, after, pairs = evaluated_pairs(phase_folders(run_folder)[-1])
-    table = Table("sample", f"before (update {before})", f"after (update {after})", box=box.SIMPLE)
-    for i in range(0, len(pairs), max(len(pairs) // SAMPLES_SHOWN, 1)):
-        old, new = pairs[i]
-        common = {name for name in old if name in new and old[name] == new[name]}
-        changed = [name for name in old if name not in common]
-        table.add_row(_fields(old, sorted(common)), _fields(old, changed), _fields(new, changed))
-    console.print(table)
+    if pairs:
+        console.print(_beside(before, after, pairs))
     result = json.loads((run_folder / "result.json").read_text(encoding="utf-8"))
     headline = Table("result", "", box=box.SIMPLE, show_header=False)
     for name, value in result.items():
         headline.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     console.print(headline)
     console.print(f"Curves and more samples: {run_folder / 'report.html'}")
+
+
+def _beside(before: int, after: int, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> Table:
+    """Some samples, as they were and as they are."""
+    table = Table("sample", f"before (update {before})", f"after (update {after})", box=box.SIMPLE)
+    for i in range(0, len(pairs), max(len(pairs) // SAMPLES_SHOWN, 1)):
+        old, new = pairs[i]
+        common = {name for name in old if name in new and old[name] == new[name]}
+        changed = [name for name in old if name not in common]
+        table.add_row(_fields(old, sorted(common)), _fields(old, changed), _fields(new, changed))
+    return table
 
 
 def _fields(sample: Mapping[str, Any], names: list[str]) -> Text:

@@ -1,4 +1,4 @@
-"""Every batch of N episodes of a tiny problem, with its probability, and what an algorithm's update makes of each."""
+"""Every batch of N episodes of a tiny problem, with its probability, and what a method's update makes of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rlhf import optimize
+from rlhf.algorithms.base import Method
 from rlhf.rollout import Rollout, single_steps
 from tests.algorithms.test_enumeration import TinyMdp, rollout_of
 from tests.learners import learner_of
@@ -58,32 +58,26 @@ def batches(rollout: Rollout, probabilities: Tensor, size: int) -> Iterator[tupl
 
 
 def updated(
-    algorithm: Any, config: Any, policy: nn.Module, rollout: Rollout, *, rate: float = 1.0, whiten: Any = "none"
+    method: Method, policy: nn.Module, rollout: Rollout, *, rate: float = 1.0, whiten: Any = "none"
 ) -> tuple[nn.Module, dict[str, float]]:
-    """A copy of the policy after the algorithm's update, if it has none of its own the plain one, by plain gradient
-    descent; and what is logged.
-    """
+    """A copy of the policy after the method's update by plain gradient descent, and what is logged."""
     moving = copy.deepcopy(policy)
-    state = algorithm.initial_state(config) | STATE
-    batch, _ = algorithm.estimate(rollout, state, config)
-    plain = optimize.Config(learning_rate=rate, epochs=1, whiten=whiten, max_gradient_norm=0.0)
+    state = method.initial_state() | STATE
+    batch, _ = method.estimate(rollout, state)
+    plain = optimize.Optimize(learning_rate=rate, epochs=1, whiten=whiten, max_gradient_norm=0.0)
     optimizer = torch.optim.SGD(moving.parameters(), lr=rate)
     batch = single_steps(batch) if policy.memoryless else batch
     learner = learner_of(moving, plain, optimizer=optimizer)
-    if hasattr(algorithm, "update"):
-        return moving, algorithm.update(learner, rollout, batch, state, config)[0]
-    return moving, optimize.update(learner, batch, partial(algorithm.loss, state=state, config=config))
+    return moving, method.update(learner, rollout, batch, state)[0]
 
 
-def expected_gradient(
-    algorithm: Any, config: Any, policy: nn.Module, problem: Any, size: int, **options: Any
-) -> Tensor:
+def expected_gradient(method: Method, policy: nn.Module, problem: Any, size: int, **options: Any) -> Tensor:
     """Of the logits, over all batches of `size` episodes; uphill."""
     rollout, probabilities = rollout_of(problem, policy, None)
     rate = options.get("rate", 1.0)
     total = torch.zeros_like(policy.logits)
     for batch, probability in batches(rollout, probabilities, size):
-        learner, _ = updated(algorithm, config, policy, batch, **options)
+        learner, _ = updated(method, policy, batch, **options)
         total += probability * (learner.logits.detach() - policy.logits.detach()) / rate
     return total
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlhf import optimize
+from rlhf.algorithms.base import Method
 from rlhf.rollout import Rollout, single_steps
 from tests.algorithms.batches_of_episodes import CPU, STATE, batches
 from tests.algorithms.test_enumeration import TinyLm, TinyMdp, rollout_of
@@ -21,37 +20,32 @@ def one_group(rollout: Rollout) -> Rollout:
     return replace(rollout, groups=torch.zeros(len(rollout.mask), dtype=torch.int64))
 
 
-def gradient(
-    algorithm: Any, config: Any, policy: nn.Module, rollout: Rollout, odds: Tensor | None = None
-) -> dict[str, Tensor]:
+def gradient(method: Method, policy: nn.Module, rollout: Rollout, odds: Tensor | None = None) -> dict[str, Tensor]:
     """Uphill, of one batch, as the method's own estimate and loss give it; `odds` multiply the rows' terms."""
-    state = algorithm.initial_state(config) | STATE
-    batch, _ = algorithm.estimate(rollout, state, config)
+    state = method.initial_state() | STATE
+    batch, _ = method.estimate(rollout, state)
     if odds is not None:
         batch = batch._replace(weights=batch.weights * odds.unsqueeze(1))
     if policy.memoryless:
         batch = single_steps(batch)
-    loss = partial(algorithm.loss, state=state, config=config)
+    loss = method.objective(state)
     policy.zero_grad()
     optimize.gradient(policy, batch, batch.rows(torch.tensor([0])), loss, accelerator=CPU, micro_batch_cost=10_000)
     return {name: -parameter.grad for name, parameter in policy.named_parameters()}
 
 
-def expected_gradient(
-    algorithm: Any, config: Any, policy: nn.Module, problem: TinyMdp | TinyLm, size: int
-) -> dict[str, Tensor]:
+def expected_gradient(method: Method, policy: nn.Module, problem: TinyMdp | TinyLm, size: int) -> dict[str, Tensor]:
     """Over all groups of `size` episodes, each a batch of its own."""
     rollout, probabilities = rollout_of(problem, policy, None)
     total = {name: torch.zeros_like(parameter) for name, parameter in policy.named_parameters()}
     for batch, probability in batches(rollout, probabilities, size):
-        for name, part in gradient(algorithm, config, policy, one_group(batch)).items():
+        for name, part in gradient(method, policy, one_group(batch)).items():
             total[name] += probability * part
     return total
 
 
 def expected_gradient_at_once(
-    algorithm: Any,
-    config: Any,
+    method: Method,
     policy: nn.Module,
     problem: TinyMdp | TinyLm,
     size: int,
@@ -63,7 +57,7 @@ def expected_gradient_at_once(
     chosen = torch.tensor(list(itertools.combinations_with_replacement(range(len(probabilities)), size))).flatten()
     groups = torch.arange(len(parts)).repeat_interleave(size)
     odds = len(parts) * torch.tensor(weights, dtype=torch.float64).repeat_interleave(size)
-    return gradient(algorithm, config, policy, replace(rollout.rows(chosen), groups=groups), odds)
+    return gradient(method, policy, replace(rollout.rows(chosen), groups=groups), odds)
 
 
 def predicted_gradient(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rlhf.algorithms import a2c, off_policy, reinforce
+from rlhf.algorithms.a2c import A2C
 from rlhf.algorithms.actor_critic import Critic
+from rlhf.algorithms.base import Method
+from rlhf.algorithms.off_policy import OffPolicy
+from rlhf.algorithms.reinforce import Reinforce
 from rlhf.rollout import Rollout
 from tests.algorithms.batches_of_episodes import (
     Layers,
@@ -59,12 +61,12 @@ def expected_quotient(
 
 
 def expected_over_batches(
-    algorithm: Any, config: Any, policy: nn.Module, rollout: Rollout, probabilities: Tensor, size: int
+    method: Method, policy: nn.Module, rollout: Rollout, probabilities: Tensor, size: int
 ) -> Tensor:
     """Of the logits, uphill, by the method's own estimate and loss of each batch, whoever acted in it."""
     parts = batches(rollout, probabilities, size)
     return sum(
-        (odds * gradient(algorithm, config, policy, batch)["logits"] for batch, odds in parts),
+        (odds * gradient(method, policy, batch)["logits"] for batch, odds in parts),
         torch.zeros_like(policy.logits),
     )
 
@@ -79,7 +81,7 @@ def test_reinforce_divides_by_the_actions_of_the_batch() -> None:
     policy = problem.policy()
     rollout, probabilities = rollout_of(problem, policy, None)
     returns, lengths = returns_to_go(rollout.rewards, 1.0), rollout.mask.sum(1).double()
-    ours = expected_gradient(reinforce, reinforce.Config(units="action", baseline="none"), policy, problem, 2)
+    ours = expected_gradient(Reinforce(units="action", baseline="none"), policy, problem, 2)
     check(
         ours, expected_quotient(policy, problem, probabilities, 2, credits=lambda rows: returns[rows], counts=lengths)
     )
@@ -97,9 +99,9 @@ def test_reinforce_divides_by_the_actions_with_a_baseline_of_the_others_too() ->
     def credits(rows: Tensor) -> Tensor:
         return returns[rows] - returns[rows][:, :, :1].flip(1)
 
-    ours = expected_gradient(reinforce, reinforce.Config(units="action"), policy, problem, 2)
+    ours = expected_gradient(Reinforce(units="action"), policy, problem, 2)
     check(ours, expected_quotient(policy, problem, probabilities, 2, credits=credits, counts=lengths))
-    without = expected_gradient(reinforce, reinforce.Config(units="action", baseline="none"), policy, problem, 2)
+    without = expected_gradient(Reinforce(units="action", baseline="none"), policy, problem, 2)
     assert differs(ours, without)
 
 
@@ -113,8 +115,8 @@ def test_a2c_divides_by_the_actions_of_the_batch() -> None:
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     advantages = returns_to_go(rollout.rewards + gamma * following - values, gamma * lambda_)
     lengths = rollout.mask.sum(1).double()
-    config = a2c.Config(gamma=gamma, gae_lambda=lambda_, critic=Critic(coef=0.0))
-    ours = expected_gradient(a2c, config, policy, problem, 2)
+    method = A2C(gamma=gamma, gae_lambda=lambda_, critic=Critic(coef=0.0))
+    ours = expected_gradient(method, policy, problem, 2)
     check(
         ours,
         expected_quotient(policy, problem, probabilities, 2, credits=lambda rows: advantages[rows], counts=lengths),
@@ -133,8 +135,8 @@ def test_off_policy_divides_by_the_actions_of_the_actors_batch() -> None:
     rollout = Rollout(**vars(rollout) | {"logprobs": policy(rollout.inputs).logprobs.detach()})
     weighed = ratios * returns_to_go(rollout.rewards, 1.0) * rollout.mask
     lengths = rollout.mask.sum(1).double()
-    config = off_policy.Config(units="action", baseline="none")
-    ours = expected_over_batches(off_policy, config, policy, rollout, probabilities, 2)
+    method = OffPolicy(units="action", baseline="none")
+    ours = expected_over_batches(method, policy, rollout, probabilities, 2)
     check(
         ours, expected_quotient(policy, problem, probabilities, 2, credits=lambda rows: weighed[rows], counts=lengths)
     )
@@ -147,5 +149,5 @@ def test_episodes_of_one_length_have_no_bias() -> None:
     """All of L = 2 steps: the mean over actions is the gradient of the return over L."""
     problem = Layers()
     policy = problem.policy()
-    ours = expected_gradient(reinforce, reinforce.Config(units="action"), policy, problem, 2)
+    ours = expected_gradient(Reinforce(units="action"), policy, problem, 2)
     check(ours, gradient_of_return(policy, problem, 1.0) / 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from rlhf import optimize
-from rlhf.algorithms import a2c, actor_critic, impala, ppo, q_actor_critic, td_actor_critic
+from rlhf.algorithms import actor_critic
+from rlhf.algorithms.a2c import A2C
 from rlhf.algorithms.actor_critic import Critic, critic_targets, stepping_only
-from rlhf.core import mdp
+from rlhf.algorithms.base import Method
+from rlhf.algorithms.impala import Impala
+from rlhf.algorithms.ppo import PPO
+from rlhf.algorithms.q_actor_critic import QActorCritic
 from rlhf.errors import InputError
 from rlhf.rollout import PolicyOutput, Rollout, single_steps
 from tests.algorithms.test_enumeration import PROBLEMS, TinyLm, TinyMdp, our_gradient, rollout_of
@@ -33,10 +36,12 @@ from tests.episodes import (
 )
 from tests.learners import learner_of
 from tests.tabular import TabularPolicy
+from theory import mdp
 
-METHODS = pytest.mark.parametrize("algorithm", [a2c, td_actor_critic, q_actor_critic], ids=["a2c", "td", "q"])
+TD = A2C(gae_lambda=0.0, critic=Critic(target="td0"))
+METHODS = pytest.mark.parametrize("method", [A2C(), TD, QActorCritic()], ids=["a2c", "td", "q"])
 TARGETS = ("monte_carlo", "td0", "n_step", "td_lambda")
-PLAIN = optimize.Config(learning_rate=1.0, epochs=1, max_gradient_norm=0.0, whiten="none")
+PLAIN = optimize.Optimize(learning_rate=1.0, epochs=1, max_gradient_norm=0.0, whiten="none")
 FROZEN = Critic(coef=0.0)
 
 
@@ -51,9 +56,9 @@ def with_critic(policy: nn.Module, table: Tensor) -> Any:
     return policy
 
 
-def policy_of(algorithm: ModuleType, gamma: float) -> Any:
+def policy_of(method: Method, gamma: float) -> Any:
     """A random softmax with the exact critic that the method asks for."""
-    if algorithm is q_actor_critic:
+    if isinstance(method, QActorCritic):
         policy = QPolicy(NUM_STATES, NUM_ACTIONS)
         return with_critic(policy, mdp.action_values(three_steps(), policy.logits.detach().softmax(-1), gamma=gamma))
     policy = TabularPolicy(NUM_STATES, NUM_ACTIONS)
@@ -61,24 +66,22 @@ def policy_of(algorithm: ModuleType, gamma: float) -> Any:
 
 
 EXACT = [
-    (a2c, {"gae_lambda": 0.0}),
-    (a2c, {"gae_lambda": 0.6}),
-    (a2c, {"gae_lambda": 1.0}),
-    (a2c, {"advantage": "n_step", "num_steps": 1}),
-    (a2c, {"advantage": "n_step", "num_steps": 2}),
-    (td_actor_critic, {}),
-    (q_actor_critic, {"baseline": "none"}),
-    (q_actor_critic, {"baseline": "expected"}),
+    TD,
+    A2C(gae_lambda=0.6),
+    A2C(gae_lambda=1.0),
+    A2C(advantage="n_step", num_steps=1),
+    A2C(advantage="n_step", num_steps=2),
+    QActorCritic(baseline="none"),
+    QActorCritic(baseline="expected"),
 ]
 
 
-@pytest.mark.parametrize(("algorithm", "settings"), EXACT)
+@pytest.mark.parametrize("method", EXACT)
 @pytest.mark.parametrize("gamma", [1.0, 0.8])
-def test_with_an_exact_critic_the_expected_gradient_is_exact(algorithm: ModuleType, settings: dict, gamma: float):
+def test_with_an_exact_critic_the_expected_gradient_is_exact(method: Method, gamma: float) -> None:
     """sum_s visits(s) sum_a grad pi(a | s) Q(s, a); with gamma 1 the gradient of the return itself."""
-    world, policy = three_steps(), policy_of(algorithm, gamma)
-    config = algorithm.Config(gamma=gamma, critic=FROZEN, **settings)
-    ours = expected_gradient(policy, enumerated(world, policy), algorithm, config)
+    world, policy = three_steps(), policy_of(method, gamma)
+    ours = expected_gradient(policy, enumerated(world, policy), replace(method, gamma=gamma, critic=FROZEN))
     values = mdp.action_values(world, policy.logits.detach().softmax(-1), gamma=gamma)
     close(ours["logits"], gradient_by_weights(world, policy, values))
     if gamma == 1.0:
@@ -86,15 +89,15 @@ def test_with_an_exact_critic_the_expected_gradient_is_exact(algorithm: ModuleTy
 
 
 @PROBLEMS
-@pytest.mark.parametrize("algorithm", [a2c, impala], ids=["a2c", "impala"])
-def test_the_gradient_right_after_acting_is_ppos(problem: TinyMdp | TinyLm, algorithm: ModuleType) -> None:
+@pytest.mark.parametrize("kind", [A2C, Impala])
+def test_the_gradient_right_after_acting_is_ppos(problem: TinyMdp | TinyLm, kind: type[Method]) -> None:
     """grad L_PG = grad L_IS at theta_old, on the language model too; PPO's own is proven by enumeration."""
     policy = problem.policy()
     rollout, probabilities = rollout_of(problem, policy, problem.trajectories()[2])
     settings = {"kl_coef": 0.3, "entropy_coef": 0.05}
-    known = ppo.Config(gae_lambda=1.0, value_coef=0.5, **settings)
-    expected = our_gradient(policy, rollout, probabilities, ppo, known, 4)
-    ours = our_gradient(policy, rollout, probabilities, algorithm, algorithm.Config(**settings), 4)
+    known = PPO(gae_lambda=1.0, value_coef=0.5, **settings)
+    expected = our_gradient(policy, rollout, probabilities, known, 4)
+    ours = our_gradient(policy, rollout, probabilities, kind(**settings), 4)
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], gradient, rtol=0, atol=1e-9)
 
@@ -104,7 +107,7 @@ def test_the_bias_of_an_imperfect_critic_is_the_predicted_one(lambda_: float) ->
     """With errors e = V' - V the advantage is off by -e(s), which no action sees, and by what it bootstraps:
     gamma (1 - lambda) sum_s' P(s' | s, a) sum_k (gamma lambda P_pi)^k e (s'). At lambda 0: gamma P e."""
     gamma, world = 0.8, three_steps()
-    policy = policy_of(a2c, gamma)
+    policy = policy_of(A2C(), gamma)
     errors = torch.tensor([0.5, -0.3, 1.0, 0.2, -0.7, 0.4], dtype=torch.float64)
     table = policy.logits.detach().softmax(-1)
     follow = torch.einsum("sa,sat->st", table, world.transitions)
@@ -112,15 +115,10 @@ def test_the_bias_of_an_imperfect_critic_is_the_predicted_one(lambda_: float) ->
     bias = gradient_by_weights(world, policy, gamma * (1.0 - lambda_) * world.transitions @ spread)
     exact = gradient_by_weights(world, policy, mdp.action_values(world, table, gamma=gamma))
     with_critic(policy, policy.critic + errors)
-    config = a2c.Config(gamma=gamma, gae_lambda=lambda_, critic=FROZEN)
-    ours = expected_gradient(policy, enumerated(world, policy), a2c, config)["logits"]
+    method = A2C(gamma=gamma, gae_lambda=lambda_, critic=FROZEN)
+    ours = expected_gradient(policy, enumerated(world, policy), method)["logits"]
     close(ours, exact + bias)
     assert (float(bias.abs().max()) > 1e-2) is (lambda_ < 1.0)
-    if lambda_ == 0.0:
-        td = expected_gradient(
-            policy, enumerated(world, policy), td_actor_critic, td_actor_critic.Config(gamma=gamma, critic=FROZEN)
-        )
-        close(td["logits"], exact + bias)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
@@ -128,7 +126,7 @@ def test_the_bias_of_an_imperfect_critic_is_that_of_the_state_n_steps_on(num_ste
     """With errors e = V' - V the n-step advantage is off by gamma^n P_a P_pi^(n-1) e - e(s), where the second part is
     the same for every action; no episode is longer than 3 steps, so at n = 3 nothing is left of the first."""
     gamma, world = 0.8, three_steps()
-    policy = policy_of(a2c, gamma)
+    policy = policy_of(A2C(), gamma)
     errors = torch.tensor([0.5, -0.3, 1.0, 0.2, -7.0, 4.0], dtype=torch.float64)
     table = policy.logits.detach().softmax(-1)
     follow = torch.einsum("sa,sat->st", table, world.transitions)
@@ -136,31 +134,31 @@ def test_the_bias_of_an_imperfect_critic_is_that_of_the_state_n_steps_on(num_ste
     bias = gradient_by_weights(world, policy, later - errors.unsqueeze(-1))
     exact = gradient_by_weights(world, policy, mdp.action_values(world, table, gamma=gamma))
     with_critic(policy, policy.critic + errors)
-    config = a2c.Config(gamma=gamma, advantage="n_step", num_steps=num_steps, critic=FROZEN)
-    close(expected_gradient(policy, enumerated(world, policy), a2c, config)["logits"], exact + bias)
+    method = A2C(gamma=gamma, advantage="n_step", num_steps=num_steps, critic=FROZEN)
+    close(expected_gradient(policy, enumerated(world, policy), method)["logits"], exact + bias)
     assert (float(bias.abs().max()) > 1e-2) is (num_steps < 3)
 
 
 def test_the_bias_of_an_imperfect_q_is_its_error() -> None:
-    world, policy = three_steps(), policy_of(q_actor_critic, 0.8)
+    world, policy = three_steps(), policy_of(QActorCritic(), 0.8)
     exact = policy.critic.detach().clone()
     errors = torch.linspace(-1.0, 1.0, NUM_STATES * NUM_ACTIONS).double().sin().view(NUM_STATES, NUM_ACTIONS)
     with_critic(policy, exact + errors)
     for baseline in ("none", "expected"):
-        config = q_actor_critic.Config(gamma=0.8, critic=FROZEN, baseline=baseline)
-        ours = expected_gradient(policy, enumerated(world, policy), q_actor_critic, config)
+        method = QActorCritic(gamma=0.8, critic=FROZEN, baseline=baseline)
+        ours = expected_gradient(policy, enumerated(world, policy), method)
         close(ours["logits"], gradient_by_weights(world, policy, exact + errors))
 
 
-def test_the_td_actor_critic_is_a2c_with_returns_of_one_step() -> None:
-    world, policy = three_steps(), policy_of(a2c, 0.8)
+def test_a_lambda_of_0_is_a_return_of_one_step() -> None:
+    world, policy = three_steps(), policy_of(A2C(), 0.8)
     with_critic(policy, torch.randn(NUM_STATES, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
     episodes, critic = enumerated(world, policy), Critic(target="td0", coef=0.7)
-    td = td_actor_critic.Config(gamma=0.8, entropy_coef=0.1, critic=critic)
-    one = a2c.Config(gamma=0.8, advantage="n_step", num_steps=1, entropy_coef=0.1, critic=critic)
+    td = A2C(gamma=0.8, gae_lambda=0.0, entropy_coef=0.1, critic=critic)
+    one = A2C(gamma=0.8, advantage="n_step", num_steps=1, entropy_coef=0.1, critic=critic)
     pairs = zip(
-        expected_gradient(policy, episodes, td_actor_critic, td).items(),
-        expected_gradient(policy, episodes, a2c, one).values(),
+        expected_gradient(policy, episodes, td).items(),
+        expected_gradient(policy, episodes, one).values(),
         strict=True,
     )
     for (name, ours), theirs in pairs:
@@ -169,22 +167,22 @@ def test_the_td_actor_critic_is_a2c_with_returns_of_one_step() -> None:
 
 @METHODS
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_exact_critic_stays_where_it_is(algorithm: ModuleType, target: str) -> None:
-    world, policy = three_steps(), policy_of(algorithm, 0.8)
+def test_an_exact_critic_stays_where_it_is(method: Method, target: str) -> None:
+    world, policy = three_steps(), policy_of(method, 0.8)
     critic = Critic(target=target, num_steps=2, td_lambda=0.6, coef=1.0)
-    ours = expected_gradient(policy, enumerated(world, policy), algorithm, algorithm.Config(gamma=0.8, critic=critic))
+    ours = expected_gradient(policy, enumerated(world, policy), replace(method, gamma=0.8, critic=critic))
     torch.testing.assert_close(ours["critic"], torch.zeros_like(policy.critic), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("target", ["monte_carlo", "td0"])
 def test_the_critic_moves_by_its_error_or_by_its_bellman_error(target: str) -> None:
     """Expected gradient of (V - target)^2 / 2: visits (V' - V) for Monte Carlo, visits (V' - r - gamma P V') for TD."""
-    gamma, world, policy = 0.8, three_steps(), policy_of(a2c, 0.8)
+    gamma, world, policy = 0.8, three_steps(), policy_of(A2C(), 0.8)
     table, exact = policy.logits.detach().softmax(-1), policy.critic.detach().clone()
     wrong = torch.randn(NUM_STATES, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     with_critic(policy, wrong)
     critic = Critic(target=target, coef=0.7)
-    ours = expected_gradient(policy, enumerated(world, policy), a2c, a2c.Config(gamma=gamma, critic=critic))
+    ours = expected_gradient(policy, enumerated(world, policy), A2C(gamma=gamma, critic=critic))
     right = exact if target == "monte_carlo" else (table * mdp.backup(world, wrong, gamma=gamma)).sum(-1)
     close(ours["critic"], 0.7 * mdp.visits(world, table, gamma=1.0) * (wrong - right))
 
@@ -209,13 +207,13 @@ def bandit(policy: TabularPolicy, actions: tuple[int, ...]) -> Rollout:
     )
 
 
-def updated(policy: Any, rollout: Rollout, algorithm: ModuleType, config: Any, *, optimizer: Any = None, **changes):
+def updated(policy: Any, rollout: Rollout, method: Method, *, optimizer: Any = None, **changes):
     """The policy after one update by plain gradient steps of size 1, and the update's metrics."""
     optimizer = optimizer or torch.optim.SGD(policy.parameters(), lr=1.0)
-    batch, _ = algorithm.estimate(rollout, STATE, config)
+    batch, _ = method.estimate(rollout, STATE)
     batch = single_steps(batch) if policy.memoryless else batch
     learner = learner_of(policy, replace(PLAIN, **changes), optimizer=optimizer)
-    metrics, _ = algorithm.update(learner, rollout, batch, STATE, config)
+    metrics, _ = method.update(learner, rollout, batch, STATE)
     return policy, metrics
 
 
@@ -229,7 +227,7 @@ def test_fitting_on_the_same_batch_first_shrinks_the_gradient_as_predicted(epoch
     total = torch.zeros_like(before)
     for actions in itertools.product(range(3), repeat=3):
         policy = copy.deepcopy(start)
-        updated(policy, bandit(policy, actions), a2c, a2c.Config(critic=Critic(epochs=epochs, coef=0.0)))
+        updated(policy, bandit(policy, actions), A2C(critic=Critic(epochs=epochs, coef=0.0)))
         total += pi[list(actions)].prod() * (policy.logits.detach() - before)
     rewards = torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64)
     close(total, share * (pi * (rewards - pi @ rewards)).unsqueeze(0))
@@ -268,7 +266,7 @@ def test_batch_monte_carlo_and_batch_td_find_different_values(target: str, renew
     """V(A) is 0 by Monte Carlo and 3/4 by TD with renewed labels; with kept ones it is the old V(B)."""
     policy = with_critic(TabularPolicy(2, 1), torch.tensor([0.3, -0.6], dtype=torch.float64))
     critic = Critic(target=target, epochs=160, renew_labels=renew)
-    updated(policy, a_and_b(policy), a2c, a2c.Config(critic=critic), learning_rate=1.1)
+    updated(policy, a_and_b(policy), A2C(critic=critic), learning_rate=1.1)
     expected = torch.tensor([value_of_a, 0.75], dtype=torch.float64)
     torch.testing.assert_close(policy.critic.detach(), expected, rtol=0, atol=1e-8)
 
@@ -297,11 +295,11 @@ def test_each_part_steps_alone_even_with_momentum() -> None:
 
 def test_the_policy_steps_by_the_fitted_critic() -> None:
     """The step is that of a policy whose critic had been fitted before acting."""
-    config = a2c.Config(gae_lambda=0.5, critic=Critic(target="td0", epochs=3))
-    fitted, metrics = updated(TabularPolicy(4, 3), make_rollout(TabularPolicy(4, 3), rows=6, steps=4), a2c, config)
+    method = A2C(gae_lambda=0.5, critic=Critic(target="td0", epochs=3))
+    fitted, metrics = updated(TabularPolicy(4, 3), make_rollout(TabularPolicy(4, 3), rows=6, steps=4), method)
     known = with_critic(TabularPolicy(4, 3), fitted.critic)
     rollout = make_rollout(known, rows=6, steps=4)
-    plain, _ = updated(known, rollout, a2c, replace(config, critic=FROZEN))
+    plain, _ = updated(known, rollout, replace(method, critic=FROZEN))
     assert not torch.equal(fitted.critic, TabularPolicy(4, 3).critic)
     torch.testing.assert_close(fitted.logits, plain.logits, rtol=0, atol=1e-12)
     assert metrics["value_loss_fitting"] > 0
@@ -319,7 +317,7 @@ def test_a_schedule_falls_to_zero_over_the_run_where_the_policy_is() -> None:
 def test_logged_advantages_are_those_that_the_policy_learns_from(epochs: int) -> None:
     """Rewards 1, 0 and -2; the fitted V is their mean, -1/3, and the one before another."""
     policy = with_critic(TabularPolicy(1, 3), torch.tensor([5.0], dtype=torch.float64))
-    _, metrics = updated(policy, bandit(policy, (0, 1, 2)), a2c, a2c.Config(critic=Critic(epochs=epochs, coef=0.0)))
+    _, metrics = updated(policy, bandit(policy, (0, 1, 2)), A2C(critic=Critic(epochs=epochs, coef=0.0)))
     assert metrics["advantage_mean"] == pytest.approx(0.0 if epochs else -1 / 3 - 5.0, abs=1e-12)
     assert metrics["advantage_std"] == pytest.approx((42 / 27) ** 0.5, rel=1e-12)
 
@@ -330,21 +328,21 @@ def test_a_language_model_fits_its_critic_first() -> None:
     rollout, _ = rollout_of(problem, policy, None)
     head = policy.value_head.weight.detach().clone()
     trunk = {name: x.detach().clone() for name, x in policy.model.named_parameters()}
-    config = a2c.Config(critic=Critic(epochs=2))
-    _, metrics = updated(policy, rollout, a2c, config, learning_rate=0.1)
+    method = A2C(critic=Critic(epochs=2))
+    _, metrics = updated(policy, rollout, method, learning_rate=0.1)
     assert metrics["ratio_error_max"] < 1e-9
     assert not torch.equal(policy.value_head.weight, head)
     assert any(not torch.equal(x, trunk[name]) for name, x in policy.model.named_parameters())
 
 
 @METHODS
-def test_leaving_the_reference_is_charged_to_the_rewards(algorithm: ModuleType) -> None:
+def test_leaving_the_reference_is_charged_to_the_rewards(method: Method) -> None:
     rollout = make_rollout(TabularPolicy(4, 3), rows=5, steps=4)
     watched = replace(rollout, ref_logprobs=rollout.logprobs - 0.3)
     charged = replace(rollout, rewards=rollout.rewards - 0.1 * 0.3)
-    config = algorithm.Config(kl_coef=0.1)
-    ours, cells = algorithm.estimate(watched, STATE, config)
-    expected, _ = algorithm.estimate(charged, STATE, config)
+    method = replace(method, kl_coef=0.1)
+    ours, cells = method.estimate(watched, STATE)
+    expected, _ = method.estimate(charged, STATE)
     for name in ("advantages", "returns"):
         torch.testing.assert_close(getattr(ours, name), getattr(expected, name), rtol=0, atol=1e-12)
     assert {"kl_ref_k1", "kl_ref_k3", "kl_ref_per_episode", "td_error", "value_max"} <= set(cells)
@@ -379,26 +377,25 @@ def test_the_value_of_the_state_is_taken_off() -> None:
     following = torch.cat([rollout.rewards[:, 1:] + 0.8 * rollout.next_values[:, 1:], errors[:, :1]], dim=1)
     longer = torch.where(rollout.dones, rollout.next_values, following)
     two_steps = rollout.rewards + 0.8 * longer - rollout.values
-    for algorithm, config, expected in (
-        (td_actor_critic, td_actor_critic.Config(gamma=0.8), errors),
-        (a2c, a2c.Config(gamma=0.8, gae_lambda=0.0), errors),
-        (a2c, a2c.Config(gamma=0.8, advantage="n_step", num_steps=1), errors),
-        (a2c, a2c.Config(gamma=0.8, advantage="n_step", num_steps=2), two_steps),
+    for method, expected in (
+        (replace(TD, gamma=0.8), errors),
+        (A2C(gamma=0.8, advantage="n_step", num_steps=1), errors),
+        (A2C(gamma=0.8, advantage="n_step", num_steps=2), two_steps),
     ):
-        ours = algorithm.estimate(rollout, STATE, config)[0].advantages
+        ours = method.estimate(rollout, STATE)[0].advantages
         torch.testing.assert_close(ours, expected.masked_fill(~rollout.mask, 0.0), rtol=0, atol=1e-12)
 
 
 @METHODS
-def test_the_loss_is_policy_less_entropy_plus_value(algorithm: ModuleType) -> None:
+def test_the_loss_is_policy_less_entropy_plus_value(method: Method) -> None:
     """-log p A - 0.1 H + 0.5 (V - R)^2 / 2 with log p = -1, A = 2, H = 0.7, V = 1, R = 4."""
     cell = torch.zeros(1, 1, dtype=torch.float64)
     batch = make_batch(TabularPolicy(1, 1), rows=1, steps=1)
     batch = batch._replace(logprobs=cell - 1.0, advantages=cell + 2.0, returns=cell + 4.0)
     output = PolicyOutput(cell - 1.0, cell + 1.0, cell + 0.7)
     for critic, value_part in ((Critic(), 2.25), (Critic(epochs=1), 0.0)):
-        config = algorithm.Config(entropy_coef=0.1, critic=critic)
-        terms, metrics = algorithm.loss(output, batch, STATE, config)
+        objective = replace(method, entropy_coef=0.1, critic=critic).objective(STATE)
+        terms, metrics = objective(output, batch)
         assert float(terms) == pytest.approx(2.0 - 0.07 + value_part, abs=1e-12)
         assert float(metrics["value_loss"]) == pytest.approx(4.5, abs=1e-12)
         assert float(metrics["policy_loss"]) == pytest.approx(2.0, abs=1e-12)
@@ -408,16 +405,16 @@ def test_the_loss_is_policy_less_entropy_plus_value(algorithm: ModuleType) -> No
 def test_a_critic_of_states_cannot_weigh_actions() -> None:
     policy = TabularPolicy(4, 3)
     with pytest.raises(InputError, match="needs one of actions"):
-        updated(policy, make_rollout(policy, rows=2, steps=2), q_actor_critic, q_actor_critic.Config())
+        updated(policy, make_rollout(policy, rows=2, steps=2), QActorCritic())
 
 
 def test_q_actor_critic_fits_first_too() -> None:
     """The advantages that the policy steps by are those of the fitted Q, less its own expectation."""
     world, policy = three_steps(), QPolicy(NUM_STATES, NUM_ACTIONS)
     all_: Enumerated = enumerated(world, policy)
-    config = q_actor_critic.Config(critic=Critic(target="td0", epochs=2))
+    method = QActorCritic(critic=Critic(target="td0", epochs=2))
     before = policy.logits.detach().clone()
-    updated(policy, all_.rollout, q_actor_critic, config)
+    updated(policy, all_.rollout, method)
     states, actions = all_.rollout.inputs["states"], all_.rollout.inputs["actions"]
     table, fitted = before.softmax(-1), policy.critic.detach()
     advantages = (fitted - (table * fitted).sum(-1, keepdim=True))[states, actions]
@@ -431,11 +428,11 @@ def test_q_actor_critic_fits_first_too() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: a2c.Config(gamma=1.1), "gamma is 1.1; it must lie in"),
-        (lambda: a2c.Config(gae_lambda=-0.1), "gae_lambda is -0.1"),
-        (lambda: a2c.Config(num_steps=0), "num_steps is 0; it must be at least 1"),
-        (lambda: td_actor_critic.Config(entropy_coef=-1.0), "entropy_coef is -1.0; it must not be negative"),
-        (lambda: q_actor_critic.Config(kl_coef=float("nan")), "kl_coef is nan"),
+        (lambda: A2C(gamma=1.1), "gamma is 1.1; it must lie in"),
+        (lambda: A2C(gae_lambda=-0.1), "gae_lambda is -0.1"),
+        (lambda: A2C(num_steps=0), "num_steps is 0; it must be at least 1"),
+        (lambda: A2C(entropy_coef=-1.0), "entropy_coef is -1.0; it must not be negative"),
+        (lambda: QActorCritic(kl_coef=float("nan")), "kl_coef is nan"),
         (lambda: Critic(td_lambda=2.0), "critic.td_lambda is 2.0"),
         (lambda: Critic(num_steps=0), "critic.num_steps is 0"),
         (lambda: Critic(epochs=-1), "critic.epochs -1"),

@@ -10,8 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rlhf import optimize, replay
-from rlhf.algorithms import discrete_sac
+from rlhf import optimize
+from rlhf.algorithms.discrete_sac import DiscreteSAC
+from rlhf.algorithms.replayed import follow as follow_targets
 from rlhf.errors import InputError
 from tests.learners import learner_of
 from tests.twins import TabularTwins, replayed
@@ -49,20 +50,20 @@ def twins(values: Tensor, logits: Tensor | None = None, **options: float) -> Tab
     return TabularTwins(logits, torch.stack([values, values], dim=1), **options)
 
 
-def gradients(policy: TabularTwins, config: discrete_sac.Config) -> dict[str, Tensor]:
-    batch, _ = discrete_sac.estimate(replayed(*all_transitions()), {}, config)
-    terms, _ = discrete_sac.loss(policy(batch.inputs), batch, {}, config)
+def gradients(policy: TabularTwins, method: DiscreteSAC) -> dict[str, Tensor]:
+    batch, _ = method.estimate(replayed(*all_transitions()), {})
+    terms, _ = method.loss(policy(batch.inputs), batch, {})
     policy.zero_grad()
     terms.mean().backward()
     return {name: parameter.grad.clone() for name, parameter in policy.named_parameters() if parameter.requires_grad}
 
 
-CONFIG = discrete_sac.Config(gamma=GAMMA)
+METHOD = DiscreteSAC(gamma=GAMMA)
 
 
 def test_discrete_sac_rests_at_the_soft_optimum() -> None:
     """Where Q = Q* and pi = softmax(Q* / temperature), neither critic nor actor has a gradient."""
-    found = gradients(twins(soft_optimum(), temperature=TEMPERATURE), CONFIG)
+    found = gradients(twins(soft_optimum(), temperature=TEMPERATURE), METHOD)
     assert float(found["critic.values"].abs().max()) < 1e-9
     assert float(found["actor"].abs().max()) < 1e-9
 
@@ -72,11 +73,11 @@ def test_discrete_sac_critics_converge_to_the_soft_optimum() -> None:
     policy = twins(torch.zeros(3, 2, dtype=torch.float64), temperature=TEMPERATURE)
     # The mean over six transitions makes this the whole way to the target.
     optimizer = torch.optim.SGD([policy.critic.values], lr=6.0)
-    batch, _ = discrete_sac.estimate(replayed(*all_transitions()), {}, CONFIG)
-    follow = replay.follow(policy, rate=1.0)
+    batch, _ = METHOD.estimate(replayed(*all_transitions()), {})
+    follow = follow_targets(policy, rate=1.0)
     for _ in range(180):
         optimizer.zero_grad()
-        discrete_sac.loss(policy(batch.inputs), batch, {}, CONFIG)[0].mean().backward()
+        METHOD.loss(policy(batch.inputs), batch, {})[0].mean().backward()
         optimizer.step()
         follow()
         policy.actor.data = policy.critic.values.data[:, 0] / TEMPERATURE
@@ -90,8 +91,8 @@ def test_discrete_sac_target_is_the_soft_value_of_the_lower_critic_by_hand() -> 
     policy = TabularTwins(torch.zeros(1, 2, dtype=torch.float64), values, temperature=0.25)
     zero = torch.zeros(2, dtype=torch.int64)
     rollout = replayed(zero, zero, torch.tensor([0.7, 0.7], dtype=torch.float64), zero, torch.tensor([False, True]))
-    batch, _ = discrete_sac.estimate(rollout, {}, CONFIG)
-    metrics = discrete_sac.loss(policy(batch.inputs), batch, {}, CONFIG)[1]
+    batch, _ = METHOD.estimate(rollout, {})
+    metrics = METHOD.loss(policy(batch.inputs), batch, {})[1]
     alive, dead = 0.7 + 0.9 * (0.5 * (1.0 + 2.0) + 0.25 * math.log(2.0)), 0.7
     expected = [0.5 * ((y - 1.0) ** 2 + (y - 3.0) ** 2) for y in (alive, dead)]
     assert metrics["value_loss"].flatten().tolist() == pytest.approx(expected, abs=1e-9)
@@ -105,7 +106,7 @@ def test_discrete_sac_actor_gradient_is_that_of_the_exact_expectation() -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(3, 2, 2, generator=generator, dtype=torch.float64)
     logits = torch.randn(3, 2, generator=generator, dtype=torch.float64)
-    found = gradients(TabularTwins(logits, values, temperature=0.3), CONFIG)["actor"]
+    found = gradients(TabularTwins(logits, values, temperature=0.3), METHOD)["actor"]
     free = logits.clone().requires_grad_()
     probabilities = free.softmax(-1)
     soft = (probabilities * (values.min(dim=1).values - 0.3 * probabilities.log())).sum(-1)
@@ -117,8 +118,8 @@ def test_discrete_sac_actor_gradient_is_that_of_the_exact_expectation() -> None:
 def test_discrete_sac_temperature_rises_where_entropy_is_short(share: float, sign: float) -> None:
     """Its gradient is entropy - share log |A|, so descent raises the temperature where the entropy is too low."""
     logits = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(3, 2)
-    config = replace(CONFIG, target_entropy=share)
-    found = gradients(twins(soft_optimum(), logits, temperature=1.0), config)["log_temperature"]
+    method = replace(METHOD, target_entropy=share)
+    found = gradients(twins(soft_optimum(), logits, temperature=1.0), method)["log_temperature"]
     p = torch.tensor([1.0, 0.0], dtype=torch.float64).softmax(-1)
     assert float(found) == pytest.approx(float(-(p * p.log()).sum()) - share * math.log(2.0), abs=1e-9)
     assert math.copysign(1.0, float(found)) == sign
@@ -126,12 +127,12 @@ def test_discrete_sac_temperature_rises_where_entropy_is_short(share: float, sig
 
 def test_discrete_sac_update_moves_the_targets_after_each_step() -> None:
     """With rate 1 the targets are the critics, with a small one they lag behind."""
-    optimize_config = optimize.Config(epochs=1, minibatches=3, whiten="none", learning_rate=0.1)
+    settings = optimize.Optimize(epochs=1, minibatches=3, whiten="none", learning_rate=0.1)
     for rate, same in ((1.0, True), (0.1, False)):
-        policy, config = twins(torch.zeros(3, 2, dtype=torch.float64)), replace(CONFIG, target_rate=rate)
+        policy, method = twins(torch.zeros(3, 2, dtype=torch.float64)), replace(METHOD, target_rate=rate)
         rollout = replayed(*all_transitions())
-        batch, _ = discrete_sac.estimate(rollout, {}, config)
-        metrics, _ = discrete_sac.update(learner_of(policy, optimize_config), rollout, batch, {}, config)
+        batch, _ = method.estimate(rollout, {})
+        metrics, _ = method.update(learner_of(policy, settings), rollout, batch, {})
         assert metrics["gradient_steps"] == 3
         moved = policy.target_critic.values
         assert bool(moved.any())
@@ -140,4 +141,4 @@ def test_discrete_sac_update_moves_the_targets_after_each_step() -> None:
 
 def test_discrete_sac_refuses_a_share_above_one() -> None:
     with pytest.raises(InputError, match="target_entropy"):
-        discrete_sac.Config(target_entropy=1.5)
+        DiscreteSAC(target_entropy=1.5)

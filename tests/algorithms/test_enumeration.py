@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
@@ -17,7 +16,9 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf import optimize
-from rlhf.algorithms import bc, ppo
+from rlhf.algorithms.base import Method
+from rlhf.algorithms.clone import BehaviourCloning
+from rlhf.algorithms.ppo import PPO
 from rlhf.lm.policy import CausalLM
 from rlhf.rollout import Rollout
 from tests.tabular import TabularPolicy
@@ -127,15 +128,15 @@ def rollout_of(problem: TinyMdp | TinyLm, policy: nn.Module, ref_logprobs: Tenso
 
 
 def our_gradient(
-    policy: nn.Module, rollout: Rollout, probabilities: Tensor, algorithm: object, config: object, cost: int
+    policy: nn.Module, rollout: Rollout, probabilities: Tensor, method: Method, cost: int
 ) -> dict[str, Tensor]:
     """The project's own estimate, loss and gradient; each trajectory weighs its probability, averaged per episode."""
-    state = algorithm.initial_state(config) | STATE
-    batch, _ = algorithm.estimate(rollout, state, config)
+    state = method.initial_state() | STATE
+    batch, _ = method.estimate(rollout, state)
     weights = batch.weights * probabilities.unsqueeze(1)
     batch = batch._replace(weights=weights, units=rollout.dones * probabilities.unsqueeze(1))
     policy.zero_grad()
-    loss = partial(algorithm.loss, state=state, config=config)
+    loss = method.objective(state)
     optimize.gradient(
         policy, batch, batch.rows(torch.tensor([0])), loss, accelerator=Accelerator(), micro_batch_cost=cost
     )
@@ -173,7 +174,7 @@ def test_ppo_gradient_is_exact_at_the_old_policy(problem: TinyMdp | TinyLm, kl_c
     with torch.no_grad():
         ref_logprobs = problem.trajectory_logprobs(problem.policy(seed=7), inputs, mask)
     rollout, probabilities = rollout_of(problem, policy, ref_logprobs if kl_coef else None)
-    config = ppo.Config(**GAMMA_ONE, kl_coef=kl_coef, value_coef=0.7, entropy_coef=0.05)
+    method = PPO(**GAMMA_ONE, kl_coef=kl_coef, value_coef=0.7, entropy_coef=0.05)
 
     def objective() -> Tensor:
         logprobs = problem.trajectory_logprobs(policy, inputs, mask)
@@ -186,7 +187,7 @@ def test_ppo_gradient_is_exact_at_the_old_policy(problem: TinyMdp | TinyLm, kl_c
         return -exact_return + (probabilities * (0.7 * squares - 0.05 * entropy)).sum()
 
     exact = exact_gradient(policy, objective)
-    assert_equal(our_gradient(policy, rollout, probabilities, ppo, config, cost), exact)
+    assert_equal(our_gradient(policy, rollout, probabilities, method, cost), exact)
 
 
 @PROBLEMS
@@ -198,7 +199,7 @@ def test_ppo_gradient_is_exact_away_from_the_old_policy(problem: TinyMdp | TinyL
     with torch.no_grad():
         for i, parameter in enumerate(policy.parameters()):
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)).double())
-    config = ppo.Config(**GAMMA_ONE, clip=0.2, value_clip=0.1, value_coef=1.0)
+    method = PPO(**GAMMA_ONE, clip=0.2, value_clip=0.1, value_coef=1.0)
     advantages = rewards.flip(1).cumsum(1).flip(1) - rollout.values
     sides = set()
 
@@ -221,7 +222,7 @@ def test_ppo_gradient_is_exact_away_from_the_old_policy(problem: TinyMdp | TinyL
 
     exact = exact_gradient(policy, objective)
     assert sides == {True, False}
-    assert_equal(our_gradient(policy, rollout, probabilities, ppo, config, 10_000), exact)
+    assert_equal(our_gradient(policy, rollout, probabilities, method, 10_000), exact)
 
 
 @PROBLEMS
@@ -236,4 +237,4 @@ def test_cloning_gradient_is_exact(problem: TinyMdp | TinyLm) -> None:
         return -(demonstrator * problem.trajectory_logprobs(policy, inputs, mask).sum(1)).sum()
 
     exact = exact_gradient(policy, objective)
-    assert_equal(our_gradient(policy, rollout, demonstrator, bc, bc.Config(), 4), exact)
+    assert_equal(our_gradient(policy, rollout, demonstrator, BehaviourCloning(), 4), exact)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms import grpo
-from rlhf.algorithms.catalogue import ALGORITHMS
+from rlhf.algorithms.base import Method
+from rlhf.algorithms.choices import methods
+from rlhf.algorithms.grpo import GRPO
 from rlhf.core import kl
 from rlhf.errors import InputError
 from rlhf.rollout import PolicyOutput, Rollout
@@ -26,7 +27,7 @@ from tests.algorithms.test_ppo_kl import distributions
 from tests.batches import make_rollout
 from tests.tabular import TabularPolicy
 
-DR_GRPO = grpo.Config(scale="none", average="constant")
+DR_GRPO = GRPO(scale="none", average="constant")
 
 
 def check(actual: Tensor, expected: Tensor) -> None:
@@ -46,7 +47,7 @@ def group_rollout() -> Rollout:
 def test_a_mean_that_includes_the_row_itself_shrinks_the_gradient(size: int) -> None:
     problem = TinyMdp()
     policy = problem.policy()
-    ours = expected_gradient_at_once(grpo, DR_GRPO, policy, problem, size)["logits"]
+    ours = expected_gradient_at_once(DR_GRPO, policy, problem, size)["logits"]
     check(ours, (size - 1) / size * gradient_of_return(policy, problem, 1.0))
 
 
@@ -66,8 +67,8 @@ AVERAGES = {
 def test_the_bias_of_the_standard_deviation_is_the_one_predicted(size: int, average: str) -> None:
     problem = TinyMdp()
     policy = problem.policy()
-    config = grpo.Config(average=average, constant=3.0)
-    ours = expected_gradient(grpo, config, policy, problem, size)["logits"]
+    method = GRPO(average=average, constant=3.0)
+    ours = expected_gradient(method, policy, problem, size)["logits"]
     check(ours, predicted_gradient(policy, problem, size, AVERAGES[average]))
     exact = gradient_of_return(policy, problem, 1.0)
     cosine = torch.nn.functional.cosine_similarity(ours.flatten(), exact.flatten(), dim=0)
@@ -78,13 +79,13 @@ def test_the_bias_of_the_standard_deviation_is_the_one_predicted(size: int, aver
 def test_losses_are_averaged_as_published(average: str, expected: float) -> None:
     """[1, 3], [2, 4] and [8]: 18 / 5; (2 + 3 + 8) / 3; with the constant 2, (4 + 6 + 8) / 2 / 3."""
     terms = torch.tensor([[1.0, 3, 9], [2, 4, 0], [8, 0, 0]], dtype=torch.float64)
-    batch, _ = grpo.estimate(group_rollout(), {}, grpo.Config(average=average, constant=2.0))
+    batch, _ = GRPO(average=average, constant=2.0).estimate(group_rollout(), {})
     assert float((batch.weights * terms).sum() / batch.units.sum()) == pytest.approx(expected, abs=1e-9)
 
 
 def test_every_action_gets_the_advantage_of_its_row() -> None:
     """Scores 1, 5 and 6 have mean 4 and variance (9 + 1 + 4) / 3."""
-    batch, _ = grpo.estimate(group_rollout(), {}, grpo.Config())
+    batch, _ = GRPO().estimate(group_rollout(), {})
     scale = math.sqrt(14 / 3) + 1e-4
     expected = torch.tensor([[-3.0, -3, 0], [1, 1, 0], [2, 0, 0]], dtype=torch.float64) / scale
     check(batch.advantages, expected)
@@ -92,7 +93,7 @@ def test_every_action_gets_the_advantage_of_its_row() -> None:
 
 def test_scores_are_discounted() -> None:
     """0 + 1 / 2, 2 + 3 / 2 and 6."""
-    batch, _ = grpo.estimate(group_rollout(), {}, replace(DR_GRPO, gamma=0.5))
+    batch, _ = replace(DR_GRPO, gamma=0.5).estimate(group_rollout(), {})
     mean = (0.5 + 3.5 + 6) / 3
     check(batch.advantages[:, 0], torch.tensor([0.5, 3.5, 6.0], dtype=torch.float64) - mean)
 
@@ -101,26 +102,26 @@ def test_rows_without_a_score_are_left_out_of_their_group() -> None:
     rollout = group_rollout()
     mask = rollout.mask.clone()
     mask[1] = False
-    batch, _ = grpo.estimate(replace(rollout, mask=mask), {}, DR_GRPO)
+    batch, _ = DR_GRPO.estimate(replace(rollout, mask=mask), {})
     check(batch.advantages[:, 0], torch.tensor([-2.5, 0.0, 2.5], dtype=torch.float64))
     assert float(batch.units.sum()) == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("config", [grpo.Config(), DR_GRPO])
-def test_equal_scores_teach_exactly_nothing(config: grpo.Config) -> None:
+@pytest.mark.parametrize("method", [GRPO(), DR_GRPO])
+def test_equal_scores_teach_exactly_nothing(method: GRPO) -> None:
     problem = TinyMdp()
     policy = problem.policy()
     rollout, _ = rollout_of(problem, policy, None)
     same = one_group(rollout.rows(torch.tensor([2, 2, 2])))
-    assert not any(part.any() for part in gradient(grpo, config, policy, same).values())
+    assert not any(part.any() for part in gradient(method, policy, same).values())
 
 
 @pytest.mark.parametrize(("ratio", "advantage", "expected"), [(1.5, 2.0, -2.4), (0.5, 2.0, -1.0), (0.5, -2.0, 1.6)])
 def test_the_surrogate_is_clipped(ratio: float, advantage: float, expected: float) -> None:
-    batch, _ = grpo.estimate(group_rollout(), {}, grpo.Config())
+    batch, _ = GRPO().estimate(group_rollout(), {})
     batch = batch._replace(advantages=torch.full_like(batch.advantages, advantage))
     cells = torch.zeros_like(batch.logprobs)
-    terms, metrics = grpo.loss(PolicyOutput(batch.logprobs + math.log(ratio), cells, cells), batch, {}, grpo.Config())
+    terms, metrics = GRPO().objective({})(PolicyOutput(batch.logprobs + math.log(ratio), cells, cells), batch)
     check(terms, torch.full_like(terms, expected))
     assert bool((metrics["clip_fraction"] == 1.0).all())
 
@@ -128,12 +129,12 @@ def test_the_surrogate_is_clipped(ratio: float, advantage: float, expected: floa
 def test_the_reference_is_charged_in_the_loss_and_not_in_the_rewards() -> None:
     reference = -2.0 * torch.rand(3, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     rollout = replace(group_rollout(), ref_logprobs=reference)
-    with_kl, without = grpo.Config(kl_coef=0.7), grpo.Config()
-    batch, metrics = grpo.estimate(rollout, {}, with_kl)
-    check(batch.advantages, grpo.estimate(rollout, {}, without)[0].advantages)
+    with_kl, without = GRPO(kl_coef=0.7), GRPO()
+    batch, metrics = with_kl.estimate(rollout, {})
+    check(batch.advantages, without.estimate(rollout, {})[0].advantages)
     assert {"kl_ref_k1", "kl_ref_k3"} <= set(metrics)
     output = PolicyOutput(batch.logprobs + 0.1, batch.values, torch.zeros_like(batch.values))
-    charged, free = (grpo.loss(output, batch, {}, config)[0] for config in (with_kl, without))
+    charged, free = (method.loss(output, batch, {})[0] for method in (with_kl, without))
     check(charged - free, 0.7 * kl.k3(output.logprobs, batch.ref_logprobs))
 
 
@@ -149,9 +150,7 @@ def test_the_charge_in_the_loss_pulls_by_the_kl_from_the_reference(problem: Tiny
         ref_logprobs = problem.trajectory_logprobs(reference, inputs, mask)
     rollout, probabilities = rollout_of(problem, policy, ref_logprobs)
     parts = [
-        our_gradient(
-            policy, one_group(rollout), probabilities, grpo, grpo.Config(average="action", kl_coef=coef), 10_000
-        )
+        our_gradient(policy, one_group(rollout), probabilities, GRPO(average="action", kl_coef=coef), 10_000)
         for coef in (0.7, 0.0)
     ]
     new = distributions(problem, policy, inputs)
@@ -168,32 +167,31 @@ def test_the_charge_in_the_loss_pulls_by_the_kl_from_the_reference(problem: Tiny
     assert max(float((one - other).abs().max()) for one, other in zip(*pulls, strict=True)) > 1e-2
 
 
-CHARGING = sorted(name for name, module in ALGORITHMS.items() if "kl_coef" in module.Config.__dataclass_fields__)
+CHARGING = [kind for kind in methods().values() if "kl_coef" in kind.__dataclass_fields__]
 
 
-@pytest.mark.parametrize("name", CHARGING)
-def test_every_method_but_grpo_charges_the_reference_in_the_rewards(name: str) -> None:
+@pytest.mark.parametrize("kind", CHARGING)
+def test_every_method_but_grpo_charges_the_reference_in_the_rewards(kind: type[Method]) -> None:
     """r - kl_coef (log pi - log ref) of each action, pi the learner at the start of the update and not the actor."""
-    algorithm = ALGORITHMS[name]
-    config = algorithm.Config(kl_coef=0.7)
-    state = algorithm.initial_state(config) | STATE
+    method = kind(kl_coef=0.7)
+    state = method.initial_state() | STATE
     generator = torch.Generator().manual_seed(3)
     rollout = one_group(make_rollout(TabularPolicy(4, 3), rows=5, steps=4))
     noise, reference = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
     rollout = replace(rollout, behaviour_logprobs=rollout.logprobs + 0.3 * noise)
     by_hand = replace(rollout, rewards=rollout.rewards - 0.7 * (rollout.logprobs - reference))
     ours, charged, free = (
-        algorithm.estimate(x, state, config)[0] for x in (replace(rollout, ref_logprobs=reference), by_hand, rollout)
+        method.estimate(x, state)[0] for x in (replace(rollout, ref_logprobs=reference), by_hand, rollout)
     )
     for cells in ("advantages", "returns", "weights", "units"):
-        check(getattr(ours, cells), getattr(free if name == "grpo" else charged, cells))
+        check(getattr(ours, cells), getattr(free if kind is GRPO else charged, cells))
     moved = (charged.advantages - free.advantages).abs() + (charged.returns - free.returns).abs()
     assert float(moved.max()) > 0.1
 
 
 def test_the_critic_takes_part_and_is_not_trained() -> None:
     policy = TabularPolicy(4, 3)
-    parts = gradient(grpo, grpo.Config(), policy, group_rollout())
+    parts = gradient(GRPO(), policy, group_rollout())
     assert parts["critic"].shape == policy.critic.shape
     assert not parts["critic"].any()
 
@@ -202,7 +200,7 @@ def test_the_critic_takes_part_and_is_not_trained() -> None:
 def test_a_row_without_another_of_its_start_is_refused(groups: list[int] | None) -> None:
     membership = None if groups is None else torch.tensor(groups)
     with pytest.raises(InputError, match="rows that share a start to at least 2"):
-        grpo.estimate(replace(group_rollout(), groups=membership), {}, grpo.Config())
+        GRPO().estimate(replace(group_rollout(), groups=membership), {})
 
 
 @pytest.mark.parametrize(
@@ -210,4 +208,4 @@ def test_a_row_without_another_of_its_start_is_refused(groups: list[int] | None)
 )
 def test_settings_out_of_range_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(InputError):
-        grpo.Config(**bad)
+        GRPO(**bad)

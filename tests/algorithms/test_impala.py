@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms import a2c, impala
+from rlhf.algorithms.a2c import A2C
 from rlhf.algorithms.actor_critic import Critic
-from rlhf.core import mdp
+from rlhf.algorithms.impala import Impala
 from rlhf.errors import InputError
 from tests.batches import make_rollout
 from tests.episodes import (
@@ -24,6 +24,7 @@ from tests.episodes import (
     three_steps,
 )
 from tests.tabular import TabularPolicy
+from theory import mdp
 
 GAMMA = 0.8
 WORLD = three_steps()
@@ -47,8 +48,8 @@ def test_without_truncation_actions_are_weighed_by_the_learners_advantage() -> N
     """sum_s visits(s) sum_a grad pi(a | s) A(s, a): policy, advantage the learner's; only visits stay the actor's."""
     policy = learner()
     actor = lagging(policy)
-    config = impala.Config(gamma=GAMMA, rho_clip=math.inf, c_clip=math.inf, value_coef=1.0)
-    ours = expected_gradient(policy, enumerated(WORLD, policy, actor=actor), impala, config)
+    method = Impala(gamma=GAMMA, rho_clip=math.inf, c_clip=math.inf, value_coef=1.0)
+    ours = expected_gradient(policy, enumerated(WORLD, policy, actor=actor), method)
     weights = mdp.action_values(WORLD, policy.logits.detach().softmax(-1), gamma=GAMMA)
     expected = gradient_by_weights(WORLD, policy, weights, actor=actor)
     assert float(expected.abs().max()) > 1e-2
@@ -64,12 +65,12 @@ def test_the_critic_settles_on_the_values_of_the_truncated_policy(rho_clip: floa
     actor = lagging(policy)
     truncated = torch.minimum(rho_clip * actor.softmax(-1), policy.logits.detach().softmax(-1))
     between = truncated / truncated.sum(-1, keepdim=True)
-    config = impala.Config(gamma=GAMMA, rho_clip=rho_clip, c_clip=c_clip, value_coef=1.0)
+    method = Impala(gamma=GAMMA, rho_clip=rho_clip, c_clip=c_clip, value_coef=1.0)
     zeros = torch.zeros(NUM_STATES, dtype=torch.float64)
     settled = learner(mdp.state_values(WORLD, between, gamma=GAMMA))
-    ours = expected_gradient(settled, enumerated(WORLD, settled, actor=actor), impala, config)
+    ours = expected_gradient(settled, enumerated(WORLD, settled, actor=actor), method)
     torch.testing.assert_close(ours["critic"], zeros, rtol=0, atol=1e-9)
-    own = expected_gradient(policy, enumerated(WORLD, policy, actor=actor), impala, config)
+    own = expected_gradient(policy, enumerated(WORLD, policy, actor=actor), method)
     assert float(own["critic"].abs().max()) > 1e-2
 
 
@@ -86,8 +87,8 @@ def test_with_truncation_actions_are_weighed_by_the_truncated_policys_advantage(
     truncated = torch.minimum(rho_clip * actor.softmax(-1), pi)
     between = truncated / truncated.sum(-1, keepdim=True)
     policy = learner(mdp.state_values(WORLD, between, gamma=GAMMA))
-    config = impala.Config(gamma=GAMMA, td_lambda=lambda_, rho_clip=rho_clip, c_clip=c_clip)
-    ours = expected_gradient(policy, enumerated(WORLD, policy, actor=actor), impala, config)["logits"]
+    method = Impala(gamma=GAMMA, td_lambda=lambda_, rho_clip=rho_clip, c_clip=c_clip)
+    ours = expected_gradient(policy, enumerated(WORLD, policy, actor=actor), method)["logits"]
     advantages = mdp.advantages(WORLD, between, gamma=GAMMA)
     # min(rho_clip mu, pi) grad log pi = grad pi min(rho_clip mu, pi) / pi
     expected = gradient_by_weights(WORLD, policy, truncated / pi * advantages, actor=actor)
@@ -99,9 +100,9 @@ def test_with_truncation_actions_are_weighed_by_the_truncated_policys_advantage(
 @pytest.mark.parametrize("lambda_", [0.5, 1.0])
 def test_actors_that_do_not_lag_give_lambda_returns(lambda_: float) -> None:
     rollout = make_rollout(TabularPolicy(4, 3), rows=6, steps=5)
-    ours, cells = impala.estimate(rollout, STATE, impala.Config(gamma=GAMMA, td_lambda=lambda_))
-    config = a2c.Config(gamma=GAMMA, critic=Critic(td_lambda=lambda_))
-    expected, _ = a2c.estimate(rollout, STATE, config)
+    ours, cells = Impala(gamma=GAMMA, td_lambda=lambda_).estimate(rollout, STATE)
+    method = A2C(gamma=GAMMA, critic=Critic(td_lambda=lambda_))
+    expected, _ = method.estimate(rollout, STATE)
     torch.testing.assert_close(ours.returns, expected.returns, rtol=0, atol=1e-12)
     if lambda_ == 1.0:
         torch.testing.assert_close(ours.advantages, expected.advantages, rtol=0, atol=1e-12)
@@ -113,7 +114,7 @@ def test_without_traces_targets_look_one_step_ahead() -> None:
     """c_clip 0: v = V + min(1.5, ratio) (r + gamma V' - V); here the actors took every action half as often."""
     rollout = make_rollout(TabularPolicy(4, 3), rows=6, steps=5)
     rollout = replace(rollout, behaviour_logprobs=rollout.logprobs - math.log(2.0))
-    ours, _ = impala.estimate(rollout, STATE, impala.Config(gamma=GAMMA, rho_clip=1.5, c_clip=0.0))
+    ours, _ = Impala(gamma=GAMMA, rho_clip=1.5, c_clip=0.0).estimate(rollout, STATE)
     errors = rollout.rewards + GAMMA * rollout.next_values - rollout.values
     expected = (rollout.values + 1.5 * errors).masked_fill(~rollout.mask, 0.0)
     torch.testing.assert_close(ours.returns, expected, rtol=0, atol=1e-12)
@@ -124,7 +125,7 @@ def test_metrics_say_how_far_the_actors_lag() -> None:
     rollout = make_rollout(TabularPolicy(1, 1), rows=2, steps=1)
     shift = torch.tensor([[math.log(2.0)], [-math.log(2.0)]], dtype=torch.float64)
     rollout = replace(rollout, behaviour_logprobs=rollout.logprobs - shift)
-    _, cells = impala.estimate(rollout, STATE, impala.Config())
+    _, cells = Impala().estimate(rollout, STATE)
     assert cells["lag_ratio_max"].flatten().tolist() == pytest.approx([2.0, 0.5], abs=1e-12)
     assert cells["lag_clip_fraction"].flatten().tolist() == [1.0, 0.0]
     expected = [1.0 - math.log(2.0), -0.5 + math.log(2.0)]
@@ -133,9 +134,9 @@ def test_metrics_say_how_far_the_actors_lag() -> None:
 
 def test_leaving_the_reference_is_charged_to_the_rewards() -> None:
     rollout = make_rollout(TabularPolicy(4, 3), rows=5, steps=4)
-    config = impala.Config(kl_coef=0.1)
-    ours, _ = impala.estimate(replace(rollout, ref_logprobs=rollout.logprobs - 0.3), STATE, config)
-    expected, _ = impala.estimate(replace(rollout, rewards=rollout.rewards - 0.03), STATE, config)
+    method = Impala(kl_coef=0.1)
+    ours, _ = method.estimate(replace(rollout, ref_logprobs=rollout.logprobs - 0.3), STATE)
+    expected, _ = method.estimate(replace(rollout, rewards=rollout.rewards - 0.03), STATE)
     for name in ("advantages", "returns"):
         torch.testing.assert_close(getattr(ours, name), getattr(expected, name), rtol=0, atol=1e-12)
 
@@ -152,4 +153,4 @@ def test_leaving_the_reference_is_charged_to_the_rewards() -> None:
 )
 def test_values_out_of_range_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        impala.Config(**changes)
+        Impala(**changes)

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlhf.algorithms import off_policy
+from rlhf.algorithms.off_policy import OffPolicy
 from rlhf.core import advantages, importance
-from rlhf.core.mdp import Mdp, action_values, step_marginals, visits
 from rlhf.errors import InputError
 from rlhf.reduce import MetricSums
 from rlhf.rollout import Rollout
@@ -21,6 +20,7 @@ from tests.algorithms.test_action_averages import expected_over_batches, expecte
 from tests.algorithms.test_enumeration import TinyLm, TinyMdp, our_gradient, rollout_of
 from tests.batches import make_rollout
 from tests.tabular import TabularPolicy
+from theory.mdp import Mdp, action_values, marginal_ratios, step_marginals, visits
 
 PROBLEMS = pytest.mark.parametrize("problem", [TinyMdp(), TinyLm()], ids=["mdp", "lm"])
 
@@ -61,8 +61,8 @@ def exact(learner: nn.Module, problem: TinyMdp | TinyLm) -> dict[str, Tensor]:
 @pytest.mark.parametrize("baseline", ["none", "value"])
 def test_products_of_ratios_make_the_expected_gradient_exact(problem, ratios: str, baseline: str) -> None:
     learner, _, rollout, probabilities = lagging(problem)
-    config = off_policy.Config(ratios=ratios, baseline=baseline, value_coef=0.0)
-    ours = our_gradient(learner, rollout, probabilities, off_policy, config, 10_000)
+    method = OffPolicy(ratios=ratios, baseline=baseline, value_coef=0.0)
+    ours = our_gradient(learner, rollout, probabilities, method, 10_000)
     for name, gradient in exact(learner, problem).items():
         check(ours[name], gradient)
 
@@ -73,8 +73,8 @@ def test_products_of_ratios_make_the_expected_gradient_exact(problem, ratios: st
 def test_products_of_ratios_make_the_discounted_gradient_the_learners(problem, ratios: str, baseline: str) -> None:
     """E_pi[sum_t grad log pi(a_t | s_t) G_t], G_t = sum_k gamma^k r_{t+k}, the usual gradient without gamma^t."""
     learner, _, rollout, probabilities = lagging(problem)
-    config = off_policy.Config(gamma=0.6, ratios=ratios, baseline=baseline, value_coef=0.0)
-    ours = our_gradient(learner, rollout, probabilities, off_policy, config, 10_000)
+    method = OffPolicy(gamma=0.6, ratios=ratios, baseline=baseline, value_coef=0.0)
+    ours = our_gradient(learner, rollout, probabilities, method, 10_000)
     logprobs = problem.trajectory_logprobs(learner, rollout.inputs, rollout.mask)
     credits = logprobs.sum(1).exp().detach().unsqueeze(1) * returns_to_go(rollout.rewards, 0.6)
     learner.zero_grad()
@@ -89,8 +89,8 @@ def test_products_of_ratios_make_the_discounted_gradient_the_learners(problem, r
 def test_without_lag_every_kind_is_exact(problem, ratios: str) -> None:
     learner = problem.policy()
     rollout, probabilities = rollout_of(problem, learner, None)
-    config = off_policy.Config(ratios=ratios, value_coef=0.0)
-    ours = our_gradient(learner, rollout, probabilities, off_policy, config, 10_000)
+    method = OffPolicy(ratios=ratios, value_coef=0.0)
+    ours = our_gradient(learner, rollout, probabilities, method, 10_000)
     for name, gradient in exact(learner, problem).items():
         check(ours[name], gradient)
 
@@ -132,8 +132,8 @@ def test_the_ratio_of_one_action_has_the_predicted_bias() -> None:
     """The actor's states and the actor's returns: sum_s d_b(s) sum_a grad pi(a | s) Q_b(s, a)."""
     problem = TinyMdp()
     learner, actor, rollout, probabilities = lagging(problem)
-    config = off_policy.Config(ratios="action", baseline="none")
-    ours = -our_gradient(learner, rollout, probabilities, off_policy, config, 10_000)["logits"]
+    method = OffPolicy(ratios="action", baseline="none")
+    ours = -our_gradient(learner, rollout, probabilities, method, 10_000)["logits"]
     world = Unrolled(problem)
     acted = world.table(actor).detach()
     counts, returns = visits(world.mdp, acted, gamma=1.0), action_values(world.mdp, acted, gamma=1.0)
@@ -148,7 +148,7 @@ def test_marginal_ratios_are_unbiased_with_corrected_returns(corrected: bool) ->
     learner, actor, rollout, probabilities = lagging(problem)
     world, states = Unrolled(problem), rollout.inputs["states"]
     log_ratios = rollout.logprobs - rollout.behaviour_logprobs
-    weights = importance.marginal_ratios(log_ratios, world.marginals(learner, states), world.marginals(actor, states))
+    weights = marginal_ratios(log_ratios, world.marginals(learner, states), world.marginals(actor, states))
     discounts = importance.corrected_discounts(log_ratios, rollout.dones, gamma=1.0) if corrected else 1.0
     nothing = torch.zeros_like(rollout.rewards)
     returns = advantages.monte_carlo_returns(rollout.rewards, nothing, rollout.dones, gamma=discounts)
@@ -168,10 +168,10 @@ def test_marginal_ratios_are_unbiased_with_corrected_returns(corrected: bool) ->
 def test_a_later_step_weighs_by_the_policy_as_it_has_become() -> None:
     """grad of sum rho(theta) A with rho = pi_theta / b, though the batch holds pi_old / b."""
     learner, _, rollout, probabilities = lagging(TinyMdp())
-    config = off_policy.Config(baseline="none")
+    method = OffPolicy(baseline="none")
     with torch.no_grad():
         learner.logits.add_(torch.linspace(-0.5, 0.5, 6, dtype=torch.float64).view(3, 2))
-    ours = our_gradient(learner, rollout, probabilities, off_policy, config, 10_000)["logits"]
+    ours = our_gradient(learner, rollout, probabilities, method, 10_000)["logits"]
     returns = rollout.rewards.flip(1).cumsum(1).flip(1)
     ratios = torch.exp(learner(rollout.inputs).logprobs - rollout.behaviour_logprobs)
     total = -(probabilities.unsqueeze(1) * ratios * returns).masked_fill(~rollout.mask, 0.0).sum()
@@ -190,9 +190,9 @@ def uneven(seed: int = 0) -> Rollout:
 def test_self_normalised_weights_are_a_share_of_their_sum(ratios: str, units: str) -> None:
     """Scaling every ratio by one number, as an unnormalised density would, changes nothing."""
     rollout = uneven()
-    config = off_policy.Config(ratios=ratios, units=units, self_normalised=True, baseline="none")
-    batch, _ = off_policy.estimate(rollout, {}, config)
-    plain, _ = off_policy.estimate(rollout, {}, replace(config, self_normalised=False))
+    method = OffPolicy(ratios=ratios, units=units, self_normalised=True, baseline="none")
+    batch, _ = method.estimate(rollout, {})
+    plain, _ = replace(method, self_normalised=False).estimate(rollout, {})
     check(batch.weights, plain.weights)
     if units == "action":
         check(batch.units, batch.weights)
@@ -214,8 +214,8 @@ def self_normalised(ratios: str, units: str, size: int) -> tuple[Tensor, Tensor]
     """
     problem = TinyMdp()
     learner, actor, rollout, probabilities = lagging(problem)
-    config = off_policy.Config(ratios=ratios, units=units, self_normalised=True, baseline="none")
-    ours = expected_over_batches(off_policy, config, learner, rollout, probabilities, size)
+    method = OffPolicy(ratios=ratios, units=units, self_normalised=True, baseline="none")
+    ours = expected_over_batches(method, learner, rollout, probabilities, size)
     logs = torch.log(learner.logits.softmax(-1) / actor.logits.softmax(-1)).detach()
     single = logs[rollout.inputs["states"], rollout.inputs["actions"]].exp().masked_fill(~rollout.mask, 1.0)
     returns, mask = returns_to_go(rollout.rewards, 1.0), rollout.mask
@@ -268,8 +268,8 @@ def test_self_normalised_weights_lose_their_bias_with_more_episodes() -> None:
 @pytest.mark.parametrize("ratios", ["action", "trajectory", "decision"])
 def test_effective_sample_size_is_of_all_weights(ratios: str) -> None:
     rollout = uneven()
-    config = off_policy.Config(ratios=ratios)
-    _, cells = off_policy.estimate(rollout, {}, config)
+    method = OffPolicy(ratios=ratios)
+    _, cells = method.estimate(rollout, {})
     sums = MetricSums()
     for rows in (slice(0, 2), slice(2, 6)):
         sums.add({name: x[rows] for name, x in cells.items()}, rollout.mask[rows], rollout.dones[rows])
@@ -280,7 +280,7 @@ def test_effective_sample_size_is_of_all_weights(ratios: str) -> None:
         "trajectory": logs.sum(1).exp(),
         "decision": logs.cumsum(1).exp()[rollout.mask],
     }[ratios]
-    state = off_policy.adapt(off_policy.initial_state(config), metrics, config)
+    state = method.adapt(method.initial_state(), metrics)
     expected = float(weights.sum() ** 2 / (weights**2).sum())
     assert float(state["effective_samples"]) == pytest.approx(expected, rel=1e-12)
     assert metrics["weight_max"] == pytest.approx(float(weights.max()), rel=1e-12)
@@ -289,13 +289,13 @@ def test_effective_sample_size_is_of_all_weights(ratios: str) -> None:
 
 def test_without_lag_every_sample_counts_fully() -> None:
     rollout = make_rollout(TabularPolicy(4, 3), rows=6, steps=4)
-    config = off_policy.Config()
-    _, cells = off_policy.estimate(rollout, {}, config)
+    method = OffPolicy()
+    _, cells = method.estimate(rollout, {})
     sums = MetricSums()
     sums.add(cells, rollout.mask, rollout.dones)
     steps = int(rollout.mask.sum())
     metrics = sums.reduce(CPU) | {"steps": steps}
-    assert float(off_policy.adapt({}, metrics, config)["effective_samples"]) == pytest.approx(steps)
+    assert float(method.adapt({}, metrics)["effective_samples"]) == pytest.approx(steps)
     assert metrics["behaviour_kl_k3"] == 0.0
 
 
@@ -305,31 +305,31 @@ def test_only_a_critic_says_what_a_cut_episode_would_have_earned(ratios: str, ba
     """Its value is the learner's own, so no ratio corrects it where the episode is cut."""
     rollout = uneven()
     cut = replace(rollout, next_values=rollout.next_values + 5.0 * rollout.dones)
-    config = off_policy.Config(ratios=ratios, baseline=baseline)
-    returns, as_cut = (off_policy.estimate(x, {}, config)[0].returns for x in (rollout, cut))
+    method = OffPolicy(ratios=ratios, baseline=baseline)
+    returns, as_cut = (method.estimate(x, {})[0].returns for x in (rollout, cut))
     check((as_cut - returns)[rollout.dones], torch.full((6,), 5.0 * (baseline == "value"), dtype=torch.float64))
 
 
 def test_the_critic_and_the_entropy_have_their_coefficients() -> None:
     policy = TabularPolicy(4, 3)
     rollout = uneven()
-    config = off_policy.Config(value_coef=0.7, entropy_coef=0.1)
-    batch, _ = off_policy.estimate(rollout, {}, config)
+    method = OffPolicy(value_coef=0.7, entropy_coef=0.1)
+    batch, _ = method.estimate(rollout, {})
     output = policy(rollout.inputs)
     moved = output._replace(values=output.values + 1.0, logprobs=output.logprobs + 0.2)
-    terms, metrics = off_policy.loss(moved, batch, {}, config)
+    terms, metrics = method.loss(moved, batch, {})
     expected = (
         -math.exp(0.2) * batch.advantages - 0.1 * output.entropy + 0.35 * (output.values + 1.0 - batch.returns) ** 2
     )
     check(terms[rollout.mask], expected[rollout.mask])
-    without, _ = off_policy.loss(moved, batch, {}, replace(config, baseline="none"))
+    without, _ = replace(method, baseline="none").loss(moved, batch, {})
     check((terms - without)[rollout.mask], 0.7 * metrics["value_loss"][rollout.mask])
 
 
 def test_the_estimate_does_not_change_the_rollout() -> None:
     rollout = uneven()
     before = copy.deepcopy(rollout)
-    off_policy.estimate(rollout, {}, off_policy.Config(ratios="decision", kl_coef=0.1))
+    OffPolicy(ratios="decision", kl_coef=0.1).estimate(rollout, {})
     assert torch.equal(rollout.rewards, before.rewards)
     assert torch.equal(rollout.behaviour_logprobs, before.behaviour_logprobs)
 
@@ -344,4 +344,4 @@ def test_the_estimate_does_not_change_the_rollout() -> None:
 )
 def test_values_out_of_range_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        off_policy.Config(**changes)
+        OffPolicy(**changes)

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms import ppo
+from rlhf.algorithms.ppo import PPO
 from rlhf.errors import InputError
 from rlhf.rollout import Batch, PolicyOutput, Rollout
 from tests.batches import make_batch, make_rollout
 from tests.tabular import TabularPolicy
 
 
-def state(config: ppo.Config, *, update: int = 0, progress: float = 0.0) -> dict[str, Tensor]:
-    return ppo.initial_state(config) | {"update": torch.tensor(update), "progress": torch.tensor(progress)}
+def state(method: PPO, *, update: int = 0, progress: float = 0.0) -> dict[str, Tensor]:
+    return method.initial_state() | {"update": torch.tensor(update), "progress": torch.tensor(progress)}
 
 
 def one_action(
@@ -30,13 +30,13 @@ def one_action(
     return output, batch._replace(logprobs=cell, advantages=cell + advantage, returns=cell + target, values=cell)
 
 
-def loss_of(config: ppo.Config, *, update: int = 0, progress: float = 0.0, **action: float) -> tuple[float, dict]:
+def loss_of(method: PPO, *, update: int = 0, progress: float = 0.0, **action: float) -> tuple[float, dict]:
     output, batch = one_action(**action)
-    terms, metrics = ppo.loss(output, batch, state(config, update=update, progress=progress), config)
+    terms, metrics = method.objective(state(method, update=update, progress=progress))(output, batch)
     return float(terms), {name: float(value) for name, value in metrics.items()}
 
 
-PLAIN = ppo.Config(value_coef=0.0)
+PLAIN = PPO(value_coef=0.0)
 
 
 @pytest.mark.parametrize(
@@ -48,30 +48,30 @@ def test_the_surrogate_is_clipped_only_where_the_policy_has_gained_enough(ratio,
 
 
 def test_a_linear_clip_shrinks_with_the_run():
-    config = replace(PLAIN, clip=0.4, clip_schedule="linear")
+    method = replace(PLAIN, clip=0.4, clip_schedule="linear")
     for progress, expected in ((0.0, -1.4), (0.5, -1.2), (0.75, -1.1)):
-        terms, metrics = loss_of(config, ratio=2.0, advantage=1.0, progress=progress)
+        terms, metrics = loss_of(method, ratio=2.0, advantage=1.0, progress=progress)
         assert terms == pytest.approx(expected, abs=1e-9)
         assert metrics["clip_fraction"] == 1.0
-    assert loss_of(config, ratio=1.3, advantage=1.0, progress=0.0)[1]["clip_fraction"] == 0.0
-    assert loss_of(config, ratio=1.3, advantage=1.0, progress=0.5)[1]["clip_fraction"] == 1.0
+    assert loss_of(method, ratio=1.3, advantage=1.0, progress=0.0)[1]["clip_fraction"] == 0.0
+    assert loss_of(method, ratio=1.3, advantage=1.0, progress=0.5)[1]["clip_fraction"] == 1.0
 
 
 def test_the_value_loss_is_half_a_squared_error_times_its_coefficient():
-    config = ppo.Config(value_coef=0.5)
-    terms, metrics = loss_of(config, ratio=1.0, advantage=0.0, value=1.0, target=4.0)
+    method = PPO(value_coef=0.5)
+    terms, metrics = loss_of(method, ratio=1.0, advantage=0.0, value=1.0, target=4.0)
     assert metrics["value_loss"] == pytest.approx(4.5)
     assert terms == pytest.approx(2.25)
 
 
 def test_a_clipped_value_gains_nothing_by_moving_further():
     """Old value 0, target 4: within 0.5 the value counts as it is, beyond it as 0.5."""
-    config = ppo.Config(value_clip=0.5)
-    assert loss_of(config, ratio=1.0, advantage=0.0, value=0.25, target=4.0)[1]["value_loss"] == pytest.approx(
+    method = PPO(value_clip=0.5)
+    assert loss_of(method, ratio=1.0, advantage=0.0, value=0.25, target=4.0)[1]["value_loss"] == pytest.approx(
         0.5 * 3.75**2
     )
     for value in (1.0, 2.0):
-        metrics = loss_of(config, ratio=1.0, advantage=0.0, value=value, target=4.0)[1]
+        metrics = loss_of(method, ratio=1.0, advantage=0.0, value=value, target=4.0)[1]
         assert metrics["value_loss"] == pytest.approx(0.5 * 3.5**2)
 
 
@@ -81,11 +81,11 @@ def test_the_entropy_bonus_raises_entropy():
     policy = TabularPolicy(4, 3)
     batch = make_batch(policy, rows=9, steps=5)
     batch = batch._replace(advantages=torch.zeros_like(batch.advantages))
-    config = replace(PLAIN, entropy_coef=1.0)
+    method = replace(PLAIN, entropy_coef=1.0)
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.5)
     entropies = []
     for _ in range(3):
-        terms, metrics = ppo.loss(policy(batch.inputs), batch, state(config), config)
+        terms, metrics = method.objective(state(method))(policy(batch.inputs), batch)
         entropies.append(float(metrics["entropy"].detach().mean()))
         optimizer.zero_grad()
         terms.masked_fill(~batch.mask, 0.0).sum().div(batch.mask.sum()).backward()
@@ -97,10 +97,10 @@ def test_the_entropy_bonus_raises_entropy():
 def test_critic_warmup_trains_the_critic_only():
     policy = TabularPolicy(4, 3)
     batch = make_batch(policy, rows=9, steps=5)
-    config = ppo.Config(critic_warmup=2, entropy_coef=0.1)
+    method = PPO(critic_warmup=2, entropy_coef=0.1)
     for update, trained in ((0, False), (1, False), (2, True)):
         policy.zero_grad()
-        terms, _ = ppo.loss(policy(batch.inputs), batch, state(config, update=update), config)
+        terms, _ = method.loss(policy(batch.inputs), batch, state(method, update=update))
         (batch.weights * terms).sum().backward()
         assert bool(policy.logits.grad.abs().sum() > 0) is trained
         assert float(policy.critic.grad.abs().sum()) > 0
@@ -126,8 +126,8 @@ def rollout_with_reference() -> Rollout:
 
 def test_kl_is_taken_off_the_reward_of_its_action() -> None:
     """log p - log p_ref is .5, -1 | 0, 1, .5: what the policy likes more than its reference does costs it."""
-    config = ppo.Config(kl_coef=0.1, gae_lambda=1.0)
-    batch, metrics = ppo.estimate(rollout_with_reference(), ppo.initial_state(config), config)
+    method = PPO(kl_coef=0.1, gae_lambda=1.0)
+    batch, metrics = method.estimate(rollout_with_reference(), method.initial_state())
     expected = torch.tensor([[1.05, 1.1, 0.0], [1.85, 1.85, 1.95]], dtype=torch.float64)
     torch.testing.assert_close(batch.advantages, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(batch.returns, expected, rtol=0, atol=1e-12)
@@ -138,8 +138,8 @@ def test_kl_is_taken_off_the_reward_of_its_action() -> None:
 
 
 def test_kl_is_charged_at_the_coefficient_of_the_state() -> None:
-    config = ppo.Config(kl_coef=0.1, gae_lambda=1.0)
-    charged = ppo.estimate(rollout_with_reference(), {"kl_coef": torch.tensor(0.3)}, config)[0].advantages
+    method = PPO(kl_coef=0.1, gae_lambda=1.0)
+    charged = method.estimate(rollout_with_reference(), {"kl_coef": torch.tensor(0.3)})[0].advantages
     expected = torch.tensor([1.0 + 0.3 * 0.5, 2.0 - 0.3 * 1.5], dtype=torch.float64)
     torch.testing.assert_close(charged[:, 0], expected, rtol=0, atol=1e-6)
 
@@ -152,10 +152,10 @@ def with_reference(policy: TabularPolicy, shift: float) -> Rollout:
 
 def test_leaving_the_reference_is_charged_to_the_rewards():
     """With gamma and lambda 1 the return is the sum of rewards to come, each less 0.1 x 0.3."""
-    policy, config = TabularPolicy(4, 3), ppo.Config(kl_coef=0.1, gae_lambda=1.0)
+    policy, method = TabularPolicy(4, 3), PPO(kl_coef=0.1, gae_lambda=1.0)
     rollout = with_reference(policy, 0.3)
-    batch, cells = ppo.estimate(rollout, state(config), config)
-    free, _ = ppo.estimate(replace(rollout, ref_logprobs=None), state(config), config)
+    batch, cells = method.estimate(rollout, state(method))
+    free, _ = method.estimate(replace(rollout, ref_logprobs=None), state(method))
     steps_to_come = rollout.mask.double().flip(1).cumsum(1).flip(1)
     expected = (free.returns - 0.03 * steps_to_come).masked_fill(~rollout.mask, 0.0)
     torch.testing.assert_close(batch.returns, expected, rtol=0, atol=1e-12)
@@ -163,25 +163,25 @@ def test_leaving_the_reference_is_charged_to_the_rewards():
 
 
 def test_a_reference_without_a_coefficient_is_watched_for_free():
-    policy, config = TabularPolicy(4, 3), ppo.Config(kl_coef=0.0)
+    policy, method = TabularPolicy(4, 3), PPO(kl_coef=0.0)
     rollout = with_reference(policy, 0.3)
-    batch, cells = ppo.estimate(rollout, state(config), config)
-    free, unwatched = ppo.estimate(replace(rollout, ref_logprobs=None), state(config), config)
+    batch, cells = method.estimate(rollout, state(method))
+    free, unwatched = method.estimate(replace(rollout, ref_logprobs=None), state(method))
     assert torch.equal(batch.advantages, free.advantages)
     assert set(cells) - set(unwatched) == {"kl_ref_k1", "kl_ref_k3", "kl_ref_per_episode"}
 
 
 def test_kl_is_zero_where_policy_and_reference_agree():
-    policy, config = TabularPolicy(4, 3), ppo.Config(kl_coef=0.1)
-    _, cells = ppo.estimate(with_reference(policy, 0.0), state(config), config)
+    policy, method = TabularPolicy(4, 3), PPO(kl_coef=0.1)
+    _, cells = method.estimate(with_reference(policy, 0.0), state(method))
     for name in ("kl_ref_k1", "kl_ref_k3", "kl_ref_per_episode"):
         assert not cells[name].any()
 
 
 def test_returns_are_advantages_plus_the_values_of_acting():
-    policy, config = TabularPolicy(4, 3), ppo.Config()
+    policy, method = TabularPolicy(4, 3), PPO()
     rollout = make_rollout(policy, rows=5, steps=4)
-    batch, cells = ppo.estimate(rollout, state(config), config)
+    batch, cells = method.estimate(rollout, state(method))
     torch.testing.assert_close(batch.returns - batch.advantages, rollout.values, rtol=0, atol=1e-12)
     assert torch.equal(batch.weights, rollout.mask.double())
     assert torch.equal(batch.units, rollout.mask.double())
@@ -195,17 +195,17 @@ def test_returns_are_advantages_plus_the_values_of_acting():
 )
 def test_the_coefficient_moves_by_a_tenth_of_the_error_at_most_by_a_fiftieth(kl, factor):
     """Ziegler et al. (2019), section 2.2: x (1 + 0.1 clip(KL / target - 1, -0.2, 0.2)), here with a target of 6."""
-    config = ppo.Config(kl_coef=0.2, kl_target=6.0)
-    adapted = ppo.adapt(state(config, update=3), {"kl_ref_per_episode": kl}, config)
+    method = PPO(kl_coef=0.2, kl_target=6.0)
+    adapted = method.adapt(state(method, update=3), {"kl_ref_per_episode": kl})
     assert float(adapted["kl_coef"]) == pytest.approx(0.2 * factor, abs=1e-12)
     assert int(adapted["update"]) == 3
 
 
 def test_a_fixed_coefficient_stays():
-    config = ppo.Config(kl_coef=0.2)
-    start = state(config)
-    assert ppo.adapt(start, {}, config) == start
-    assert ppo.initial_state(config)["kl_coef"].dtype == torch.float64
+    method = PPO(kl_coef=0.2)
+    start = state(method)
+    assert method.adapt(start, {}) == start
+    assert method.initial_state()["kl_coef"].dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -222,4 +222,4 @@ def test_a_fixed_coefficient_stays():
 )
 def test_values_out_of_range_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        ppo.Config(**changes)
+        PPO(**changes)

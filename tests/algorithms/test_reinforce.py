@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from rlhf import optimize
-from rlhf.algorithms import bc, reinforce
+from rlhf.algorithms.checks import require_policy
+from rlhf.algorithms.clone import BehaviourCloning
+from rlhf.algorithms.reinforce import Reinforce, batch_baseline
 from rlhf.control.policy import ControlPolicy, PolicyConfig, Spaces
 from rlhf.errors import InputError
 from rlhf.rollout import Rollout, single_steps
@@ -43,16 +44,16 @@ UNBIASED = ["none", "leave_one_out", "step_leave_one_out", "least_variance"]
 def test_the_expected_gradient_is_exact(baseline: str, returns: str) -> None:
     problem = TinyMdp()
     policy = problem.policy()
-    config = reinforce.Config(baseline=baseline, returns=returns)
-    check(expected_gradient(reinforce, config, policy, problem, 2), gradient_of_return(policy, problem, 1.0))
+    method = Reinforce(baseline=baseline, returns=returns)
+    check(expected_gradient(method, policy, problem, 2), gradient_of_return(policy, problem, 1.0))
 
 
-@pytest.mark.parametrize("config", [{"returns": "total"}, {"discounted_states": True}])
+@pytest.mark.parametrize("settings", [{"returns": "total"}, {"discounted_states": True}])
 @pytest.mark.parametrize("baseline", UNBIASED)
-def test_the_weighted_gradient_is_that_of_the_discounted_return(config: dict, baseline: str) -> None:
+def test_the_weighted_gradient_is_that_of_the_discounted_return(settings: dict, baseline: str) -> None:
     problem = TinyMdp()
     policy = problem.policy()
-    ours = expected_gradient(reinforce, reinforce.Config(gamma=0.6, baseline=baseline, **config), policy, problem, 2)
+    ours = expected_gradient(Reinforce(gamma=0.6, baseline=baseline, **settings), policy, problem, 2)
     check(ours, gradient_of_return(policy, problem, 0.6))
 
 
@@ -60,18 +61,18 @@ def test_the_usual_gradient_is_not_that_of_the_discounted_return() -> None:
     """Its bias is exactly that of leaving gamma^t out."""
     problem = TinyMdp()
     policy = problem.policy()
-    ours = expected_gradient(reinforce, reinforce.Config(gamma=0.6), policy, problem, 2)
+    ours = expected_gradient(Reinforce(gamma=0.6), policy, problem, 2)
     check(ours, exact_gradient(policy, problem, lambda rewards, mask: returns_to_go(rewards, 0.6)))
     assert float((ours - gradient_of_return(policy, problem, 0.6)).norm()) > 0.05
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-@pytest.mark.parametrize("config", [{}, {"returns": "total"}, {"gamma": 0.6, "discounted_states": True}])
-def test_a_mean_that_includes_the_episode_leaves_n_minus_one_parts_in_n(size: int, config: dict) -> None:
+@pytest.mark.parametrize("settings", [{}, {"returns": "total"}, {"gamma": 0.6, "discounted_states": True}])
+def test_a_mean_that_includes_the_episode_leaves_n_minus_one_parts_in_n(size: int, settings: dict) -> None:
     problem = TinyMdp()
     policy = problem.policy()
-    ours = expected_gradient(reinforce, reinforce.Config(baseline="mean", **config), policy, problem, size)
-    check(ours, (size - 1) / size * gradient_of_return(policy, problem, config.get("gamma", 1.0)))
+    ours = expected_gradient(Reinforce(baseline="mean", **settings), policy, problem, size)
+    check(ours, (size - 1) / size * gradient_of_return(policy, problem, settings.get("gamma", 1.0)))
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -84,7 +85,7 @@ def test_a_mean_per_step_shrinks_each_step_by_how_many_reach_it(size: int) -> No
     reach = (probabilities.unsqueeze(1) * rollout.mask).sum(0)
     kept = 1.0 - (1.0 - (1.0 - reach) ** size) / (size * reach)
     assert float(reach.min()) < 0.9
-    ours = expected_gradient(reinforce, reinforce.Config(baseline="step_mean"), policy, problem, size)
+    ours = expected_gradient(Reinforce(baseline="step_mean"), policy, problem, size)
     check(ours, exact_gradient(policy, problem, lambda rewards, mask: kept * returns_to_go(rewards, 1.0)))
 
 
@@ -96,8 +97,8 @@ def test_a_value_that_is_refitted_to_the_batch_shrinks_each_state_by_how_many_vi
     """
     problem, size = Layers(), 2
     policy = problem.policy()
-    config = reinforce.Config(baseline="value", critic_epochs=45)
-    ours = expected_gradient(reinforce, config, policy, problem, size)
+    method = Reinforce(baseline="value", critic_epochs=45)
+    ours = expected_gradient(method, policy, problem, size)
     with torch.no_grad():
         first = policy.logits[0].softmax(0)
     visits = torch.stack([torch.ones_like(first[0]), *first])
@@ -125,8 +126,8 @@ def test_a_value_baseline_is_discounted_as_the_returns_it_is_taken_off() -> None
         (True, [[0.5, 0.0, 0.25], [3.5, 0.0, 0.0]]),
         (False, [[0.5, 0.0, 1.0], [3.5, 0.0, 0.0]]),
     ):
-        config = reinforce.Config(gamma=0.5, baseline="value", discounted_states=discounted)
-        batch, _ = reinforce.estimate(rollout, {}, config)
+        method = Reinforce(gamma=0.5, baseline="value", discounted_states=discounted)
+        batch, _ = method.estimate(rollout, {})
         check(batch.advantages, torch.tensor(expected, dtype=torch.float64))
 
 
@@ -135,7 +136,7 @@ def test_the_critic_is_fitted_first_and_the_policy_takes_one_step() -> None:
     problem = Layers()
     policy = problem.policy()
     rollout, _ = rollout_of(problem, policy, None)
-    learner, metrics = updated(reinforce, reinforce.Config(baseline="value", critic_epochs=150), policy, rollout)
+    learner, metrics = updated(Reinforce(baseline="value", critic_epochs=150), policy, rollout)
     returns = returns_to_go(rollout.rewards, 1.0)
     states = rollout.inputs["states"]
     means = torch.stack([returns[states == state].mean() for state in range(3)])
@@ -152,7 +153,7 @@ def test_units_are_episodes_or_actions() -> None:
     rollout, _ = rollout_of(problem, policy, None)
     steps = {}
     for units in ("episode", "action"):
-        learner, _ = updated(reinforce, reinforce.Config(units=units), policy, rollout)
+        learner, _ = updated(Reinforce(units=units), policy, rollout)
         steps[units] = learner.logits.detach() - policy.logits.detach()
     check(steps["action"] * int(rollout.mask.sum()), steps["episode"] * len(rollout.mask))
 
@@ -176,10 +177,9 @@ def test_baselines_of_a_batch_by_hand(baseline: str, expected: list[list[float]]
     mask = steps < lengths
     policy = TabularPolicy(4, 3)
     rollout = replace(make_rollout(policy, rows=3, steps=3), mask=mask, dones=steps == lengths - 1, rewards=HAND * mask)
-    config = reinforce.Config(baseline=baseline)
-    batch, _ = reinforce.estimate(rollout, {}, config)
+    batch, _ = Reinforce(baseline=baseline).estimate(rollout, {})
     check(batch.advantages, torch.tensor([[3, 2, 2], [5, 1, 0], [0, 0, 0]], dtype=torch.float64))
-    baselines = reinforce.batch_baseline(policy, single_steps(batch), mask, config, CPU)
+    baselines = batch_baseline(policy, single_steps(batch), mask, baseline, CPU)
     check(baselines, torch.tensor(expected, dtype=torch.float64))
 
 
@@ -189,9 +189,8 @@ def test_the_baseline_of_least_variance_weighs_by_squared_gradients() -> None:
     problem = Bandit()
     policy = problem.policy()
     rollout = rollout_of(problem, policy, None)[0].rows(torch.tensor([0, 0, 1]))
-    config = reinforce.Config(baseline="least_variance")
-    batch, _ = reinforce.estimate(rollout, {}, config)
-    baselines = reinforce.batch_baseline(policy, single_steps(batch), rollout.mask, config, CPU)
+    batch, _ = Reinforce(baseline="least_variance").estimate(rollout, {})
+    baselines = batch_baseline(policy, single_steps(batch), rollout.mask, "least_variance", CPU)
     check(baselines.squeeze(1), torch.tensor([0.02 / 1.64, 0.02 / 1.64, 1.0], dtype=torch.float64))
 
 
@@ -200,8 +199,8 @@ def test_discounting_is_an_end_that_comes_with_probability_one_minus_gamma() -> 
     problem, gamma = TinyMdp(), 0.6
     policy = problem.policy()
     rollout, probabilities = rollout_of(problem, policy, None)
-    discounted = reinforce.Config(gamma=gamma, discounted_states=True, baseline="none")
-    ours = our_gradient(policy, rollout, probabilities, reinforce, discounted, 10_000)["logits"]
+    discounted = Reinforce(gamma=gamma, discounted_states=True, baseline="none")
+    ours = our_gradient(policy, rollout, probabilities, discounted, 10_000)["logits"]
     parts, weights = [], []
     steps, lengths = torch.arange(problem.num_steps), rollout.mask.sum(1, keepdim=True)
     for length in range(1, problem.num_steps + 1):
@@ -218,10 +217,10 @@ def test_discounting_is_an_end_that_comes_with_probability_one_minus_gamma() -> 
     inputs = {name: torch.cat([part.inputs[name] for part in parts]) for name in rollout.inputs}
     probabilities_of_dying = torch.cat(weights)
     assert float(probabilities_of_dying.sum()) == pytest.approx(1.0, abs=1e-12)
-    undiscounted = reinforce.Config(baseline="none")
-    theirs = our_gradient(
-        policy, Rollout(inputs=inputs, **dying), probabilities_of_dying, reinforce, undiscounted, 10_000
-    )["logits"]
+    undiscounted = Reinforce(baseline="none")
+    theirs = our_gradient(policy, Rollout(inputs=inputs, **dying), probabilities_of_dying, undiscounted, 10_000)[
+        "logits"
+    ]
     check(ours, theirs)
     first = returns_to_go(rollout.rewards, gamma)[:, 0]
     check((probabilities * first).sum(), (probabilities_of_dying * dying["rewards"].sum(1)).sum())
@@ -235,17 +234,16 @@ def test_advantages_of_one_give_the_cloning_gradient(problem: TinyMdp | TinyLm) 
     policy = problem.policy()
     rollout, _ = rollout_of(problem, policy, None)
     gradients = {}
-    for algorithm in (bc, reinforce):
-        config = algorithm.Config()
-        batch, _ = algorithm.estimate(rollout, {}, config)
+    for method in (BehaviourCloning(), Reinforce()):
+        batch, _ = method.estimate(rollout, {})
         units = batch.mask.double()
         batch = batch._replace(advantages=units, units=units)
         policy.zero_grad()
-        loss = partial(algorithm.loss, state=STATE, config=config)
+        loss = method.objective(STATE)
         optimize.gradient(policy, batch, batch.rows(torch.tensor([0])), loss, accelerator=CPU, micro_batch_cost=100)
-        gradients[algorithm] = torch.cat([parameter.grad.flatten() for parameter in policy.parameters()])
-    assert float(gradients[bc].norm()) > 1e-2
-    check(gradients[reinforce], gradients[bc])
+        gradients[method.name] = torch.cat([parameter.grad.flatten() for parameter in policy.parameters()])
+    assert float(gradients["clone"].norm()) > 1e-2
+    check(gradients["reinforce"], gradients["clone"])
 
 
 def test_cloning_a_gaussian_of_fixed_sigma_is_a_scaled_squared_error() -> None:
@@ -260,7 +258,7 @@ def test_cloning_a_gaussian_of_fixed_sigma_is_a_scaled_squared_error() -> None:
         for name, size in (("observations", 3), ("actions", 2))
     }
     batch = make_batch(TabularPolicy(4, 3), rows=7, steps=1)
-    terms, _ = bc.loss(policy(inputs), batch, {}, bc.Config())
+    terms, _ = BehaviourCloning().loss(policy(inputs), batch, {})
     errors = (policy.actor(inputs["observations"]) - inputs["actions"]).square().sum(-1) / (2.0 * sigma.square())
     constant = (terms - errors).detach()
     check(constant, constant[:1].expand_as(constant))
@@ -271,9 +269,9 @@ def test_cloning_a_gaussian_of_fixed_sigma_is_a_scaled_squared_error() -> None:
 
 def test_the_gradient_of_the_loss_is_the_sum_of_the_gradients_of_its_steps() -> None:
     policy = TabularPolicy(4, 3)
-    config = reinforce.Config(baseline="none")
-    batch, _ = reinforce.estimate(make_rollout(policy, rows=3, steps=4), {}, config)
-    terms, _ = reinforce.loss(policy(batch.inputs), batch, {}, config)
+    method = Reinforce(baseline="none")
+    batch, _ = method.estimate(make_rollout(policy, rows=3, steps=4), {})
+    terms, _ = method.loss(policy(batch.inputs), batch, {})
     whole = torch.autograd.grad(terms.masked_fill(~batch.mask, 0.0).sum(), policy.logits)[0]
     steps = torch.zeros_like(whole)
     for row, t in batch.mask.nonzero().tolist():
@@ -287,8 +285,8 @@ def test_only_a_critic_says_what_a_cut_episode_would_have_earned(baseline: str) 
     policy = TabularPolicy(4, 3)
     rollout = make_rollout(policy, rows=2, steps=3)
     cut = replace(rollout, next_values=rollout.next_values + 5.0 * rollout.dones)
-    config = reinforce.Config(baseline=baseline)
-    returns, as_cut = (reinforce.estimate(x, {}, config)[0].returns for x in (rollout, cut))
+    method = Reinforce(baseline=baseline)
+    returns, as_cut = (method.estimate(x, {})[0].returns for x in (rollout, cut))
     check((as_cut - returns)[rollout.mask], torch.full_like(returns, 5.0 * (baseline == "value"))[rollout.mask])
 
 
@@ -298,7 +296,7 @@ def test_rows_that_are_not_whole_episodes_are_refused() -> None:
     dones = rollout.dones.clone()
     dones[2] = False
     with pytest.raises(InputError, match="1 rows of a rollout are not one whole episode"):
-        updated(reinforce, reinforce.Config(), policy, replace(rollout, dones=dones))
+        updated(Reinforce(), policy, replace(rollout, dones=dones))
 
 
 def test_a_row_without_actions_takes_no_part() -> None:
@@ -306,17 +304,14 @@ def test_a_row_without_actions_takes_no_part() -> None:
     rollout = make_rollout(policy, rows=4, steps=3)
     empty = replace(rollout, mask=rollout.mask & (torch.arange(4) != 1).unsqueeze(1))
     for baseline in ("mean", "leave_one_out", "step_leave_one_out", "least_variance"):
-        config = reinforce.Config(baseline=baseline)
-        without = updated(reinforce, config, policy, rollout.rows(torch.tensor([0, 2, 3])))[0]
-        check(updated(reinforce, config, policy, empty)[0].logits.detach(), without.logits.detach())
+        method = Reinforce(baseline=baseline)
+        without = updated(method, policy, rollout.rows(torch.tensor([0, 2, 3])))[0]
+        check(updated(method, policy, empty)[0].logits.detach(), without.logits.detach())
 
 
 def test_a_policy_with_memory_has_no_cheap_gradient_of_each_action() -> None:
-    problem = TinyLm()
-    policy = problem.policy()
-    rollout, _ = rollout_of(problem, policy, None)
-    with pytest.raises(InputError, match="least_variance, which needs the gradient of every single action"):
-        updated(reinforce, reinforce.Config(baseline="least_variance"), policy, rollout)
+    with pytest.raises(InputError, match=r"of every single action, .* Choose another method or baseline"):
+        require_policy(Reinforce(baseline="least_variance"), memoryless=False, has_critic=False)
 
 
 @pytest.mark.parametrize(
@@ -331,4 +326,4 @@ def test_a_policy_with_memory_has_no_cheap_gradient_of_each_action() -> None:
 )
 def test_values_out_of_range_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        reinforce.Config(**changes)
+        Reinforce(**changes)

@@ -3,15 +3,16 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from functools import partial
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from rlhf import optimize
-from rlhf.algorithms import a2c, ppo, reinforce_pp
+from rlhf.algorithms.a2c import A2C
+from rlhf.algorithms.base import Method
+from rlhf.algorithms.ppo import PPO
+from rlhf.algorithms.reinforce_pp import ReinforcePP
 from rlhf.errors import InputError
 from rlhf.rollout import Rollout, single_steps
 from tests.algorithms.batches_of_episodes import STATE, Bandit, batches, expected_gradient, gradient_of_return
@@ -29,12 +30,12 @@ def rollout_and_policy(reference: Tensor | None = None) -> tuple[Rollout, nn.Mod
     return one_group(rollout.rows(torch.tensor(CHOSEN))), policy
 
 
-def moved(rollout: Rollout, policy: nn.Module, config: reinforce_pp.Config) -> Tensor:
+def moved(rollout: Rollout, policy: nn.Module, method: ReinforcePP) -> Tensor:
     """The step of the logits that the whole update makes by gradient descent of rate 1, whitening included."""
     moving = copy.deepcopy(policy)
-    batch, _ = reinforce_pp.estimate(rollout, {}, config)
-    plain = optimize.Config(learning_rate=1.0, epochs=1, whiten=reinforce_pp.WHITEN, max_gradient_norm=0.0)
-    loss = partial(reinforce_pp.loss, state=STATE, config=config)
+    batch, _ = method.estimate(rollout, {})
+    plain = optimize.Optimize(learning_rate=1.0, epochs=1, whiten=ReinforcePP.whitens[-1], max_gradient_norm=0.0)
+    loss = method.objective(STATE)
     learner = learner_of(moving, plain, optimizer=torch.optim.SGD(moving.parameters(), lr=1.0))
     optimize.update(learner, single_steps(batch), loss)
     assert torch.equal(moving.critic, policy.critic)
@@ -65,7 +66,7 @@ def to_go(rewards: Tensor, lengths: list[int], gamma: float) -> list[list[float]
 def test_returns_to_go_are_normalised_over_the_batch(gamma: float) -> None:
     rollout, policy = rollout_and_policy()
     credits = to_go(rollout.rewards, rollout.mask.sum(1).tolist(), gamma)
-    ours = moved(rollout, policy, reinforce_pp.Config(gamma=gamma))
+    ours = moved(rollout, policy, ReinforcePP(gamma=gamma))
     torch.testing.assert_close(ours, predicted(rollout, policy, credits), rtol=0, atol=1e-9)
 
 
@@ -75,7 +76,7 @@ def test_the_group_baseline_is_taken_off_before_normalising() -> None:
     means = [statistics.fmean(row[0] for row in part) for part in (credits[:2], credits[2:])]
     rollout.groups[2:] = 1
     less = [[credit - means[i >= 2] for credit in row] for i, row in enumerate(credits)]
-    ours = moved(rollout, policy, reinforce_pp.Config(baseline="group"))
+    ours = moved(rollout, policy, ReinforcePP(baseline="group"))
     torch.testing.assert_close(ours, predicted(rollout, policy, less), rtol=0, atol=1e-9)
 
 
@@ -90,15 +91,15 @@ def test_the_expected_gradient_is_biased_as_normalising_by_the_batch_predicts(ba
         credits = to_go(rollout.rewards, rollout.mask.sum(1).tolist(), 1.0)
         mean = statistics.fmean(row[0] for row in credits) if baseline == "group" else 0.0
         expected += probability * predicted(rollout, policy, [[credit - mean for credit in row] for row in credits])
-        ours += probability * moved(one_group(rollout), policy, reinforce_pp.Config(baseline=baseline))
+        ours += probability * moved(one_group(rollout), policy, ReinforcePP(baseline=baseline))
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9)
     exact = gradient_of_return(policy, problem, 1.0)
     assert 0.5 < float(torch.nn.functional.cosine_similarity(ours.flatten(), exact.flatten(), dim=0)) < 0.999
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-@pytest.mark.parametrize("algorithm", [reinforce_pp, ppo, a2c])
-def test_whitening_scales_the_gradient_of_two_outcomes_by_their_expected_deviation(algorithm: Any, size: int) -> None:
+@pytest.mark.parametrize("method", [ReinforcePP(), PPO(), A2C()])
+def test_whitening_scales_the_gradient_of_two_outcomes_by_their_expected_deviation(method: Method, size: int) -> None:
     """Of N actions k are paid 1, the others 0: whitened, these are sqrt((N - k) / k) and -sqrt(k / (N - k)), whose
     gradient is sqrt(k (N - k)) / N (grad log p_1 - grad log p_0), the exact one times deviation / (p_1 p_0).
     """
@@ -106,7 +107,7 @@ def test_whitening_scales_the_gradient_of_two_outcomes_by_their_expected_deviati
     policy = problem.policy()
     with torch.no_grad():
         policy.critic.zero_()
-    ours = expected_gradient(algorithm, algorithm.Config(), policy, problem, size, whiten="batch")
+    ours = expected_gradient(method, policy, problem, size, whiten="batch")
     chances = [math.comb(size, k) * 0.9**k * 0.1 ** (size - k) for k in range(size + 1)]
     deviation = sum(chance * math.sqrt(k * (size - k)) / size for k, chance in enumerate(chances))
     exact = gradient_of_return(policy, problem, 1.0)
@@ -121,19 +122,19 @@ def test_the_reference_is_charged_action_by_action() -> None:
     rollout, policy = rollout_and_policy(reference)
     charged = rollout.rewards - 0.3 * (rollout.logprobs - rollout.ref_logprobs)
     credits = to_go(charged, rollout.mask.sum(1).tolist(), 1.0)
-    ours = moved(rollout, policy, reinforce_pp.Config(kl_coef=0.3))
+    ours = moved(rollout, policy, ReinforcePP(kl_coef=0.3))
     torch.testing.assert_close(ours, predicted(rollout, policy, credits), rtol=0, atol=1e-9)
 
 
 def test_only_the_baseline_needs_groups() -> None:
     rollout, _ = rollout_and_policy()
     rollout.groups[0] = 5
-    reinforce_pp.estimate(rollout, {}, reinforce_pp.Config())
+    ReinforcePP().estimate(rollout, {})
     with pytest.raises(InputError, match="rows that share a start"):
-        reinforce_pp.estimate(rollout, {}, reinforce_pp.Config(baseline="group"))
+        ReinforcePP(baseline="group").estimate(rollout, {})
 
 
 @pytest.mark.parametrize("bad", [{"gamma": -0.1}, {"clip": 0.0}, {"kl_coef": -1.0}, {"entropy_coef": -1.0}])
 def test_settings_out_of_range_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(InputError):
-        reinforce_pp.Config(**bad)
+        ReinforcePP(**bad)

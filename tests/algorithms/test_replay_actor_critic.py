@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms import replay_actor_critic
+from rlhf.algorithms.replay_actor_critic import ReplayActorCritic
 from rlhf.errors import InputError
 from tests.twins import TabularTwins, replayed
 
@@ -54,13 +54,11 @@ def expected_gradient(policy: TabularTwins, *, sampled_actions: int, baseline: b
             weights.append(probability)
             draws.append([middle(POLICY[after], next_action), *(middle(POLICY[state], one) for one in chosen)])
     states, actions, following = torch.tensor(rows).unbind(1)
-    config = replay_actor_critic.Config(
-        gamma=GAMMA, sampled_actions=sampled_actions, baseline=baseline, entropy_coef=0.0
-    )
-    batch, _ = replay_actor_critic.estimate(replayed(states, actions, REWARDS[states, actions], following), {}, config)
+    method = ReplayActorCritic(gamma=GAMMA, sampled_actions=sampled_actions, baseline=baseline, entropy_coef=0.0)
+    batch, _ = method.estimate(replayed(states, actions, REWARDS[states, actions], following), {})
     uniforms = torch.tensor(draws, dtype=torch.float64).unsqueeze(1)
     batch = batch._replace(inputs={**batch.inputs, "uniforms": uniforms})
-    terms, _ = replay_actor_critic.loss(policy(batch.inputs), batch, {}, config)
+    terms, _ = method.loss(policy(batch.inputs), batch, {})
     policy.zero_grad()
     (torch.stack(weights) * terms.squeeze(1)).sum().backward()
     assert float(torch.stack(weights).sum()) == pytest.approx(1.0, abs=1e-12)
@@ -143,11 +141,9 @@ def test_the_gradient_with_twins_an_end_and_an_entropy_bonus_is_that_of_the_defi
     states, actions = torch.arange(3).repeat_interleave(2), torch.arange(2).repeat(3)
     terminals = torch.tensor([False, True, False, False, True, False])
     nexts, drawn = torch.tensor([1, 0, 0, 1, 1, 0]), torch.tensor([[0, 1], [1, 1], [0, 0], [1, 0], [0, 1], [1, 1]])
-    config = replay_actor_critic.Config(
-        gamma=GAMMA, sampled_actions=sampled_actions, baseline=baseline, entropy_coef=0.3
-    )
+    method = ReplayActorCritic(gamma=GAMMA, sampled_actions=sampled_actions, baseline=baseline, entropy_coef=0.3)
     rollout = replayed(states, actions, REWARDS[states, actions], NEXT[states, actions], terminals)
-    batch, _ = replay_actor_critic.estimate(rollout, {}, config)
+    batch, _ = method.estimate(rollout, {})
     uniforms = [
         [
             middle(POLICY[NEXT[s, a]], int(nexts[i])),
@@ -156,9 +152,7 @@ def test_the_gradient_with_twins_an_end_and_an_entropy_bonus_is_that_of_the_defi
         for i, (s, a) in enumerate(zip(states, actions, strict=True))
     ]
     draws = torch.tensor(uniforms, dtype=torch.float64).unsqueeze(1)
-    terms, _ = replay_actor_critic.loss(
-        policy(batch.inputs), batch._replace(inputs={**batch.inputs, "uniforms": draws}), {}, config
-    )
+    terms, _ = method.loss(policy(batch.inputs), batch._replace(inputs={**batch.inputs, "uniforms": draws}), {})
     terms.sum().backward()
 
     logits, values = LOGITS.clone().requires_grad_(), critics.clone().requires_grad_()
@@ -193,12 +187,12 @@ def test_more_sampled_actions_lower_the_variance_as_one_over_their_number() -> N
         for chosen in itertools.product(range(2), repeat=count):
             probability = POLICY[0][list(chosen)].prod()
             policy = critic_of_actions()
-            config = replay_actor_critic.Config(gamma=GAMMA, sampled_actions=count, baseline=False, entropy_coef=0.0)
+            method = ReplayActorCritic(gamma=GAMMA, sampled_actions=count, baseline=False, entropy_coef=0.0)
             rollout = replayed(*(torch.tensor([x]) for x in (0, 0)), REWARDS[:1, 0], NEXT[:1, 0])
-            batch, _ = replay_actor_critic.estimate(rollout, {}, config)
+            batch, _ = method.estimate(rollout, {})
             draws = torch.tensor([[[0.5, *(middle(POLICY[0], a) for a in chosen)]]], dtype=torch.float64)
             batch = batch._replace(inputs={**batch.inputs, "uniforms": draws})
-            replay_actor_critic.loss(policy(batch.inputs), batch, {}, config)[0].sum().backward()
+            method.loss(policy(batch.inputs), batch, {})[0].sum().backward()
             total += probability * (-policy.actor.grad[0] - mean).square().sum()
         variances.append(float(total))
     assert variances[1] == pytest.approx(variances[0] / 2, abs=1e-9)
@@ -212,4 +206,4 @@ def test_the_temperature_it_does_not_use_stays_in_the_graph() -> None:
 @pytest.mark.parametrize(("field", "value"), [("sampled_actions", -1), ("entropy_coef", -0.1), ("gamma", 2.0)])
 def test_replay_actor_critic_refuses_settings_out_of_range(field: str, value: float) -> None:
     with pytest.raises(InputError, match=field):
-        replay_actor_critic.Config(**{field: value})
+        ReplayActorCritic(**{field: value})

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf import optimize
-from rlhf.algorithms import sac
+from rlhf.algorithms.sac import SAC, Output
 from rlhf.control.policy import PolicyConfig, Spaces
 from rlhf.control.twin_policy import TwinPolicy
 from rlhf.core.squashed import squashed_gaussian_logprobs
@@ -54,7 +54,7 @@ def random_rollout(rows: int, spaces: Spaces = SPACES) -> Rollout:
     )
 
 
-def hand_output(**changes: Tensor) -> sac.Output:
+def hand_output(**changes: Tensor) -> Output:
     """One cell: twin values 1 and 3, drawn action with log p -0.5 worth 2 and 1.5, the next 0.25 worth 5 and 4."""
 
     def cell(*x: float) -> Tensor:
@@ -64,7 +64,7 @@ def hand_output(**changes: Tensor) -> sac.Output:
             else torch.tensor(x, dtype=torch.float64).view(1, 1, -1)
         )
 
-    output = sac.Output(
+    output = Output(
         values=cell(1.0, 3.0),
         logprobs=cell(-0.5),
         sampled_values=cell(2.0, 1.5),
@@ -78,10 +78,10 @@ def hand_output(**changes: Tensor) -> sac.Output:
 @pytest.mark.parametrize(("row", "target"), [(1, 0.9 * (4.0 - 0.2 * 0.25)), (0, 0.0)])
 def test_sac_loss_by_hand(row: int, target: float) -> None:
     """y = r + gamma (min Q' - temperature log p'), r alone where the episode ends (row 0)."""
-    config = sac.Config(gamma=0.9, target_entropy=-1.0)
-    batch, _ = sac.estimate(random_rollout(2), {}, config)
+    method = SAC(gamma=0.9, target_entropy=-1.0)
+    batch, _ = method.estimate(random_rollout(2), {})
     batch = batch.rows(torch.tensor([row]))
-    terms, metrics = sac.loss(hand_output(), batch, {}, config)
+    terms, metrics = method.loss(hand_output(), batch, {})
     y = float(batch.rewards) + target
     value_loss = 0.5 * ((y - 1.0) ** 2 + (y - 3.0) ** 2)
     policy_loss = 0.2 * -0.5 - 1.5
@@ -94,11 +94,11 @@ def test_sac_loss_by_hand(row: int, target: float) -> None:
 
 def test_sac_trains_each_part_by_its_own_loss() -> None:
     """One backward pass over the sum gives each part the gradient that its loss alone gives it, by the definitions."""
-    policy, config = policy_of(), sac.Config(gamma=0.9)
-    batch, _ = sac.estimate(random_rollout(6), {}, config)
+    policy, method = policy_of(), SAC(gamma=0.9)
+    batch, _ = method.estimate(random_rollout(6), {})
     noise, next_noise = torch.randn(2, 6, 1, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     inputs = {**batch.inputs, "noise": noise, "next_noise": next_noise}
-    terms, _ = sac.loss(policy(inputs), batch, {}, config)
+    terms, _ = method.loss(policy(inputs), batch, {})
     policy.zero_grad()
     terms.mean().backward()
     found = {name: parameter.grad.clone() for name, parameter in policy.named_parameters() if parameter.requires_grad}
@@ -192,7 +192,7 @@ def test_the_policy_gradient_over_its_noise_is_that_of_the_integral_over_actions
     Both integrals are split where the critics cross. The integrands are smooth on either side, so Gauss-Legendre is
     exact but for rounding; across the kink Gauss-Hermite, with 160 nodes, is off by 1e-2.
     """
-    policy, config = two_planes(), sac.Config()
+    policy, method = two_planes(), SAC()
     states = torch.tensor([[0.3, -0.8], [-1.1, 0.4], [0.6, 0.9]], dtype=torch.float64)
     crossings = crossings_of(policy, states)
     assert float(crossings.abs().max()) < 0.9
@@ -202,10 +202,10 @@ def test_the_policy_gradient_over_its_noise_is_that_of_the_integral_over_actions
     shares = shares * torch.exp(-0.5 * noise.square()) / math.sqrt(2.0 * math.pi)
     cells = noise.reshape(-1, 1, 1)
     rollout = random_rollout(len(cells), policy.spaces)
-    batch, _ = sac.estimate(rollout, {}, config)
+    batch, _ = method.estimate(rollout, {})
     repeated = states.repeat_interleave(noise.shape[1], 0).unsqueeze(1)
     inputs = {**batch.inputs, "observations": repeated, "noise": cells, "next_noise": torch.zeros_like(cells)}
-    terms, _ = sac.loss(policy(inputs), batch, {}, config)
+    terms, _ = method.loss(policy(inputs), batch, {})
     ours = torch.autograd.grad((shares.reshape(-1, 1) * terms).sum(), list(policy.actor.parameters()))
 
     actions, weights = split_quadrature(-1.0, crossings, 1.0, 300)
@@ -223,10 +223,10 @@ def test_the_policy_gradient_over_its_noise_is_that_of_the_integral_over_actions
 def update_once(
     policy: TwinPolicy, rollout: Rollout, *, index: int = 0, rate: float = 0.005, minibatches: int = 1
 ) -> dict[str, float]:
-    config = sac.Config(target_rate=rate)
-    optimize_config = optimize.Config(epochs=1, minibatches=minibatches, whiten="none")
-    batch, _ = sac.estimate(rollout, {}, config)
-    return sac.update(learner_of(policy, optimize_config, update_index=index), rollout, batch, {}, config)[0]
+    method = SAC(target_rate=rate)
+    settings = optimize.Optimize(epochs=1, minibatches=minibatches, whiten="none")
+    batch, _ = method.estimate(rollout, {})
+    return method.update(learner_of(policy, settings, update_index=index), rollout, batch, {})[0]
 
 
 def test_sac_update_moves_every_part_and_the_targets() -> None:
@@ -255,4 +255,4 @@ def test_sac_noise_is_that_of_the_update_and_the_row() -> None:
 )
 def test_sac_refuses_settings_out_of_range(field: str, value: float) -> None:
     with pytest.raises(InputError, match=field):
-        sac.Config(**{field: value})
+        SAC(**{field: value})

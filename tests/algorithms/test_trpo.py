@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rlhf import optimize
-from rlhf.algorithms import natural, trpo
+from rlhf.algorithms import natural
+from rlhf.algorithms.trpo import TRPO
 from rlhf.control.policy import ControlPolicy, PolicyConfig, Spaces
 from rlhf.core import kl, losses
 from rlhf.errors import InputError
@@ -24,7 +25,7 @@ from tests.tabular import TabularPolicy
 CPU = Accelerator(cpu=True)
 STATE = {"progress": torch.tensor(0.0), "update": torch.tensor(0)}
 EXACT = {"damping": 0.0, "cg_iterations": 8}
-FIT = optimize.Config(epochs=2, minibatches=2, learning_rate=0.01)
+FIT = optimize.Optimize(epochs=2, minibatches=2, learning_rate=0.01)
 
 
 def gaussian_policy(seed: int = 0) -> ControlPolicy:
@@ -78,7 +79,7 @@ def rollout_of(policy: Any) -> Rollout:
 
 
 def batch_of(policy: Any) -> Batch:
-    batch, _ = trpo.estimate(rollout_of(policy), STATE, trpo.Config())
+    batch, _ = TRPO().estimate(rollout_of(policy), STATE)
     return single_steps(batch)
 
 
@@ -89,14 +90,14 @@ def actor_of(policy: Any) -> list[nn.Parameter]:
 
 def run(
     policy: Any,
-    config: trpo.Config,
+    method: TRPO,
     *,
-    fit: optimize.Config = FIT,
+    fit: optimize.Optimize = FIT,
     batch: Batch | None = None,
     state: dict[str, Tensor] = STATE,
 ) -> dict[str, float]:
     batch = batch_of(policy) if batch is None else batch
-    metrics, _ = trpo.update(learner_of(policy, fit), rollout_of(policy), batch, state, config)
+    metrics, _ = method.update(learner_of(policy, fit), rollout_of(policy), batch, state)
     return metrics
 
 
@@ -211,7 +212,7 @@ def test_fisher_shares_take_the_matrix_from_some_rows_and_the_gradient_from_all(
 
     The surrogate's gain and the KL are those of all rows, so the step's length may differ: the direction is compared.
     """
-    config, seen = trpo.Config(max_kl=1e-6, damping=0.1, cg_iterations=60), []
+    method, seen = TRPO(max_kl=1e-6, damping=0.1, cg_iterations=60), []
     for index in range(6):
         policy = TabularPolicy(4, 3)
         batch, start = batch_of(policy), policy.logits.detach().clone()
@@ -221,8 +222,8 @@ def test_fisher_shares_take_the_matrix_from_some_rows_and_the_gradient_from_all(
             damped = fisher_by_enumeration(policy, batch.rows(row[None])) + 0.1 * torch.eye(12, dtype=torch.float64)
             directions.append(torch.linalg.solve(damped, gradient))
         learner = learner_of(policy, replace(FIT, whiten="none"), update_index=index)
-        shared = replace(config, fisher_shares=len(rows))
-        trpo.update(learner, rollout_of(policy), batch, STATE, shared)
+        shared = replace(method, fisher_shares=len(rows))
+        shared.update(learner, rollout_of(policy), batch, STATE)
         moved = (policy.logits.detach() - start).flatten()
         matches = [float(moved @ d / (moved.norm() * d.norm())) > 1.0 - 1e-9 for d in directions]
         assert any(matches)
@@ -233,14 +234,14 @@ def test_fisher_shares_take_the_matrix_from_some_rows_and_the_gradient_from_all(
 def test_small_steps_have_the_kl_of_their_quadratic_model() -> None:
     """Where max_kl is small the model holds: the first step is taken whole and has nearly that KL."""
     policy = TabularPolicy(4, 3)
-    metrics = run(policy, trpo.Config(**EXACT, max_kl=1e-8, shrinkage=0.999))
+    metrics = run(policy, TRPO(**EXACT, max_kl=1e-8, shrinkage=0.999))
     assert metrics["step_share"] > 0.99
     assert metrics["kl_old_new"] == pytest.approx(1e-8, rel=0.01)
 
 
 def test_linear_limit_shrinks_with_the_run() -> None:
-    config = trpo.Config(**EXACT, max_kl=1e-8, max_kl_schedule="linear", shrinkage=0.999)
-    metrics = run(TabularPolicy(4, 3), config, state=STATE | {"progress": torch.tensor(0.75)})
+    method = TRPO(**EXACT, max_kl=1e-8, max_kl_schedule="linear", shrinkage=0.999)
+    metrics = run(TabularPolicy(4, 3), method, state=STATE | {"progress": torch.tensor(0.75)})
     assert metrics["kl_old_new"] == pytest.approx(0.25e-8, rel=0.01)
 
 
@@ -252,7 +253,7 @@ def test_update_improves_the_surrogate_within_the_constraint(make: Any) -> None:
     with torch.no_grad():
         old = policy(batch.inputs, distribution=True)[1]
     old = type(old)(*(x.clone() for x in old))
-    metrics = run(policy, trpo.Config(max_kl=0.02), fit=replace(FIT, whiten="none"))
+    metrics = run(policy, TRPO(max_kl=0.02), fit=replace(FIT, whiten="none"))
     with torch.no_grad():
         divergence = float(kl_from(policy, old, batch))
         ratios = torch.exp(policy(batch.inputs).logprobs - batch.logprobs)
@@ -296,7 +297,7 @@ def test_equal_advantages_leave_the_actor_to_the_last_bit() -> None:
     policy = softmax_policy()
     batch = batch_of(policy)
     before = {name: x.clone() for name, x in policy.state_dict().items()}
-    metrics = run(policy, trpo.Config(), batch=batch._replace(advantages=torch.ones_like(batch.advantages)))
+    metrics = run(policy, TRPO(), batch=batch._replace(advantages=torch.ones_like(batch.advantages)))
     assert metrics["step_share"] == 0.0
     for name, x in policy.state_dict().items():
         assert torch.equal(x, before[name]) == name.startswith("actor"), name
@@ -308,15 +309,13 @@ def test_update_does_not_depend_on_micro_batches(whiten: str) -> None:
     for budget in (4, 10_000):
         policy = gaussian_policy()
         start = natural.flat([p.detach().clone() for p in policy.parameters()])
-        run(
-            policy, trpo.Config(damping=0.01, cg_iterations=5), fit=replace(FIT, micro_batch_cost=budget, whiten=whiten)
-        )
+        run(policy, TRPO(damping=0.01, cg_iterations=5), fit=replace(FIT, micro_batch_cost=budget, whiten=whiten))
         changes.append(natural.flat([p.detach() for p in policy.parameters()]) - start)
     assert changes[0].norm() > 1e-3
     assert (changes[0] - changes[1]).norm() <= 1e-9 * changes[0].norm()
 
 
-def test_advantages_are_whitened_as_the_optimizer_config_says() -> None:
+def test_advantages_are_whitened_as_the_optimizers_settings_say() -> None:
     """Then shifting and scaling them changes nothing; without whitening a shift does."""
     moved = {}
     for whiten in ("none", "batch", "minibatch"):
@@ -324,7 +323,7 @@ def test_advantages_are_whitened_as_the_optimizer_config_says() -> None:
             policy = TabularPolicy(4, 3)
             batch = batch_of(policy)
             batch = batch._replace(advantages=batch.advantages * (1.0 + shift) + shift)
-            run(policy, trpo.Config(), fit=replace(FIT, whiten=whiten), batch=batch)
+            run(policy, TRPO(), fit=replace(FIT, whiten=whiten), batch=batch)
             moved[whiten, shift] = policy.logits.detach().clone()
     torch.testing.assert_close(moved["batch", 0.0], moved["batch", 5.0], rtol=0, atol=1e-9)
     torch.testing.assert_close(moved["minibatch", 0.0], moved["batch", 0.0], rtol=0, atol=1e-9)
@@ -334,11 +333,11 @@ def test_advantages_are_whitened_as_the_optimizer_config_says() -> None:
 def test_critic_is_fitted_to_the_returns_and_the_actor_left_to_the_trust_region() -> None:
     """With weight decay, which would otherwise pull at the actor too."""
     policy, twin = softmax_policy(), softmax_policy()
-    fit = optimize.Config(epochs=100, learning_rate=0.05, weight_decay=0.1)
+    fit = optimize.Optimize(epochs=100, learning_rate=0.05, weight_decay=0.1)
     batch = batch_of(policy)
     before = losses.value_loss(batch.values, batch.returns)[batch.mask].mean()
-    run(policy, trpo.Config(), fit=fit)
-    run(twin, trpo.Config(), fit=FIT)
+    run(policy, TRPO(), fit=fit)
+    run(twin, TRPO(), fit=FIT)
     with torch.no_grad():
         after = losses.value_loss(policy(batch.inputs).values, batch.returns)[batch.mask].mean()
     assert after < 0.6 * before
@@ -363,7 +362,7 @@ def test_policies_that_are_almost_certain_survive(dtype: torch.dtype, damping: f
         noise = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(update)).to(dtype)
         fresh = batch._replace(advantages=noise * batch.mask, logprobs=logprobs.masked_fill(~batch.mask, 0.0))
         old = Categorical(old.logits.clone())
-        metrics = run(policy, trpo.Config(damping=damping, max_kl=0.01), batch=fresh)
+        metrics = run(policy, TRPO(damping=damping, max_kl=0.01), batch=fresh)
         assert all(torch.isfinite(p).all() for p in policy.parameters())
         with torch.no_grad():
             assert float(kl_from(policy, old, batch)) <= 0.01 * (1 + 1e-5)
@@ -383,7 +382,7 @@ def test_actions_of_a_certain_policy_that_were_rare_can_be_learned_from() -> Non
         logprobs=policy(batch.inputs).logprobs.detach().masked_fill(~batch.mask, 0.0),
         advantages=(rare & batch.mask).double(),
     )
-    metrics = run(policy, trpo.Config(), batch=batch)
+    metrics = run(policy, TRPO(), batch=batch)
     assert metrics["step_share"] > 0.0
     assert float((policy.logits[0, 1] - policy.logits[0, 0]).detach()) > -18.0 + 1e-3
 
@@ -399,7 +398,7 @@ def test_acting_and_scoring_that_disagree_are_an_error() -> None:
     policy = TabularPolicy(4, 3)
     batch = batch_of(policy)
     with pytest.raises(RuntimeError, match="dropout"):
-        run(policy, trpo.Config(), batch=batch._replace(logprobs=batch.logprobs - 0.01))
+        run(policy, TRPO(), batch=batch._replace(logprobs=batch.logprobs - 0.01))
 
 
 def test_loss_at_the_old_policy_has_the_gradient_of_the_policy_gradient() -> None:
@@ -408,7 +407,7 @@ def test_loss_at_the_old_policy_has_the_gradient_of_the_policy_gradient() -> Non
     batch = batch_of(policy)
     gradients = []
     for terms in (
-        trpo.loss(policy(batch.inputs), batch, STATE, trpo.Config())[0],
+        TRPO().loss(policy(batch.inputs), batch, STATE)[0],
         losses.policy_gradient_loss(policy(batch.inputs).logprobs, batch.advantages),
     ):
         gradients.append(torch.autograd.grad(terms[batch.mask].mean(), [policy.logits])[0])
@@ -418,7 +417,7 @@ def test_loss_at_the_old_policy_has_the_gradient_of_the_policy_gradient() -> Non
 def test_metrics_tell_of_the_policy_after_the_step() -> None:
     policy = TabularPolicy(4, 3)
     batch = batch_of(policy)
-    metrics = run(policy, trpo.Config(max_kl=0.1), fit=replace(FIT, whiten="none"))
+    metrics = run(policy, TRPO(max_kl=0.1), fit=replace(FIT, whiten="none"))
     with torch.no_grad():
         output = policy(batch.inputs)
     assert metrics["entropy"] == pytest.approx(float(output.entropy[batch.mask].mean()), rel=1e-12)
@@ -435,6 +434,6 @@ def test_metrics_tell_of_the_policy_after_the_step() -> None:
     "wrong",
     [{"max_kl": 0.0}, {"damping": -1.0}, {"shrinkage": 1.0}, {"cg_iterations": 0}, {"backtracks": 0}, {"gamma": 2.0}],
 )
-def test_config_refuses_what_makes_no_sense(wrong: dict[str, float]) -> None:
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
-        trpo.Config(**wrong)
+        TRPO(**wrong)

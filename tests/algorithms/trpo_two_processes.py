@@ -1,4 +1,4 @@
-"""Run by test_trpo_distributed.py, alone and under torchrun: the same TRPO updates, rows dealt unevenly."""
+"""Run by test_trpo_distributed.py, alone and under torchrun: the same TRPO updates, rows spread unevenly."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rlhf import optimize
-from rlhf.algorithms import trpo
-from rlhf.diagnose import diagnose
+from rlhf.algorithms.trpo import TRPO
 from rlhf.rollout import Batch, Rollout
 from rlhf.runs.launch import leave
 from tests.algorithms.test_trpo import STATE, gaussian_policy, rollout_of
 from tests.learners import learner_of
 from tests.lm.test_trpo import rollout_of as lm_rollout
 from tests.lm.worlds import word_policy
+from theory.diagnose import diagnose
 
 UPDATES = 5
 
@@ -42,17 +42,15 @@ def compute(accelerator: Accelerator, output: Path, policy: nn.Module, whole: Ro
     rollout = whole.rows(torch.arange(bounds[accelerator.process_index], bounds[accelerator.process_index + 1]))
     knobs = {"gamma": 0.9, "gae_lambda": 0.8, "horizon": 10, "micro_batch_cost": 9}
     diagnosis = diagnose(policy, other, rollout, accelerator=accelerator, **knobs)
-    config = optimize.Config(epochs=2, minibatches=2, micro_batch_cost=9, learning_rate=0.01)
-    optimizer = optimize.make_optimizer(policy, config)
+    settings = optimize.Optimize(epochs=2, minibatches=2, micro_batch_cost=9, learning_rate=0.01)
+    optimizer = optimize.make_optimizer(policy, settings)
     start = {name: x.detach().clone() for name, x in policy.named_parameters()}
-    method = trpo.Config(cg_iterations=4, fisher_shares=2)
-    batch, _ = trpo.estimate(rollout, STATE, method)
+    method = TRPO(cg_iterations=4, fisher_shares=2)
+    batch, _ = method.estimate(rollout, STATE)
     wrapped, _ = accelerator.prepare(policy, optimizer)
     for update in range(UPDATES):
-        learner = learner_of(wrapped, config, optimizer=optimizer, accelerator=accelerator, update_index=update)
-        metrics, _ = trpo.update(
-            learner, rollout, rescored(policy, batch), STATE, trpo.Config(cg_iterations=4, fisher_shares=2)
-        )
+        learner = learner_of(wrapped, settings, optimizer=optimizer, accelerator=accelerator, update_index=update)
+        metrics, _ = method.update(learner, rollout, rescored(policy, batch), STATE)
     change = torch.cat([(x.detach() - start[name]).flatten() for name, x in sorted(policy.named_parameters())])
     if accelerator.is_main_process:
         output.mkdir()

@@ -1,13 +1,12 @@
 """Run by test_two_processes.py, alone and under torchrun: updates by REINFORCE, of what lagging actors did, and of
-demonstrations, episodes dealt unevenly over ranks."""
+demonstrations, episodes spread unevenly over ranks."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 import torch
 from accelerate import Accelerator
@@ -15,31 +14,35 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf import optimize
-from rlhf.algorithms import bc, off_policy, reinforce
-from rlhf.algorithms.catalogue import algorithm_of
+from rlhf.algorithms.base import Method
+from rlhf.algorithms.clone import BehaviourCloning
+from rlhf.algorithms.off_policy import OffPolicy
+from rlhf.algorithms.reinforce import Reinforce
+from rlhf.loop import framed
 from rlhf.reduce import MetricSums, global_sum
-from rlhf.rollout import Rollout, single_steps
+from rlhf.rollout import Rollout
 from rlhf.runs.launch import leave
+from tests.algorithms.test_rows import GSPO, Pairs
 from tests.batches import make_rollout
 from tests.learners import learner_of
 from tests.tabular import TabularPolicy
 
 CELLS = ("behaviour_logprobs", "logprobs", "values", "next_values", "rewards", "dones", "mask")
-BASELINES = get_args(get_type_hints(reinforce.Config)["baseline"])
-UPDATES: dict[str, Any] = {
-    **{baseline: reinforce.Config(baseline=baseline, critic_epochs=3) for baseline in BASELINES},
-    "of another, by action": off_policy.Config(ratios="action"),
-    "of another, by action, self-normalised": off_policy.Config(ratios="action", self_normalised=True),
-    "of another, by trajectory": off_policy.Config(ratios="trajectory", units="episode"),
-    "of another, by trajectory, self-normalised": off_policy.Config(
-        ratios="trajectory", units="episode", self_normalised=True
-    ),
-    "of another, by decision": off_policy.Config(ratios="decision", baseline="none"),
-    "cloned": bc.Config(),
+BASELINES = get_args(get_type_hints(Reinforce)["baseline"])
+UPDATES: dict[str, Method] = {
+    **{baseline: Reinforce(baseline=baseline, critic_epochs=3) for baseline in BASELINES},
+    "of another, by action": OffPolicy(ratios="action"),
+    "of another, by action, self-normalised": OffPolicy(ratios="action", self_normalised=True),
+    "of another, by trajectory": OffPolicy(ratios="trajectory", units="episode"),
+    "of another, by trajectory, self-normalised": OffPolicy(ratios="trajectory", units="episode", self_normalised=True),
+    "of another, by decision": OffPolicy(ratios="decision", baseline="none"),
+    "cloned": BehaviourCloning(),
+    "by whole rows": GSPO(),
+    "by pairs": Pairs(),
 }
 
 
-def dealt(whole: Rollout, accelerator: Accelerator) -> Rollout:
+def share_of(whole: Rollout, accelerator: Accelerator) -> Rollout:
     """Of two ranks the first has the two shortest episodes, and no column beyond them."""
     order = whole.mask.sum(1).argsort(stable=True)
     mine = order if accelerator.num_processes == 1 else (order[:2], order[2:])[accelerator.process_index]
@@ -52,37 +55,48 @@ def dealt(whole: Rollout, accelerator: Accelerator) -> Rollout:
 
 def of_another(policy: TabularPolicy, accelerator: Accelerator) -> Rollout:
     """What was done with other probabilities than the policy's own."""
-    rollout = dealt(make_rollout(policy, rows=7, steps=5), accelerator)
+    rollout = share_of(make_rollout(policy, rows=7, steps=5), accelerator)
     return replace(rollout, behaviour_logprobs=rollout.logprobs + 0.1 * rollout.rewards)
+
+
+def in_pairs(policy: TabularPolicy, accelerator: Accelerator) -> Rollout:
+    """Rows of like length are a pair: one of them on the first of two ranks, three on the second."""
+    rollout = make_rollout(policy, rows=8, steps=5)
+    groups = torch.empty(8, dtype=torch.int64)
+    groups[rollout.mask.sum(1).argsort(stable=True)] = torch.arange(8) // 2
+    return share_of(replace(rollout, groups=groups), accelerator)
 
 
 def change(name: str, accelerator: Accelerator) -> Tensor:
     """What one update does to every weight, in one vector: REINFORCE's of one step, the other's of two."""
-    config, policy = UPDATES[name], TabularPolicy(4, 3)
-    own = isinstance(config, reinforce.Config)
-    # Behaviour cloning is no choice of method, so it is not in the catalogue.
-    algorithm = bc if isinstance(config, bc.Config) else algorithm_of(config)
-    rollout = dealt(make_rollout(policy, rows=7, steps=5), accelerator) if own else of_another(policy, accelerator)
-    plain = optimize.Config(learning_rate=0.5, epochs=1 if own else 2, whiten="none", max_gradient_norm=0.0)
+    method, policy = UPDATES[name], TabularPolicy(4, 3)
+    own = isinstance(method, Reinforce)
+    if method.rows != "steps":
+        rollout = in_pairs(policy, accelerator)
+    else:
+        rollout = (
+            share_of(make_rollout(policy, rows=7, steps=5), accelerator) if own else of_another(policy, accelerator)
+        )
+    # Of whole rows there are more micro-batches on one rank than on the other.
+    plain = optimize.Optimize(
+        learning_rate=0.5, epochs=1 if own else 2, micro_batch_cost=6, whiten="none", max_gradient_norm=0.0
+    )
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.5)
     start = torch.cat([parameter.detach().clone().flatten() for parameter in policy.parameters()])
     wrapped, _ = accelerator.prepare(policy, optimizer)
-    batch = single_steps(algorithm.estimate(rollout, {}, config)[0])
+    batch = framed(method, policy, rollout, method.estimate(rollout, {})[0])
     learner = learner_of(wrapped, plain, optimizer=optimizer, accelerator=accelerator)
-    if own:
-        reinforce.update(learner, rollout, batch, {}, config)
-    else:
-        optimize.update(learner, batch, partial(algorithm.loss, state={}, config=config))
+    method.update(learner, rollout, batch, {})
     return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()]) - start
 
 
 def effective_samples(ratios: str, accelerator: Accelerator) -> Tensor:
-    rollout, config = of_another(TabularPolicy(4, 3), accelerator), off_policy.Config(ratios=ratios)
-    _, cells = off_policy.estimate(rollout, {}, config)
+    rollout, method = of_another(TabularPolicy(4, 3), accelerator), OffPolicy(ratios=ratios)
+    _, cells = method.estimate(rollout, {})
     sums = MetricSums()
     sums.add(cells, rollout.mask, rollout.dones)
     metrics = sums.reduce(accelerator) | {"steps": float(global_sum(accelerator, rollout.mask.sum()))}
-    return off_policy.adapt({}, metrics, config)["effective_samples"].view(1)
+    return method.adapt({}, metrics)["effective_samples"].view(1)
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -26,9 +25,9 @@ from tests.learners import learner_of
 JOB = a3c.Job(
     "CartPole-v1",
     steps=120,
-    collect=collect.Config(num_envs=2, steps_per_rollout=5),
-    method=a2c.Config(gamma=0.9, entropy_coef=0.01),
-    optimize=optimize.Config(learning_rate=1e-2, schedule="linear", epochs=1, whiten="none"),
+    collect=collect.CollectSteps(num_envs=2, steps=5),
+    method=a2c.A2C(gamma=0.9, entropy_coef=0.01),
+    optimize=optimize.Optimize(learning_rate=1e-2, schedule="linear", epochs=1, whiten="none"),
     seed=3,
 )
 
@@ -54,8 +53,8 @@ def test_a_lone_worker_is_a2c_bit_for_bit() -> None:
     optimizer = optimize.make_optimizer(by_hand, JOB.optimize)
     for k in range(12):
         rollout = collector.collect(by_hand, k).rollout
-        batch, _ = a2c.estimate(rollout, {}, JOB.method)
-        loss = partial(a2c.loss, state={}, config=JOB.method)
+        batch, _ = JOB.method.estimate(rollout, {})
+        loss = JOB.method.objective({})
         where = {"seed": seed, "update_index": k, "progress": 10 * k / 120}
         optimize.update(learner_of(by_hand, JOB.optimize, optimizer=optimizer, **where), single_steps(batch), loss)
     assert shared.steps.value == 120
@@ -103,7 +102,7 @@ def test_workers_in_processes_of_their_own_share_the_weights_and_moments_of_the_
     # The last to begin may do so just before the other's steps are counted.
     assert rows[-1]["steps"] in (100, 110)
     assert rows[-1]["steps_per_second"] == rows[-1]["steps"] / rows[-1]["seconds/train"]
-    updates = rows[-1]["steps"] / (job.collect.num_envs * job.collect.steps_per_rollout)
+    updates = rows[-1]["steps"] / (job.collect.num_envs * job.collect.steps)
     counts = [float(own["step"]) for own in made]
     assert max(counts) == updates
     # There is no lock: where both workers add to one count in the same nanoseconds, one of the two is lost.
@@ -151,10 +150,13 @@ def test_metrics_of_workers_are_averaged_or_the_largest() -> None:
     ("changes", "message"),
     [
         ({"optimize": replace(JOB.optimize, epochs=2)}, "a2c takes one step on each batch; set both to 1"),
-        ({"method": a2c.Config(critic=Critic(epochs=1))}, "set critic.epochs to 0"),
+        ({"method": a2c.A2C(critic=Critic(epochs=1))}, "set critic.epochs to 0"),
         ({"collect": replace(JOB.collect, normalise_rewards=True)}, "A3C shares weights only"),
-        ({"collect": replace(JOB.collect, lag=1)}, "a2c does not correct for actors that lag"),
-        ({"collect": replace(JOB.collect, episodes_per_rollout=4)}, "workers act in fragments"),
+        (
+            {"collect": replace(JOB.collect, lag=1)},
+            "collect.lag is 1, but A3C's workers act with the weights that they have just copied; set it to 0",
+        ),
+        ({"collect": replace(JOB.collect, episodes=4)}, "workers act in fragments"),
         ({"steps": 0}, "steps is 0; it must be at least 1"),
     ],
 )

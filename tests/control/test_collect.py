@@ -10,7 +10,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-from rlhf.control.collect import Config, EnvCollector
+from rlhf.control.collect import CollectSteps, EnvCollector
 from rlhf.control.envs import make_envs, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.core.random import derive_seed
@@ -292,10 +292,10 @@ def test_collect_measures_the_reference_by_its_own_moments() -> None:
 def test_collector_refuses_another_number_of_environments_than_configured() -> None:
     envs = vector(Walk())
     with pytest.raises(InputError, match="num_envs is 3"):
-        EnvCollector(envs, config=Config(num_envs=3), gamma=0.9, seed=0, accelerator=CPU)
+        EnvCollector(envs, config=CollectSteps(num_envs=3), gamma=0.9, seed=0, accelerator=CPU)
 
 
-@pytest.mark.parametrize("bad", [{"num_envs": 0}, {"steps_per_rollout": 0}])
+@pytest.mark.parametrize("bad", [{"num_envs": 0}, {"steps": 0}])
 def test_collect_config_refuses_sizes_below_one(bad: dict[str, int]) -> None:
     with pytest.raises(InputError, match="at least 1"):
-        Config(**bad)
+        CollectSteps(**bad)

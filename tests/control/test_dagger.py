@@ -12,20 +12,23 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rlhf import optimize, train
-from rlhf.algorithms import bc
-from rlhf.control.collect import Config as CollectConfig
-from rlhf.control.dagger import Config, DaggerCollector
+from rlhf import optimize
+from rlhf.algorithms import clone
+from rlhf.control.collect import CollectSteps
+from rlhf.control.dagger import Dagger, DaggerCollector
 from rlhf.control.demonstrations import demonstrations
 from rlhf.control.envs import make_env, make_envs, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
-from rlhf.control.road import DITCH, ROAD, STRAIGHT, TURN
-from rlhf.core.mdp import step_marginals
 from rlhf.demonstrations import DemonstrationCollector
 from rlhf.errors import InputError
+from rlhf.loop import Duration
 from rlhf.runs.evaluate import Evaluation
 from rlhf.runs.run import Run
+from rlhf.training import train_phase
 from tests.control.worlds import CPU, bare
+from tests.given import Given
+from theory.mdp import step_marginals
+from theory.worlds.road import DITCH, ROAD, STRAIGHT, TURN
 
 
 def expert(observation: np.ndarray) -> int:
@@ -34,7 +37,7 @@ def expert(observation: np.ndarray) -> int:
 
 
 def dagger_of(env_id: str, controller: Any = expert, *, num_envs: int = 2, steps: int = 5, share: float = 0.0) -> Any:
-    config = Config(num_envs=num_envs, steps_per_rollout=steps, expert_share=share)
+    config = Dagger(num_envs=num_envs, steps=steps, expert_share=share)
     return DaggerCollector(make_envs(env_id, num_envs), controller, config=config, seed=0, accelerator=CPU)
 
 
@@ -44,7 +47,7 @@ def policy_of(env_id: str, **config: bool) -> ControlPolicy:
 
 def always(action: int) -> ControlPolicy:
     """A learner for the road that takes one action with probability 1."""
-    policy = policy_of("rlhf/Road-v0")
+    policy = policy_of("theory/Road-v0")
     with torch.no_grad():
         policy.actor[-1].weight.zero_()
         policy.actor[-1].bias[action] = 1e9
@@ -52,7 +55,7 @@ def always(action: int) -> ControlPolicy:
 
 
 def test_first_update_follows_the_expert_and_the_next_the_learner() -> None:
-    collector = dagger_of("rlhf/Road-v0", num_envs=1, steps=4)
+    collector = dagger_of("theory/Road-v0", num_envs=1, steps=4)
     first = collector.collect(always(TURN), 0)
     assert first.rollout.inputs["observations"].argmax(-1).flatten().tolist() == [ROAD] * 4
     assert first.metrics["expert_led"] == 1.0
@@ -70,8 +73,8 @@ def test_first_update_follows_the_expert_and_the_next_the_learner() -> None:
 
 
 def test_labels_add_up_and_keep_their_names() -> None:
-    collector = dagger_of("rlhf/Road-v0", num_envs=3, steps=4)
-    rollouts = [collector.collect(policy_of("rlhf/Road-v0"), update).rollout for update in range(3)]
+    collector = dagger_of("theory/Road-v0", num_envs=3, steps=4)
+    rollouts = [collector.collect(policy_of("theory/Road-v0"), update).rollout for update in range(3)]
     assert [len(rollout.mask) for rollout in rollouts] == [12, 24, 36]
     assert torch.equal(rollouts[2].sample_ids[:24], rollouts[1].sample_ids)
     assert sorted(rollouts[2].sample_ids.tolist()) == list(range(36))
@@ -80,7 +83,7 @@ def test_labels_add_up_and_keep_their_names() -> None:
 
 
 def test_expert_leads_in_a_share_that_decays() -> None:
-    collector = dagger_of("rlhf/Road-v0", num_envs=50, steps=40, share=0.5)
+    collector = dagger_of("theory/Road-v0", num_envs=50, steps=40, share=0.5)
     shares = [collector.collect(always(TURN), update).metrics["expert_led"] for update in range(4)]
     # Five standard errors of 2000 steps.
     np.testing.assert_allclose(shares, [1.0, 0.5, 0.25, 0.125], atol=5 * 0.5 / math.sqrt(2000))
@@ -88,7 +91,7 @@ def test_expert_leads_in_a_share_that_decays() -> None:
 
 def test_steps_of_expert_and_learner_are_mixed_as_drawn() -> None:
     """The expert goes straight on the road, the learner turns: where it was led, the next state is the road."""
-    collector = dagger_of("rlhf/Road-v0", num_envs=1, steps=40, share=0.5)
+    collector = dagger_of("theory/Road-v0", num_envs=1, steps=40, share=0.5)
     collector.collect(always(TURN), 0)
     rollout = collector.collect(always(TURN), 1).rollout
     places = rollout.inputs["observations"].argmax(-1).flatten()[40:].tolist()
@@ -119,7 +122,7 @@ def test_moments_take_in_each_state_once() -> None:
     np.testing.assert_allclose(rollout.inputs["observations"][:, 0], learner.normalise(raw), atol=1e-6)
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "rlhf/RockPaperScissors-v0"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "theory/RockPaperScissors-v0"])
 def test_a_resumed_collector_goes_on_exactly(env_id: str) -> None:
     policy = policy_of(env_id)
     whole, resumed = (dagger_of(env_id, lambda x: int(x[0] > 0), steps=30, share=0.5) for _ in range(2))
@@ -147,7 +150,7 @@ def test_ranks_label_what_one_process_would() -> None:
         def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
             return tensor
 
-    config = Config(num_envs=4, steps_per_rollout=12)
+    config = Dagger(num_envs=4, steps=12)
     ranks: list[Any] = [
         DaggerCollector(
             make_envs("CartPole-v1", 4, num_processes=2),
@@ -171,20 +174,17 @@ def test_ranks_label_what_one_process_would() -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_shares_outside_the_unit_interval_are_refused(share: float) -> None:
     with pytest.raises(InputError, match="expert_share is"):
-        Config(expert_share=share)
+        Dagger(expert_share=share)
 
 
 def trained(collector: Any, policy: ControlPolicy, *, updates: int, folder: Any) -> ControlPolicy:
-    train.train(
-        policy=policy,
-        algorithm=bc,
-        algorithm_config=bc.Config(),
-        optimize_config=optimize.Config(learning_rate=0.003, epochs=4, whiten="none"),
-        collector=collector,
-        evaluate=lambda _: Evaluation({}, []),
-        phase=Run(folder, CollectConfig(), resume=False, accelerator=Accelerator(cpu=True)).phase("clone"),
-        accelerator=Accelerator(cpu=True),
-        config=train.Config(updates=updates, eval_every=0, checkpoint_every=0),
+    train_phase(
+        policy,
+        Given(collector, lambda _: Evaluation({}, [])),
+        clone.BehaviourCloning(),
+        optimize.Optimize(learning_rate=0.003, epochs=4, whiten="none"),
+        duration=Duration(updates=updates, eval_every=0, checkpoint_every=0),
+        phase=Run(folder, CollectSteps(), resume=False, accelerator=Accelerator(cpu=True)).phase("clone"),
         seed=0,
     )
     return policy
@@ -192,7 +192,7 @@ def trained(collector: Any, policy: ControlPolicy, *, updates: int, folder: Any)
 
 def regret(policy: ControlPolicy, horizon: int) -> float:
     """Of the road's reward, in expectation and exactly."""
-    mdp = bare("rlhf/Road-v0").mdp
+    mdp = bare("theory/Road-v0").mdp
     table = policy.actor(torch.eye(2)).detach().double().softmax(-1)
     lost = 1.0 - (table * mdp.rewards).sum(-1)
     return float((step_marginals(mdp, table, num_steps=horizon) @ lost).sum())
@@ -200,12 +200,12 @@ def regret(policy: ControlPolicy, horizon: int) -> float:
 
 def test_cloning_loses_as_the_horizon_squared_and_dagger_as_the_horizon(tmp_path: Any) -> None:
     """Both train by our own loop; what the trained policies lose is enumerated, from a horizon of 5 to one of 20."""
-    env_id = "rlhf/Road-v0"
+    env_id = "theory/Road-v0"
     learner = policy_of(env_id)
     rollout = demonstrations(expert, learner, env_id, episodes=1, seed=0)
     assert set(rollout.inputs["observations"].argmax(-1).flatten().tolist()) == {ROAD}
-    dealt = DemonstrationCollector(rollout, rows_per_update=100, seed=0, accelerator=CPU)
-    cloned = trained(dealt, learner, updates=8, folder=tmp_path / "clone")
+    collector = DemonstrationCollector(rollout, rows_per_update=100, seed=0, accelerator=CPU)
+    cloned = trained(collector, learner, updates=8, folder=tmp_path / "clone")
     collector = dagger_of(env_id, num_envs=4, steps=25)
     corrected = trained(collector, policy_of(env_id), updates=8, folder=tmp_path / "dagger")
     slopes = [math.log(regret(policy, 20) / regret(policy, 5)) / math.log(4.0) for policy in (cloned, corrected)]

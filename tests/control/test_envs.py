@@ -29,14 +29,14 @@ def test_make_env_names_a_missing_module() -> None:
 
 def test_make_env_takes_arguments_after_commas() -> None:
     """JSON where it is that: 7 is a number; the time limit is gymnasium's own argument."""
-    env = make_env("rlhf/Chain-v0,horizon=7,near_reward=0.5,max_episode_steps=3").unwrapped
-    assert (env.horizon, env.near_reward) == (7, 0.5)
-    assert make_env("rlhf/Chain-v0,max_episode_steps=3").get_wrapper_attr("_max_episode_steps") == 3
+    env = make_env("Walk-v0,terminal=7,limit=9,max_episode_steps=3")
+    assert (env.unwrapped.terminal, env.unwrapped.limit) == (7, 9)
+    assert env.get_wrapper_attr("_max_episode_steps") == 3
 
 
 @pytest.mark.parametrize(
     ("env_id", "message"),
-    [("rlhf/Chain-v0,7", "argument '7'; write it as name=value"), ("rlhf/Chain-v0,length=7", "'length'")],
+    [("Walk-v0,7", "argument '7'; write it as name=value"), ("Walk-v0,length=7", "'length'")],
 )
 def test_make_env_refuses_arguments_it_does_not_know(env_id: str, message: str) -> None:
     with pytest.raises(InputError, match=message):

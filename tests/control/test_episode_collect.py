@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlhf.control import episode_collect
-from rlhf.control.collect import Config
+from rlhf.control.collect import CollectSteps
 from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.episode_collect import EpisodeCollector
 from rlhf.control.policy import ControlPolicy, PolicyConfig
@@ -31,7 +31,7 @@ class CountedWalk(Walk):
 
 def collector_of(*envs: gymnasium.Env, seed: int = 0, **options: Any) -> EpisodeCollector:
     reference = options.pop("reference", None)
-    config = Config(episodes_per_rollout=len(envs), **options)
+    config = CollectSteps(episodes=len(envs), **options)
     return EpisodeCollector(envs, config=config, gamma=0.5, seed=seed, accelerator=CPU, reference=reference)
 
 
@@ -193,19 +193,19 @@ def test_rewards_follow_from_the_start() -> None:
 
 
 def test_another_number_of_environments_than_episodes_is_refused() -> None:
-    with pytest.raises(InputError, match="episodes_per_rollout is 3"):
-        EpisodeCollector([Walk()], config=Config(episodes_per_rollout=3), gamma=1.0, seed=0, accelerator=CPU)
+    with pytest.raises(InputError, match="episodes is 3"):
+        EpisodeCollector([Walk()], config=CollectSteps(episodes=3), gamma=1.0, seed=0, accelerator=CPU)
 
 
 @pytest.mark.parametrize(
-    "bad",
+    ("bad", "message"),
     [
-        {"episodes_per_start": 0},
-        {"episodes_per_rollout": -1},
-        {"episodes_per_start": 2},
-        {"episodes_per_rollout": 9, "episodes_per_start": 2},
+        ({"episodes_per_start": 0}, "episodes_per_start is 0; it must be at least 1"),
+        ({"episodes": -1}, "episodes is -1; it must not be negative"),
+        ({"episodes_per_start": 2}, "episodes is 0, in which starts with episodes_per_start = 2 episodes each do not"),
+        ({"episodes": 9, "episodes_per_start": 2}, "episodes is 9, .* make it a positive multiple"),
     ],
 )
-def test_sizes_that_make_no_groups_are_refused(bad: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="episodes_per_"):
-        Config(**bad)
+def test_sizes_that_make_no_groups_are_refused(bad: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        CollectSteps(**bad)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rlhf.control.collect import Config
-from rlhf.control.collectors import make_collector
+from rlhf.algorithms.grpo import GRPO
+from rlhf.control.collect import CollectSteps
+from rlhf.control.envs import make_many
+from rlhf.control.episode_collect import EpisodeCollector
+from rlhf.control.tasks import Envs
 from rlhf.errors import InputError
+from rlhf.optimize import Optimize
 from tests.control.episodes_two_processes import METHODS
 from tests.processes import run
 
@@ -42,28 +45,31 @@ def test_right_after_acting_scoring_repeats_its_probabilities(results: list[dict
     assert all(float(result[f"{method} first ratio error"]) <= 1e-9 for result in results)
 
 
-def collector_on_two(**sizes: int) -> Any:
-    return make_collector(
-        "CartPole-v1",
-        config=Config(**sizes),
+TWO = SimpleNamespace(num_processes=2, process_index=1, device=torch.device("cpu"))
+
+
+def collector_on_two(*, episodes: int, episodes_per_start: int) -> EpisodeCollector:
+    return EpisodeCollector(
+        make_many("CartPole-v1", episodes // 2),
+        config=CollectSteps(episodes=episodes, episodes_per_start=episodes_per_start),
         gamma=1.0,
         seed=0,
-        accelerator=SimpleNamespace(num_processes=2, process_index=1, device=torch.device("cpu")),
-        micro_batch_cost=100,
+        accelerator=TWO,
     )
 
 
 def test_ranks_take_whole_groups_in_order() -> None:
-    collector = collector_on_two(episodes_per_rollout=8, episodes_per_start=2)
+    collector = collector_on_two(episodes=8, episodes_per_start=2)
     assert collector.sample_ids.tolist() == [4, 5, 6, 7]
     assert collector.groups.tolist() == [2, 2, 3, 3]
 
 
 def test_a_group_that_would_be_split_is_refused() -> None:
-    with pytest.raises(InputError, match=r"splits a group of 4 .* make episodes_per_rollout a multiple of 8"):
-        collector_on_two(episodes_per_rollout=12, episodes_per_start=4)
+    with pytest.raises(InputError, match=r"splits a group of 4 .* make episodes a multiple of 8"):
+        collector_on_two(episodes=12, episodes_per_start=4)
 
 
 def test_episodes_that_processes_cannot_share_are_refused() -> None:
-    with pytest.raises(InputError, match="2 processes cannot share evenly"):
-        collector_on_two(episodes_per_rollout=9, episodes_per_start=3)
+    task = Envs("CartPole-v1", episodes=9, episodes_per_start=3)
+    with pytest.raises(InputError, match="episodes is 9, which 2 processes cannot share evenly; make it a multiple"):
+        task.require(task.policy(), GRPO(), Optimize(), TWO)

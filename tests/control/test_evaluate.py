@@ -9,7 +9,7 @@ import torch
 
 from rlhf.control import evaluate
 from rlhf.control.envs import make_env, spaces_of
-from rlhf.control.evaluate import Config, Evaluator, load_episodes, replay, run_episodes, save_episodes
+from rlhf.control.evaluate import EvaluateEpisodes, Evaluator, load_episodes, replay, run_episodes, save_episodes
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.core.random import derive_seed
 from rlhf.errors import InputError
@@ -17,7 +17,7 @@ from tests.control.worlds import CPU, Walk
 
 
 def evaluator_of(env_id: str, episodes: int, sampled: int, **options: Any) -> tuple[Evaluator, ControlPolicy]:
-    config = Config(episodes=episodes, sampled_episodes=sampled)
+    config = EvaluateEpisodes(episodes=episodes, sampled_episodes=sampled)
     evaluator = Evaluator(env_id, config=config, seed=4, accelerator=CPU, **options)
     policy = ControlPolicy(spaces_of(make_env(env_id)), PolicyConfig(normalise_observations=True), seed=0)
     return evaluator, policy
@@ -116,4 +116,4 @@ def test_run_episodes_stops_where_there_is_no_time_limit(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("bad", [{"episodes": 0}, {"sampled_episodes": -1}])
 def test_evaluation_config_refuses_numbers_of_episodes_below_the_least(bad: dict[str, int]) -> None:
     with pytest.raises(InputError, match="at least 1"):
-        Config(**bad)
+        EvaluateEpisodes(**bad)

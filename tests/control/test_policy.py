@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.control.load import load_policy
+from rlhf.control.load import load_control_policy
 from rlhf.control.policy import ControlPolicy, PolicyConfig, Spaces
 from rlhf.errors import InputError
 
@@ -131,7 +131,7 @@ def test_policy_is_rebuilt_from_its_folder_alone(spaces: Spaces, dtype: torch.dt
     policy = random_policy(spaces, dtype, normalise_observations=True)
     policy.normalizer.update(observations_of(9) * 5, lambda sums: sums)
     policy.save(tmp_path / "policy")
-    loaded = load_policy(tmp_path / "policy")
+    loaded = load_control_policy(tmp_path / "policy")
     own, other = policy.state_dict(), loaded.state_dict()
     assert all(torch.equal(own[name], other[name]) and own[name].dtype == other[name].dtype for name in own)
     assert (loaded.spaces, loaded.config) == (policy.spaces, policy.config)
@@ -152,7 +152,7 @@ def test_policy_refuses_weights_of_another_precision(tmp_path: Path) -> None:
 
 def test_load_policy_names_the_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"policy\.json"):
-        load_policy(tmp_path)
+        load_control_policy(tmp_path)
 
 
 def test_spaces_name_discrete_actions_from_the_first() -> None:

@@ -9,48 +9,37 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf import optimize, train
+from rlhf import optimize
 from rlhf.algorithms import off_policy, reinforce
-from rlhf.algorithms.catalogue import algorithm_of
-from rlhf.control import collect
-from rlhf.control.collectors import make_collector
-from rlhf.control.envs import make_env, spaces_of
-from rlhf.control.evaluate import Config, Evaluator
-from rlhf.control.policy import ControlPolicy, PolicyConfig
+from rlhf.control.evaluate import EvaluateEpisodes
+from rlhf.control.tasks import Envs
+from rlhf.loop import Duration
 from rlhf.runs.log import read_lines
 from rlhf.runs.run import Run
+from rlhf.training import train_phase
 from tests.control.worlds import CPU
 from tests.whole_loops import RunConfig
 
 METHODS = {
-    "value": (reinforce.Config(gamma=0.97, baseline="value", critic_epochs=2), 0),
-    "least_variance": (reinforce.Config(baseline="least_variance"), 0),
-    "action": (off_policy.Config(gamma=0.97), 1),
-    "trajectory": (off_policy.Config(ratios="trajectory", self_normalised=True, units="episode"), 1),
+    "value": (reinforce.Reinforce(gamma=0.97, baseline="value", critic_epochs=2), 0),
+    "least_variance": (reinforce.Reinforce(baseline="least_variance"), 0),
+    "action": (off_policy.OffPolicy(gamma=0.97), 1),
+    "trajectory": (off_policy.OffPolicy(ratios="trajectory", self_normalised=True, units="episode"), 1),
 }
 
 
 def trained(folder: Path, name: str, *, updates: int, resume: bool = False) -> tuple[Tensor, list[dict[str, Any]]]:
     method, lag = METHODS[name]
-    policy = ControlPolicy(spaces_of(make_env("CartPole-v1")), PolicyConfig(hidden_sizes=(8,)), seed=0)
-    collector = make_collector(
-        "CartPole-v1",
-        config=collect.Config(episodes_per_rollout=3, lag=lag),
-        gamma=method.gamma,
-        seed=0,
-        accelerator=CPU,
-        micro_batch_cost=1000,
-    )
-    train.train(
-        policy=policy,
-        algorithm=algorithm_of(method),
-        algorithm_config=method,
-        optimize_config=optimize.Config(learning_rate=0.01, epochs=1, whiten="none"),
-        collector=collector,
-        evaluate=Evaluator("CartPole-v1", config=Config(episodes=1, sampled_episodes=0), seed=0, accelerator=CPU),
+    evaluate = EvaluateEpisodes(episodes=1, sampled_episodes=0)
+    task = Envs("CartPole-v1", evaluate=evaluate, episodes=3, lag=lag)
+    policy = task.policy(hidden_sizes=(8,))
+    train_phase(
+        policy,
+        task,
+        method,
+        optimize.Optimize(learning_rate=0.01, epochs=1, whiten="none"),
+        duration=Duration(updates=updates, eval_every=0, checkpoint_every=1),
         phase=Run(folder, RunConfig(name=name), resume=resume, accelerator=CPU).phase("learn"),
-        accelerator=CPU,
-        config=train.Config(updates=updates, eval_every=0, checkpoint_every=1),
         seed=0,
     )
     rows = [row for row in read_lines(folder / "learn" / "metrics.jsonl") if "policy_loss" in row]

@@ -6,11 +6,10 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from rlhf.control.collect import Config
+from rlhf.control.collect import CollectSteps
 from rlhf.control.envs import make_envs, spaces_of
 from rlhf.control.policy import PolicyConfig
-from rlhf.control.replay import Config as ReplayConfig
-from rlhf.control.replay import ReplayBuffer, ReplayCollector, _even
+from rlhf.control.replay import Replay, ReplayBuffer, ReplayCollector, _even
 from rlhf.control.twin_policy import TwinPolicy
 from rlhf.core.random import uniforms
 from rlhf.errors import InputError
@@ -34,8 +33,8 @@ def policy_for(envs: SyncVectorEnv, **config: bool) -> TwinPolicy:
 
 
 def collector_of(envs: SyncVectorEnv, *, steps: int, rows: int = 64, **replay: int) -> ReplayCollector:
-    config = Config(num_envs=envs.num_envs, steps_per_rollout=steps)
-    options = {"config": config, "replay": ReplayConfig(**replay), "num_rows": rows}
+    config = CollectSteps(num_envs=envs.num_envs, steps=steps)
+    options = {"config": config, "replay": Replay(**replay), "num_rows": rows}
     return ReplayCollector(envs, **options, seed=0, accelerator=CPU)
 
 
@@ -141,7 +140,7 @@ def test_two_processes_draw_the_rows_of_one() -> None:
             return tensor
 
     def rows(envs: SyncVectorEnv, accelerator: object) -> dict[int, tuple[float, float]]:
-        config, replay = Config(num_envs=2, steps_per_rollout=6), ReplayConfig(random_steps=4)
+        config, replay = CollectSteps(num_envs=2, steps=6), Replay(random_steps=4)
         options = {"config": config, "replay": replay, "num_rows": 40, "seed": 0, "accelerator": accelerator}
         rollout = ReplayCollector(envs, **options).collect(policy_for(envs), 0).rollout
         cells = (rollout.inputs["observations"], rollout.rewards)
@@ -198,9 +197,9 @@ def test_collector_refuses_what_has_no_meaning_here() -> None:
     envs = vector(Walk(), mode=AutoresetMode.SAME_STEP)
     with pytest.raises(InputError, match="resets itself"):
         collector_of(envs, steps=1)
-    options = {"replay": ReplayConfig(), "num_rows": 1, "seed": 0, "accelerator": CPU}
+    options = {"replay": Replay(), "num_rows": 1, "seed": 0, "accelerator": CPU}
     with pytest.raises(InputError, match="normalise_rewards"):
-        ReplayCollector(vector(Walk()), config=Config(num_envs=1, normalise_rewards=True), **options)
+        ReplayCollector(vector(Walk()), config=CollectSteps(num_envs=1, normalise_rewards=True), **options)
     for field in ("capacity", "random_steps"):
         with pytest.raises(InputError, match=field):
-            ReplayConfig(**{field: -1})
+            Replay(**{field: -1})

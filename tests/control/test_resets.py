@@ -6,21 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.control.aliased_grid import EAST, END, SOUTH
-from rlhf.control.collect import Config
-from rlhf.control.collectors import make_collector
+from rlhf.algorithms.ppo import PPO
 from rlhf.control.demonstrations import demonstrated_states
 from rlhf.control.envs import make_env, make_envs, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.control.resets import get_state
+from rlhf.control.tasks import Envs
 from rlhf.errors import InputError
+from rlhf.optimize import Optimize
+from rlhf.task import Here
 from tests.control.worlds import CPU, bare, collector_of
+from theory.worlds.aliased_grid import EAST, END, SOUTH
 
 CARTPOLE_STATES = np.array([[0.0, 0.0, 0.05, 0.0], [1.0, 0.5, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.3]])
 
 
 def test_starts_are_equally_likely_and_follow_from_the_seed() -> None:
-    env = make_env("rlhf/Chain-v0,horizon=4", starts=np.array([0, 2, 3]))
+    env = make_env("theory/Chain-v0,horizon=4", starts=np.array([0, 2, 3]))
     first, again = ([int(env.reset(seed=seed)[0].argmax()) for seed in range(300)] for _ in range(2))
     assert first == again
     counts = np.bincount(first, minlength=4)
@@ -30,9 +32,9 @@ def test_starts_are_equally_likely_and_follow_from_the_seed() -> None:
 
 
 def test_an_episode_goes_on_from_its_start_as_if_it_had_come_there() -> None:
-    env = make_env("rlhf/Chain-v0,horizon=3", starts=np.array([2]))
+    env = make_env("theory/Chain-v0,horizon=3", starts=np.array([2]))
     env.reset(seed=0)
-    observation, reward, terminated, _, _ = env.step(bare("rlhf/Chain-v0").right_actions[2])
+    observation, reward, terminated, _, _ = env.step(bare("theory/Chain-v0").right_actions[2])
     assert (observation.tolist(), reward, terminated) == ([0, 0, 0, 1], 1.0, True)
 
 
@@ -63,25 +65,18 @@ def test_other_classic_problems_observe_their_start(env_id: str) -> None:
     np.testing.assert_array_equal(again, observation)
 
 
-@pytest.mark.parametrize("episodes_per_rollout", [0, 6])
-def test_collectors_of_fragments_and_of_whole_episodes_take_starts(episodes_per_rollout: int) -> None:
-    config = Config(num_envs=6, steps_per_rollout=1, episodes_per_rollout=episodes_per_rollout)
-    collector = make_collector(
-        "rlhf/Chain-v0,horizon=4",
-        config=config,
-        gamma=1.0,
-        seed=0,
-        accelerator=CPU,
-        micro_batch_cost=100,
-        starts=np.array([3]),
-    )
-    policy = ControlPolicy(spaces_of(make_env("rlhf/Chain-v0,horizon=4")), PolicyConfig(), seed=0)
-    rollout = collector.collect(policy, 0).rollout
+@pytest.mark.parametrize("episodes", [0, 6])
+def test_collectors_of_fragments_and_of_whole_episodes_take_starts(episodes: int) -> None:
+    task = Envs("theory/Chain-v0,horizon=4", starts=np.array([3]), num_envs=6, steps=1, episodes=episodes)
+    policy, here = task.policy(), Here(CPU, 0, PPO(), Optimize(), None)
+    task.prepare(policy, here)
+    rollout = task.collect(policy, 0, here).rollout
+    task.close()
     assert rollout.inputs["observations"][:, 0].argmax(-1).tolist() == [3] * 6
 
 
 def test_reset_options_name_one_state() -> None:
-    env = make_env("rlhf/Chain-v0,horizon=4", starts=np.arange(4))
+    env = make_env("theory/Chain-v0,horizon=4", starts=np.arange(4))
     assert {int(env.reset(seed=seed, options={"state": 2})[0].argmax()) for seed in range(20)} == {2}
 
 
@@ -103,15 +98,15 @@ def test_collected_episodes_start_there_and_resume_exactly() -> None:
 
 
 def test_demonstrated_states_are_those_acted_in() -> None:
-    right = bare("rlhf/Chain-v0,horizon=5").right_actions
-    states = demonstrated_states(lambda x: right[x.argmax()], "rlhf/Chain-v0,horizon=5", episodes=2, seed=0)
+    right = bare("theory/Chain-v0,horizon=5").right_actions
+    states = demonstrated_states(lambda x: right[x.argmax()], "theory/Chain-v0,horizon=5", episodes=2, seed=0)
     assert sorted(states.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
 def test_demonstrated_states_are_none_of_episodes_that_are_over() -> None:
     """East from everywhere but the middle: episodes of one to three steps."""
     moves = (EAST, EAST, SOUTH, SOUTH)
-    states = demonstrated_states(lambda x: moves[x.argmax()], "rlhf/AliasedGrid-v0", episodes=20, seed=0)
+    states = demonstrated_states(lambda x: moves[x.argmax()], "theory/AliasedGrid-v0", episodes=20, seed=0)
     assert set(states.tolist()) == set(range(END))
 
 
@@ -130,7 +125,7 @@ def test_demonstrated_states_of_a_policy_are_what_it_saw() -> None:
 def test_crossing_from_uniform_starts_is_far_likelier() -> None:
     """Exactly mean_h 3^-(H - h) for the uniform policy: what resets are for."""
     horizon = 6
-    env = make_env(f"rlhf/Chain-v0,horizon={horizon}", starts=np.arange(horizon))
+    env = make_env(f"theory/Chain-v0,horizon={horizon}", starts=np.arange(horizon))
     draws = np.random.default_rng(0)
     total = 0.0
     for seed in range(3000):

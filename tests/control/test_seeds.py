@@ -3,45 +3,49 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
-from rlhf import optimize, train
-from rlhf.algorithms import ppo, ppo_kl, trpo
+from rlhf import optimize
+from rlhf.algorithms import clone, grpo, ppo, ppo_kl, reinforce_pp, trpo
 from rlhf.control import collect, evaluate
 from rlhf.control.envs import make_env, make_envs, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
-from rlhf.control.seeds import PolicyStack, evaluate_each
+from rlhf.control.seeds import PolicyStack, SeedsOfEnvs, evaluate_each
+from rlhf.control.stack import StackedMethod
+from rlhf.control.tasks import Envs
 from rlhf.errors import InputError
+from rlhf.loop import Duration
 from rlhf.runs.evaluate import bootstrap_interval, interquartile_mean
 from rlhf.runs.log import read_lines
-from rlhf.runs.run import Run
-from rlhf.stack import StackedAlgorithm
+from rlhf.runs.run import Run, Unsaved
+from rlhf.training import require, train, train_phase
+from tests.given import Given
 
 CPU = Accelerator(cpu=True)
-SEEDS = [4, 5, 6]
-COLLECT = collect.Config(num_envs=4, steps_per_rollout=25)
+SEEDS = (4, 5, 6)
+COLLECT = collect.CollectSteps(num_envs=4, steps=25)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     env_id: str
     method: Any
-    optimize: optimize.Config
+    optimize: optimize.Optimize
 
 
-WHOLE = optimize.Config(learning_rate=0.01, epochs=4, minibatches=1, whiten="minibatch", max_gradient_norm=0.3)
+WHOLE = optimize.Optimize(learning_rate=0.01, epochs=4, minibatches=1, whiten="minibatch", max_gradient_norm=0.3)
 CASES = {
     "ppo, minibatches": Settings(
         env_id="CartPole-v1",
-        method=ppo.Config(gamma=0.97, clip_schedule="linear", value_clip=0.2, entropy_coef=0.01, critic_warmup=1),
-        optimize=optimize.Config(
+        method=ppo.PPO(gamma=0.97, clip_schedule="linear", value_clip=0.2, entropy_coef=0.01, critic_warmup=1),
+        optimize=optimize.Optimize(
             learning_rate=0.01,
             schedule="linear",
             warmup_updates=2,
@@ -51,8 +55,8 @@ CASES = {
             max_gradient_norm=0.3,
         ),
     ),
-    "ppo, vectors": Settings(env_id="Pendulum-v1", method=ppo.Config(gamma=0.9), optimize=WHOLE),
-    "ppo with an adapted penalty": Settings(env_id="CartPole-v1", method=ppo_kl.Config(gamma=0.97), optimize=WHOLE),
+    "ppo, vectors": Settings(env_id="Pendulum-v1", method=ppo.PPO(gamma=0.9), optimize=WHOLE),
+    "ppo with an adapted penalty": Settings(env_id="CartPole-v1", method=ppo_kl.PPOKL(gamma=0.97), optimize=WHOLE),
 }
 
 
@@ -61,33 +65,29 @@ def policy_of(env_id: str, seed: int) -> ControlPolicy:
 
 
 def evaluator_of(env_id: str, seed: int) -> evaluate.Evaluator:
-    config = evaluate.Config(episodes=3, sampled_episodes=0)
+    config = evaluate.EvaluateEpisodes(episodes=3, sampled_episodes=0)
     return evaluate.Evaluator(env_id, config=config, seed=seed, accelerator=CPU)
 
 
 def run_training(
-    folder: Path, settings: Settings, *, seed: Any, policy: Any, algorithm: Any, judge: Any, **changes: Any
+    folder: Path, settings: Settings, *, seed: Any, policy: Any, method: Any, evaluator: Any, **changes: Any
 ):
     num_seeds = 1 if isinstance(seed, int) else len(seed)
-    train.train(
-        policy=policy,
-        algorithm=algorithm,
-        algorithm_config=settings.method,
-        optimize_config=settings.optimize,
-        collector=collect.EnvCollector(
-            make_envs(settings.env_id, 4 * num_seeds), config=COLLECT, gamma=0.9, seed=seed, accelerator=CPU
+    train_phase(
+        policy,
+        Given(
+            collect.EnvCollector(
+                make_envs(settings.env_id, 4 * num_seeds), config=COLLECT, gamma=0.9, seed=seed, accelerator=CPU
+            ),
+            evaluator,
         ),
-        evaluate=judge,
+        method,
+        settings.optimize,
+        duration=Duration(updates=changes.pop("updates", 5), eval_every=2, checkpoint_every=2),
         phase=Run(folder, settings, resume=changes.pop("resume", False), accelerator=CPU).phase("train"),
-        accelerator=CPU,
-        config=train.Config(updates=changes.pop("updates", 5), eval_every=2, checkpoint_every=2),
         seed=0 if num_seeds > 1 else seed,
     )
     return policy
-
-
-def module_of(settings: Settings) -> Any:
-    return {ppo.Config: ppo, ppo_kl.Config: ppo_kl}[type(settings.method)]
 
 
 def run_stack(folder: Path, settings: Settings, **changes: Any) -> PolicyStack:
@@ -96,8 +96,8 @@ def run_stack(folder: Path, settings: Settings, **changes: Any) -> PolicyStack:
         settings,
         seed=SEEDS,
         policy=PolicyStack([policy_of(settings.env_id, seed) for seed in SEEDS]),
-        algorithm=StackedAlgorithm(module_of(settings), SEEDS),
-        judge=evaluate_each([evaluator_of(settings.env_id, seed) for seed in SEEDS]),
+        method=StackedMethod(method=settings.method, seeds=SEEDS),
+        evaluator=evaluate_each([evaluator_of(settings.env_id, seed) for seed in SEEDS]),
         **changes,
     )
 
@@ -113,8 +113,8 @@ def test_each_seed_equals_its_own_run(settings: Settings, tmp_path: Path) -> Non
             settings,
             seed=seed,
             policy=policy_of(settings.env_id, seed),
-            algorithm=module_of(settings),
-            judge=evaluator_of(settings.env_id, seed),
+            method=settings.method,
+            evaluator=evaluator_of(settings.env_id, seed),
         )
         start = policy_of(settings.env_id, seed)
         for name, tensor in alone.named_parameters():
@@ -140,28 +140,69 @@ def test_seeds_resume_exactly(tmp_path: Path) -> None:
 
 
 def test_seeds_whose_acting_and_scoring_disagree_are_an_error(tmp_path: Path, monkeypatch: Any) -> None:
-    plain = StackedAlgorithm.estimate
+    plain = StackedMethod.estimate
 
     def shifted(self: Any, *arguments: Any) -> Any:
         batch, metrics = plain(self, *arguments)
         return batch._replace(logprobs=batch.logprobs - 0.01), metrics
 
-    monkeypatch.setattr(StackedAlgorithm, "estimate", shifted)
+    monkeypatch.setattr(StackedMethod, "estimate", shifted)
     with pytest.raises(RuntimeError, match="dropout"):
         run_stack(tmp_path / "stack", CASES["ppo with an adapted penalty"])
 
 
 def test_what_seeds_cannot_share_is_refused() -> None:
     with pytest.raises(InputError, match="steps of its own kind"):
-        StackedAlgorithm(trpo, SEEDS)
+        StackedMethod(method=trpo.TRPO(), seeds=SEEDS)
     spaces = spaces_of(make_env("CartPole-v1"))
     policy = ControlPolicy(spaces, PolicyConfig(normalise_observations=True), seed=0)
     with pytest.raises(InputError, match="normalise_observations"):
         PolicyStack([policy])
-    config = collect.Config(num_envs=1, normalise_rewards=True)
+    config = collect.CollectSteps(num_envs=1, normalise_rewards=True)
     envs = make_envs("CartPole-v1", 2)
     with pytest.raises(InputError, match="normalise_rewards"):
         collect.EnvCollector(envs, config=config, gamma=0.9, seed=[0, 1], accelerator=CPU)
+
+
+def test_seeds_do_not_end_their_updates_early() -> None:
+    """An update that one seed ends by its KL would go on for the others."""
+    task = SeedsOfEnvs(Envs("CartPole-v1", num_envs=4, steps=5), SEEDS)
+    method, settings = StackedMethod(method=ppo.PPO(), seeds=SEEDS), optimize.Optimize(target_kl=0.02)
+    policy = task.policy(hidden_sizes=(8,))
+    with pytest.raises(
+        InputError, match=r"target_kl is 0\.02, .*each seed's update elsewhere; set it to 0, or run one"
+    ):
+        train_phase(
+            policy, task, method, settings, duration=Duration(updates=1), phase=Unsaved("ppo", CPU, shown=False), seed=0
+        )
+    require(policy, task, method, replace(settings, target_kl=0.0), CPU)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeRows(ppo.PPO):
+    rows: ClassVar[Any] = "episodes"
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (grpo.GRPO(), "grpo compares rows that share a start, and each row is alone"),
+        (reinforce_pp.ReinforcePP(), "reinforce_pp with these settings learns from whole episodes"),
+        (WholeRows(), "whole_rows with these settings learns from whole episodes"),
+        (clone.BehaviourCloning(), "clone learns from demonstrations"),
+        (ppo.PPO(kl_coef=0.1), "kl_coef charges for the KL to a reference policy, and there is none here"),
+    ],
+    ids=["groups", "episodes", "whole rows", "demonstrations", "reference"],
+)
+def test_what_one_seed_refuses_several_do(method: Any, message: str, tmp_path: Path) -> None:
+    envs = Envs("CartPole-v1", num_envs=4, steps=5)
+    task, settings = SeedsOfEnvs(envs, SEEDS), optimize.Optimize(epochs=1)
+    stacked = StackedMethod(method=method, seeds=SEEDS)
+    with pytest.raises(InputError, match=message):
+        require(envs.policy(hidden_sizes=(8,)), envs, method, settings, CPU)
+    with pytest.raises(InputError, match=message):
+        train(task.policy(hidden_sizes=(8,)), task, stacked, settings, updates=1, out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_stacked_policies_can_be_taken_apart() -> None:

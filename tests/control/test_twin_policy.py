@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf.control.evaluate import Config, Evaluator, replay
-from rlhf.control.load import load_policy
+from rlhf.control.evaluate import EvaluateEpisodes, Evaluator, replay
+from rlhf.control.load import load_control_policy
 from rlhf.control.policy import PolicyConfig, Spaces
 from rlhf.control.twin_policy import TwinPolicy
 from rlhf.errors import InputError
@@ -45,7 +45,7 @@ def test_twin_policy_is_rebuilt_from_its_folder_alone(spaces: Spaces, dtype: tor
     policy = policy_of(spaces, normalise_observations=True).to(dtype)
     policy.normalizer.double().update(observations_of(9) * 5, lambda sums: sums)
     policy.save(tmp_path / "policy")
-    loaded = load_policy(tmp_path / "policy")
+    loaded = load_control_policy(tmp_path / "policy")
     own, other = policy.state_dict(), loaded.state_dict()
     assert isinstance(loaded, TwinPolicy)
     assert all(torch.equal(own[name], other[name]) and own[name].dtype == other[name].dtype for name in own)
@@ -117,7 +117,7 @@ def test_squashing_refuses_what_it_cannot_do() -> None:
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_twin_policy_is_evaluated_and_its_episodes_replay(env_id: str, tmp_path: Path) -> None:
-    config, cache = Config(episodes=2, sampled_episodes=1), tmp_path / "episodes.safetensors"
+    config, cache = EvaluateEpisodes(episodes=2, sampled_episodes=1), tmp_path / "episodes.safetensors"
     evaluator = Evaluator(env_id, config=config, seed=0, accelerator=CPU, cache=cache)
     spaces = {
         "CartPole-v1": Spaces(observation_size=4, num_actions=2),

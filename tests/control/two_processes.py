@@ -1,4 +1,4 @@
-"""Run by test_distributed.py, alone and under torchrun: one program, its environments dealt over the ranks."""
+"""Run by test_distributed.py, alone and under torchrun: one program, its environments spread over the ranks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from rlhf.control.collect import Config, EnvCollector
-from rlhf.control.dagger import Config as DaggerConfig
-from rlhf.control.dagger import DaggerCollector
+from rlhf.control.collect import CollectSteps, EnvCollector
+from rlhf.control.dagger import Dagger, DaggerCollector
 from rlhf.control.demonstrations import demonstrations
 from rlhf.control.envs import make_envs, spaces_of
-from rlhf.control.evaluate import Config as EvaluationConfig
-from rlhf.control.evaluate import Evaluator, replay
+from rlhf.control.evaluate import EvaluateEpisodes, Evaluator, replay
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.demonstrations import DemonstrationCollector
 from rlhf.rollout import Rollout
@@ -27,7 +25,7 @@ def main() -> None:
     output = Path(sys.argv[1])
     accelerator = Accelerator()
     envs = make_envs("CartPole-v1", 4, num_processes=accelerator.num_processes)
-    config = Config(num_envs=4, steps_per_rollout=30, normalise_rewards=True)
+    config = CollectSteps(num_envs=4, steps=30, normalise_rewards=True)
     collector = EnvCollector(envs, config=config, gamma=0.9, seed=0, accelerator=accelerator)
     policy = ControlPolicy(spaces_of(envs), PolicyConfig(normalise_observations=True), seed=0).double()
     metrics, rows = [], []
@@ -36,14 +34,14 @@ def main() -> None:
         metrics.append(collected.metrics)
         rollout = collected.rollout
         rows += zip(rollout.sample_ids.tolist(), rollout.rewards.tolist(), rollout.values.tolist(), strict=True)
-    evaluation_config = EvaluationConfig(episodes=5, sampled_episodes=3)
+    evaluation_config = EvaluateEpisodes(episodes=5, sampled_episodes=3)
     cache = output / "episodes.safetensors"
     evaluator = Evaluator("CartPole-v1", config=evaluation_config, seed=0, accelerator=accelerator, cache=cache)
     evaluation = evaluator(policy)
-    deal, taught = dealer(policy, accelerator), teacher(accelerator)
-    dealt = [deal.collect(policy, update).rollout for update in range(3)]
-    labelled = [taught.collect(policy, update) for update in range(2)]
-    demonstrated, labels = named(*dealt), named(labelled[-1].rollout)
+    cloning, labelling = dealer(policy, accelerator), teacher(accelerator)
+    drawn = [cloning.collect(policy, update).rollout for update in range(3)]
+    labelled = [labelling.collect(policy, update) for update in range(2)]
+    demonstrated, labels = named(*drawn), named(labelled[-1].rollout)
     if accelerator.num_processes > 1:
         rows, demonstrated, labels = gather_object(rows), gather_object(demonstrated), gather_object(labels)
     if accelerator.is_main_process:
@@ -69,7 +67,7 @@ def dealer(policy: ControlPolicy, accelerator: Accelerator) -> DemonstrationColl
 
 def teacher(accelerator: Accelerator) -> DaggerCollector:
     envs = make_envs("CartPole-v1", 4, num_processes=accelerator.num_processes)
-    config = DaggerConfig(num_envs=4, steps_per_rollout=10, expert_share=0.5)
+    config = Dagger(num_envs=4, steps=10, expert_share=0.5)
     return DaggerCollector(envs, lambda x: int(x[2] > 0), config=config, seed=0, accelerator=accelerator)
 
 

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
-from rlhf.control.collect import Config, EnvCollector
+from rlhf.control.collect import CollectSteps, EnvCollector
 from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 
@@ -98,7 +98,7 @@ def hundredfold_policy(envs: SyncVectorEnv, **config: Any) -> ControlPolicy:
 
 def collector_of(envs: SyncVectorEnv, steps: int, *, seed: int = 0, gamma: float = 0.9, **options: Any) -> EnvCollector:
     reference = options.pop("reference", None)
-    config = Config(num_envs=envs.num_envs, steps_per_rollout=steps, **options)
+    config = CollectSteps(num_envs=envs.num_envs, steps=steps, **options)
     return EnvCollector(envs, config=config, gamma=gamma, seed=seed, accelerator=CPU, reference=reference)
 
 

@@ -13,7 +13,6 @@ from rlhf.core.importance import (
     decision_ratios,
     effective_sample_size,
     episode_sums,
-    marginal_ratios,
     surrogate_loss,
     trajectory_ratios,
 )
@@ -59,10 +58,6 @@ def test_every_step_may_end_an_episode():
 def test_corrected_discounts_hold_the_next_ratio_within_an_episode():
     expected = torch.stack([tensor(1.5, 0.5, 0.5, 5.5, 0.5), tensor(2, 0.125, 0.5, 0.5, 0.5)])
     check(corrected_discounts(LOGS, DONES, gamma=0.5), expected)
-
-
-def test_marginal_ratios_are_zero_where_the_behaviour_never_is():
-    check(marginal_ratios(tensor(2, 3).log()[None], tensor(0.2, 0.3)[None], tensor(0.4, 0)[None]), tensor(1, 0)[None])
 
 
 def test_products_and_corrected_returns_split_the_trajectory_ratio():

@@ -7,10 +7,8 @@ has settings of its own for the problem, it is run with these.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 
-from rlhf.algorithms.catalogue import ALGORITHMS, REPLAYED
-from rlhf.control.presets import PRESETS
+from recipes.settings.control import PRESETS, preset
 from tests.learning.results import result_of
 
 SEEDS = 10
@@ -30,13 +28,14 @@ def commands() -> dict[str, tuple[str, ...]]:
     """By the name of the run."""
     found = {}
     for env_id, (changes, others) in PROBLEMS.items():
-        for name, module in ALGORITHMS.items():
+        for name in sorted({name for name, _ in PRESETS}):
             if name in others:
                 continue
-            command: tuple[str, ...] = ("recipes/cartpole.py", "--algorithm", name, "--env-id", env_id)
+            command: tuple[str, ...] = ("recipes/cartpole.py", "--method", name, "--env-id", env_id)
             if (name, env_id) not in PRESETS:
-                command += (*(FEWER if name in REPLAYED else changes), "--evaluate.episodes", "20")
-                if env_id == "Pendulum-v1" and "gamma" in {field.name for field in fields(module.Config)}:
+                method = preset(name, env_id).method
+                command += (*(FEWER if method.replays else changes), "--evaluate.episodes", "20")
+                if env_id == "Pendulum-v1" and hasattr(method, "gamma"):
                     # One swing: a whole episode's return tells little about one action.
                     command += ("--method.gamma", "0.95")
             found[f"{env_id.partition('-')[0].lower()}-{name}"] = command

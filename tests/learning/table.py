@@ -18,7 +18,7 @@ from rlhf.runs.log import read_lines
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "runs" / "learning"
-CURVES = ROOT / "recipes" / "theory_figures" / "fig17_every_method.npz"
+CURVES = ROOT / "theory" / "figures" / "fig17_every_method.npz"
 PROBLEMS = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1", "pendulum": "Pendulum-v1"}
 # Points of a curve.
 GRID = 40

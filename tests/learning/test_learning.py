@@ -1,4 +1,4 @@
-"""The learning claims of the README, every seed: `make learning`. Results stay in runs/learning."""
+"""The learning claims of recipes/README.md, every seed: `make learning`. Results stay in runs/learning."""
 
 from __future__ import annotations
 

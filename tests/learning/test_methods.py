@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from recipes.settings.arithmetic import PRESETS
 from rlhf.core.random import derive_seed
-from rlhf.lm.presets import PRESETS
 from tests.learning.pendulum_optimum import optimal_return
 from tests.learning.results import result_of
 
@@ -42,14 +42,14 @@ HELD_OUT = 1000
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "seed"), [(name, seed) for name, (_, seeds) in CARTPOLE.items() for seed in range(seeds)]
+    ("method", "seed"), [(name, seed) for name, (_, seeds) in CARTPOLE.items() for seed in range(seeds)]
 )
-def test_cartpole_is_reached(algorithm: str, seed: int) -> None:
-    result = result_of(f"cartpole-{algorithm}", seed, "recipes/cartpole.py", "--algorithm", algorithm)
+def test_cartpole_is_reached(method: str, seed: int) -> None:
+    result = result_of(f"cartpole-{method}", seed, "recipes/cartpole.py", "--method", method)
     assert result["first_hit_step"] is not None
     # An update may end beyond the last step.
-    assert result["first_hit_step"] <= 1.02 * CARTPOLE[algorithm][0]
-    if seed < STAYS.get(algorithm, 0):
+    assert result["first_hit_step"] <= 1.02 * CARTPOLE[method][0]
+    if seed < STAYS.get(method, 0):
         assert result["stays_from_step"] is not None
 
 
@@ -59,27 +59,27 @@ def test_asynchronous_processes_reach_475(seed: int) -> None:
     assert result["first_hit_step"] is not None
 
 
-@pytest.mark.parametrize(("algorithm", "seed"), [(name, seed) for name in PENDULUM for seed in range(3)])
-def test_pendulum_comes_near_the_optimum(algorithm: str, seed: int) -> None:
-    command = ("recipes/cartpole.py", "--algorithm", algorithm, "--env-id", "Pendulum-v1")
-    steps, most = PENDULUM[algorithm]
-    result = result_of(f"pendulum-{algorithm}", seed, *command, "--steps", str(steps))
+@pytest.mark.parametrize(("method", "seed"), [(name, seed) for name in PENDULUM for seed in range(3)])
+def test_pendulum_comes_near_the_optimum(method: str, seed: int) -> None:
+    command = ("recipes/cartpole.py", "--method", method, "--env-id", "Pendulum-v1")
+    steps, most = PENDULUM[method]
+    result = result_of(f"pendulum-{method}", seed, *command, "--steps", str(steps))
     gap = optimal_return([derive_seed(seed, "evaluation", i) for i in range(200)]) - result["eval_return_mean"]
-    print(f"pendulum {algorithm} seed {seed}: gap {gap:.1f}")
+    print(f"pendulum {method} seed {seed}: gap {gap:.1f}")
     assert gap <= most
 
 
-@pytest.mark.parametrize(("algorithm", "seed"), [(name, seed) for name in HALF_CHEETAH for seed in range(3)])
-def test_half_cheetah_runs(algorithm: str, seed: int) -> None:
-    command = ("recipes/cartpole.py", "--algorithm", algorithm, "--env-id", "HalfCheetah-v5")
-    result = result_of(f"halfcheetah-{algorithm}", seed, *command)
-    assert result["eval_return_mean"] >= HALF_CHEETAH[algorithm]
+@pytest.mark.parametrize(("method", "seed"), [(name, seed) for name in HALF_CHEETAH for seed in range(3)])
+def test_half_cheetah_runs(method: str, seed: int) -> None:
+    command = ("recipes/cartpole.py", "--method", method, "--env-id", "HalfCheetah-v5")
+    result = result_of(f"halfcheetah-{method}", seed, *command)
+    assert result["eval_return_mean"] >= HALF_CHEETAH[method]
 
 
-@pytest.mark.parametrize(("algorithm", "seed"), [(name, seed) for name in PRESETS for seed in range(3)])
-def test_arithmetic_is_improved_significantly(algorithm: str, seed: int) -> None:
+@pytest.mark.parametrize(("method", "seed"), [(name, seed) for name in PRESETS for seed in range(3)])
+def test_arithmetic_is_improved_significantly(method: str, seed: int) -> None:
     """Two binomial shares of the same 1,000 sums differ by more than 3 standard errors."""
-    result = result_of(f"arithmetic-{algorithm}", seed, "recipes/arithmetic.py", "--algorithm", algorithm)
+    result = result_of(f"arithmetic-{method}", seed, "recipes/arithmetic.py", "--method", method)
     before, after = result["exact_match_before"], result["exact_match_after"]
     error = math.sqrt((before * (1 - before) + after * (1 - after)) / HELD_OUT)
     assert after - before > 3.0 * error

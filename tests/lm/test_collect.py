@@ -12,7 +12,7 @@ from rlhf.core.epochs import epoch_rows
 from rlhf.errors import InputError
 from rlhf.lm.collect import Moments, PromptCollector
 from rlhf.lm.data import load_data, prompt_rows
-from rlhf.lm.generate import Generation, Sampling
+from rlhf.lm.engine import Generation, Sampling
 from rlhf.lm.responses import score_responses
 from rlhf.lm.rewards import Rewards
 from tests.lm.words import EOS, TEMPLATE, WORDS, C, D, word_tokenizer
@@ -234,6 +234,13 @@ def test_responses_of_one_token_make_a_rollout(policy):
     assert metrics["episode_length_mean"] == metrics["finished_fraction"] == 1.0
 
 
+CHAT = [{"prompt": [{"role": "user", "content": "a b"}]}] * 4
+
+
+def chat_prompts():
+    return prompt_rows(load_data(CHAT), word_tokenizer(template=TEMPLATE), max_new_tokens=6, context=16)
+
+
 def test_chat_prompts_get_their_completions_as_messages(policy):
     seen = []
 
@@ -242,11 +249,34 @@ def test_chat_prompts_get_their_completions_as_messages(policy):
         assert prompts[0] == [{"role": "user", "content": "a b"}]
         return [1.0] * len(completions)
 
-    rows = load_data([{"prompt": [{"role": "user", "content": "a b"}]}] * 4)
-    prompts = prompt_rows(rows, word_tokenizer(template=TEMPLATE), max_new_tokens=6, context=16)
-    samples = word_collector(reward, prompts=prompts).collect(policy, 0).samples
+    samples = word_collector(reward, prompts=chat_prompts()).collect(policy, 0).samples
     assert seen[0] == [{"role": "assistant", "content": samples[0]["response"]}]
     assert samples[0]["prompt"] == "user: a b assistant:"
+
+
+def test_text_prompts_get_their_completions_as_strings(policy):
+    seen = []
+
+    def reward(completions):
+        seen.extend(completions)
+        return [1.0] * len(completions)
+
+    samples = word_collector(reward).collect(policy, 0).samples
+    assert seen[: len(samples)] == [sample["response"] for sample in samples]
+
+
+@pytest.mark.parametrize("prompts", [word_prompts, chat_prompts])
+def test_responses_are_plain_text_whatever_the_data_are(policy, prompts):
+    seen = []
+
+    def reward(responses, completion_ids):
+        seen.extend(zip(responses, completion_ids, strict=True))
+        return [-len(response) / 100 for response in responses]
+
+    samples = word_collector(reward, prompts=prompts()).collect(policy, 0).samples
+    assert [text for text, _ in seen[: len(samples)]] == [sample["response"] for sample in samples]
+    for text, tokens in seen:
+        assert text == " ".join(WORDS[token] for token in tokens if not WORDS[token].startswith("<"))
 
 
 def test_state_survives_json(policy):

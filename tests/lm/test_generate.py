@@ -7,7 +7,8 @@ import torch
 from transformers import AutoConfig
 
 from rlhf.errors import InputError
-from rlhf.lm.generate import Sampling, choose, generate, inverse_cdf, require_context
+from rlhf.lm.engine import Sampling
+from rlhf.lm.generate import Decoder, choose, inverse_cdf, require_context
 from tests.lm.tiny import (
     ARCHITECTURES,
     EOS,
@@ -25,7 +26,7 @@ def draw(policy, prompts, *, greedy=False, tokenizer=None, uniforms=None, **samp
     sampling = Sampling(**{"max_new_tokens": 16, "stop_tokens": (), **sampling})
     if uniforms is None and not greedy:
         uniforms = random_uniforms(len(prompts), sampling.max_new_tokens)
-    return generate(policy, prompts, uniforms=uniforms, sampling=sampling, tokenizer=tokenizer)
+    return Decoder(tokenizer).generate(policy, prompts, uniforms=uniforms, sampling=sampling)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES + ODD_ARCHITECTURES)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf.lm.generate import Sampling, generate
+from rlhf.lm.engine import Sampling
+from rlhf.lm.generate import Decoder
 from rlhf.lm.scoring import response_inputs
 from tests.lm.tiny import (
     ARCHITECTURES,
@@ -22,7 +23,7 @@ SAMPLING = Sampling(max_new_tokens=16, stop_tokens=tuple(range(EOS, 12)))
 
 def require_identity(policy, tolerance):
     prompts = random_prompts() * 3
-    sampled = generate(policy, prompts, uniforms=random_uniforms(len(prompts), 16), sampling=SAMPLING)
+    sampled = Decoder().generate(policy, prompts, uniforms=random_uniforms(len(prompts), 16), sampling=SAMPLING)
     assert len(set(sampled.lengths.tolist())) > 3
     with torch.no_grad():
         scored = policy(response_inputs(prompts, sampled.tokens, sampled.lengths))
@@ -70,9 +71,9 @@ def test_scores_do_not_depend_on_the_padding_token(tiny_folder, architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_samples_do_not_depend_on_left_padding(tiny_folder, architecture):
     policy, prompts, uniforms = tiny_policy(tiny_folder(architecture)), random_prompts(), random_uniforms(6, 16)
-    together = generate(policy, prompts, uniforms=uniforms, sampling=SAMPLING)
+    together = Decoder().generate(policy, prompts, uniforms=uniforms, sampling=SAMPLING)
     for row, prompt in enumerate(prompts):
-        alone = generate(policy, [prompt], uniforms=uniforms[row : row + 1], sampling=SAMPLING)
+        alone = Decoder().generate(policy, [prompt], uniforms=uniforms[row : row + 1], sampling=SAMPLING)
         length = alone.lengths.item()
         assert torch.equal(alone.tokens[0], together.tokens[row, :length])
         torch.testing.assert_close(alone.logprobs[0], together.logprobs[row, :length], rtol=0, atol=1e-5)

@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from rlhf.errors import InputError
+from rlhf.lm.engine import Sampling
 from rlhf.lm.evaluate import ResponseEvaluator
-from rlhf.lm.generate import Sampling, generate
+from rlhf.lm.generate import Decoder
 from rlhf.lm.rewards import Rewards
 from tests.lm.words import EOS, D, word_tokenizer
 from tests.lm.worlds import CPU, length_and_bonus, word_policy, word_prompts
 
 
-def evaluator(*functions: Any, allow_none: bool = False, use_reference: bool = False, **sampling: Any):
+def evaluator(
+    *functions: Any, allow_none: bool = False, use_reference: bool = False, engine: Any = None, **sampling: Any
+):
     return ResponseEvaluator(
         word_prompts(),
         word_tokenizer(),
@@ -26,6 +29,7 @@ def evaluator(*functions: Any, allow_none: bool = False, use_reference: bool = F
         accelerator=CPU,
         micro_batch_cost=20,
         use_reference=use_reference,
+        engine=engine,
     )
 
 
@@ -62,7 +66,8 @@ def test_evaluation_is_the_same_every_time(policy):
 def test_greedy_responses_are_the_likeliest_tokens(policy):
     _, samples = evaluator()(policy)
     prompts = [prompt.tokens for prompt in word_prompts()]
-    greedy = generate(policy, prompts, uniforms=None, sampling=Sampling(max_new_tokens=6, stop_tokens=(EOS, D)))
+    sampling = Sampling(max_new_tokens=6, stop_tokens=(EOS, D))
+    greedy = Decoder().generate(policy, prompts, uniforms=None, sampling=sampling)
     lengths = greedy.lengths.tolist()
     texts = [
         word_tokenizer().decode(row[:n], skip_special_tokens=True)

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 from rlhf.errors import InputError
-from rlhf.lm.load import context_length, load_tokenizer, stop_tokens
+from rlhf.lm.load import ModelConfig, context_length, load_tokenizer, policy_of, stop_tokens
 from tests.lm.tiny import save_tiny, tiny_policy
 from tests.lm.words import EOS, WORDS, D, word_tokenizer
 
@@ -54,6 +54,16 @@ def test_responses_stop_at_the_tokenizers_end_and_at_what_the_generation_config_
     assert stop_tokens(str(model), tokenizer) == (EOS,)
     tokenizer.eos_token = None
     assert stop_tokens(str(model), tokenizer) == ()
+
+
+def test_a_policy_saved_without_a_critic_gets_a_fresh_one(model, tmp_path):
+    """As after supervised fine-tuning or GRPO, from which PPO goes on; a fresh critic says 0."""
+    for critic in ("none", "shared"):
+        tiny_policy(model, critic=critic).save(tmp_path / critic)
+    configs = (ModelConfig(model=str(tmp_path / critic), critic="shared") for critic in ("none", "shared"))
+    fresh, kept = (policy_of(config, temperature=1.0, seed=0).value_head.weight for config in configs)
+    assert not fresh.any()
+    assert kept.any()
 
 
 def test_saving_and_loading_draw_no_bars(model, tmp_path, capsys):

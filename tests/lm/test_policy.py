@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
 from rlhf.errors import InputError
-from rlhf.lm.load import ModelConfig, load_model_config, load_policy
+from rlhf.lm.load import ModelConfig, load_model_config, policy_of
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.scoring import response_inputs
 from tests.lm.tiny import ARCHITECTURES, ODD_ARCHITECTURES, disturb, load_tiny, random_inputs, save_tiny, tiny_policy
@@ -76,7 +76,7 @@ def test_every_trained_parameter_has_a_gradient_even_without_actions(tiny_folder
 
 def test_a_fresh_critic_says_zero(tiny_folder):
     for critic in ("shared", "separate", "none"):
-        policy = load_policy(ModelConfig(model=str(tiny_folder("llama")), critic=critic), temperature=1.0, seed=0)
+        policy = policy_of(ModelConfig(model=str(tiny_folder("llama")), critic=critic), temperature=1.0, seed=0)
         assert policy(random_inputs()).values.abs().max() == 0
 
 
@@ -159,7 +159,7 @@ def test_autocast_scores_are_float32_and_near(tiny_folder, architecture):
 
 @pytest.mark.parametrize("kind", KINDS[:4], ids=str)
 def test_reference_is_the_policy_at_first_and_stays_where_it_was(tiny_folder, kind):
-    policy = load_policy(ModelConfig(model=str(tiny_folder("llama")), **kind), temperature=0.7, seed=0)
+    policy = policy_of(ModelConfig(model=str(tiny_folder("llama")), **kind), temperature=0.7, seed=0)
     inputs = random_inputs()
     policy.make_reference()
     before = policy(inputs).logprobs
@@ -176,7 +176,7 @@ def test_reference_is_the_policy_at_first_and_stays_where_it_was(tiny_folder, ki
 def test_reference_of_an_adapter_loaded_trained_is_that_adapter(tiny_folder, tmp_path):
     trained, inputs = tiny_policy(tiny_folder("llama"), lora_rank=4), random_inputs()
     trained.save(tmp_path)
-    policy = load_policy(ModelConfig(model=str(tmp_path)), temperature=1.0, seed=0)
+    policy = policy_of(ModelConfig(model=str(tmp_path)), temperature=1.0, seed=0)
     learning = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     policy.make_reference()
     before = policy(inputs).logprobs
@@ -190,7 +190,7 @@ def test_reference_of_an_adapter_loaded_trained_is_that_adapter(tiny_folder, tmp
 
 
 def test_reference_of_a_fresh_adapter_takes_no_memory(tiny_folder):
-    policy = load_policy(ModelConfig(model=str(tiny_folder("llama")), lora_rank=4), temperature=1.0, seed=0)
+    policy = policy_of(ModelConfig(model=str(tiny_folder("llama")), lora_rank=4), temperature=1.0, seed=0)
     parameters = len(policy.state_dict())
     policy.make_reference()
     assert len(policy.state_dict()) == parameters
@@ -212,7 +212,7 @@ def test_saved_policies_come_back_bit_for_bit(tiny_folder, tmp_path, architectur
     policy, inputs = tiny_policy(tiny_folder(architecture), **kind), random_inputs()
     disturb(policy.parameters(), 0.1)
     policy.save(tmp_path)
-    fresh = load_policy(ModelConfig(model=str(tmp_path), critic=kind.get("critic", "shared")), temperature=1.0, seed=5)
+    fresh = policy_of(ModelConfig(model=str(tmp_path), critic=kind.get("critic", "shared")), temperature=1.0, seed=5)
     in_place = tiny_policy(tiny_folder(architecture), **kind)
     in_place.load(tmp_path)
     for other in (fresh, in_place):
@@ -253,7 +253,7 @@ def test_saved_models_load_with_plain_transformers(tiny_folder, tmp_path, archit
     policy.save(tmp_path)
     policy.model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     expected = naive(policy, inputs)
-    again = load_policy(ModelConfig(model=str(tmp_path)), temperature=1.0, seed=0)
+    again = policy_of(ModelConfig(model=str(tmp_path)), temperature=1.0, seed=0)
     torch.testing.assert_close(list(again(inputs)), expected, rtol=0, atol=2e-5)
     saved, original = tmp_path / "model" / "config.json", tiny_folder(architecture) / "config.json"
     assert json.loads(saved.read_text()) == json.loads(original.read_text())
@@ -286,7 +286,7 @@ def test_loading_leaves_the_global_generator(tiny_folder):
 
 def test_the_seed_gives_the_adapter(tiny_folder):
     config = ModelConfig(model=str(tiny_folder("llama")), lora_rank=4)
-    one, same, other = (load_policy(config, temperature=1.0, seed=seed).state_dict() for seed in (1, 1, 2))
+    one, same, other = (policy_of(config, temperature=1.0, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
@@ -305,7 +305,7 @@ def test_model_configs_out_of_range_are_refused(options):
 
 def test_models_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(InputError, match="nothing"):
-        load_policy(ModelConfig(model=str(tmp_path / "nothing")), temperature=1.0, seed=0)
+        policy_of(ModelConfig(model=str(tmp_path / "nothing")), temperature=1.0, seed=0)
 
 
 def test_policies_refuse_no_temperature_and_unknown_critics(tiny_folder):

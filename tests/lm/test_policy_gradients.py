@@ -10,21 +10,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rlhf import optimize, train
-from rlhf.algorithms import a2c, grpo, impala, off_policy, ppo_kl, reinforce, reinforce_pp, rloo, trpo
+from rlhf import optimize
+from rlhf.algorithms import a2c, grpo, impala, off_policy, ppo, ppo_kl, reinforce, reinforce_pp, rloo, trpo
 from rlhf.algorithms.actor_critic import Critic
-from rlhf.algorithms.catalogue import algorithm_of
-from rlhf.lm import collect
-from rlhf.lm.evaluate import ResponseEvaluator
-from rlhf.lm.finetune import ImproveConfig, improve
-from rlhf.lm.generate import Sampling
+from rlhf.algorithms.checks import fitting
 from rlhf.lm.policy import CausalLM
-from rlhf.lm.rewards import Rewards
 from rlhf.runs.log import read_lines
 from rlhf.runs.run import Run
-from tests.lm.words import EOS, D, word_tokenizer
-from tests.lm.worlds import length_and_bonus, word_policy, word_prompts
-from tests.whole_loops import RunConfig, none_for_one_prompt
+from rlhf.training import Duration
+from tests.lm.worlds import improve, word_policy
+from tests.whole_loops import RunConfig
 
 UPDATES = 3
 
@@ -34,35 +29,16 @@ def run(
 ) -> tuple[CausalLM, list[dict[str, Any]]]:
     """The policy after the updates, as many steps each as epochs, and what was logged; one prompt has no scores."""
     accelerator, policy = Accelerator(cpu=True), word_policy()
-    whiten = getattr(algorithm_of(method), "WHITEN", "none")
-    rewards = Rewards([length_and_bonus, none_for_one_prompt], allow_none=True)
-    sampling = Sampling(max_new_tokens=6, stop_tokens=(EOS, D))
-    evaluate = ResponseEvaluator(
-        word_prompts(),
-        word_tokenizer(),
-        rewards,
-        sampling=sampling,
-        seed=0,
-        accelerator=accelerator,
-        micro_batch_cost=1000,
-        use_reference=method.kl_coef > 0,
-    )
+    settings = optimize.Optimize(learning_rate=0.01, epochs=epochs, micro_batch_cost=1000, whiten="none")
     improve(
         policy,
-        word_prompts(),
-        word_tokenizer(),
-        rewards,
-        evaluate,
-        sampling=sampling,
-        config=ImproveConfig(
-            collect=collect.Config(prompts_per_rollout=4, responses_per_prompt=3, lag=lag),
-            method=method,
-            train=train.Config(updates=updates, eval_every=0, checkpoint_every=0),
-            optimize=optimize.Config(learning_rate=0.01, epochs=epochs, micro_batch_cost=1000, whiten=whiten),
-        ),
+        method,
+        fitting(method, settings),
+        duration=Duration(updates=updates, eval_every=0, checkpoint_every=0),
         phase=Run(folder, RunConfig(name="lm"), resume=resume, accelerator=accelerator).phase("improve"),
-        accelerator=accelerator,
-        seed=0,
+        prompts_per_rollout=4,
+        responses_per_prompt=3,
+        lag=lag,
     )
     rows = read_lines(folder / "improve" / "metrics.jsonl")
     return policy, [row for row in rows if "policy_loss" in row]
@@ -75,7 +51,7 @@ def weights(policy: CausalLM, *, critic: bool) -> Tensor:
 
 @pytest.mark.parametrize("baseline", ["none", "mean", "leave_one_out", "step_mean", "step_leave_one_out", "value"])
 def test_reinforce_trains_the_critic_only_for_a_value_baseline(baseline: str, tmp_path: Path) -> None:
-    method = reinforce.Config(baseline=baseline, kl_coef=0.1, critic_epochs=3)
+    method = reinforce.Reinforce(baseline=baseline, kl_coef=0.1, critic_epochs=3)
     policy, rows = run(tmp_path / "run", method)
     began = word_policy()
     assert not torch.equal(weights(policy, critic=False), weights(began, critic=False))
@@ -90,7 +66,7 @@ def test_reinforce_trains_the_critic_only_for_a_value_baseline(baseline: str, tm
 @pytest.mark.parametrize("ratios", ["action", "trajectory", "decision"])
 def test_off_policy_learns_from_actors_that_lag(ratios: str, tmp_path: Path) -> None:
     """The first update acts as the learner would: every sample counts fully. Later ones weigh the actor's."""
-    _, rows = run(tmp_path / "run", off_policy.Config(ratios=ratios, kl_coef=0.1), lag=1)
+    _, rows = run(tmp_path / "run", off_policy.OffPolicy(ratios=ratios, kl_coef=0.1), lag=1)
     counted = [row["episodes"] if ratios == "trajectory" else row["steps"] for row in rows]
     first, second = rows[0], rows[1]
     assert first["behaviour_kl_k3"] == pytest.approx(0.0, abs=1e-9)
@@ -103,17 +79,18 @@ def test_off_policy_learns_from_actors_that_lag(ratios: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("method", "how"),
     [
-        (impala.Config(kl_coef=0.1), {"lag": 2}),
-        (off_policy.Config(kl_coef=0.1), {"lag": 1}),
-        (grpo.Config(), {"epochs": 2}),
-        (rloo.Config(), {}),
-        (reinforce_pp.Config(kl_coef=0.1), {"epochs": 2}),
-        (reinforce.Config(baseline="value"), {}),
-        (a2c.Config(critic=Critic(epochs=2)), {}),
-        (ppo_kl.Config(penalty_target=1e-3), {"epochs": 2}),
-        (trpo.Config(), {}),
+        (ppo.PPO(kl_coef=0.1, kl_target=0.01), {"lag": 2, "epochs": 2}),
+        (impala.Impala(kl_coef=0.1), {"lag": 2}),
+        (off_policy.OffPolicy(kl_coef=0.1), {"lag": 1}),
+        (grpo.GRPO(), {"epochs": 2}),
+        (rloo.RLOO(), {}),
+        (reinforce_pp.ReinforcePP(kl_coef=0.1), {"epochs": 2}),
+        (reinforce.Reinforce(baseline="value"), {}),
+        (a2c.A2C(critic=Critic(epochs=2)), {}),
+        (ppo_kl.PPOKL(penalty_target=1e-3), {"epochs": 2}),
+        (trpo.TRPO(), {}),
     ],
-    ids=lambda value: algorithm_of(value).__name__.rpartition(".")[2] if not isinstance(value, dict) else "",
+    ids=lambda value: "" if isinstance(value, dict) else value.name,
 )
 def test_a_run_that_goes_on_is_the_one_that_never_stopped(method: Any, how: dict[str, int], tmp_path: Path) -> None:
     """Critic, penalty and, with actors that lag, the weights of the last updates are in the checkpoint."""

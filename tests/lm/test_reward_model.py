@@ -23,7 +23,7 @@ from tests.lm.words import EOS, TEMPLATE, WORDS, word_tokenizer
 
 CPU = torch.device("cpu")
 PROMPTS = ["a", "a b c", "b", "e f g a b", "c d"]
-COMPLETIONS = [" b", " d", " c d e f g a", " f", ""]
+RESPONSES = [" b", " d", " c d e f g a", " f", ""]
 FINISHED = [True, False, True, True, True]
 
 _SIZES = {"vocab_size": len(WORDS), "eos_token_id": EOS, "bos_token_id": 1, "initializer_range": 0.3}
@@ -71,7 +71,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def scores_of(model: RewardModel) -> list[float]:
-    return model(PROMPTS, COMPLETIONS, FINISHED)
+    return model(PROMPTS, RESPONSES, FINISHED)
 
 
 def test_score_in_a_padded_batch_is_the_score_alone(folder: str):
@@ -85,10 +85,10 @@ def test_score_is_the_classifiers_own_logit(folder: str):
     """transformers alone, one row at a time, on rows that do not end with the pad token."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     expected = []
-    for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True):
-        tokens = AutoTokenizer.from_pretrained(folder)(prompt + completion, return_tensors="pt")["input_ids"]
+    for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
+        tokens = AutoTokenizer.from_pretrained(folder)(prompt + response, return_tensors="pt")["input_ids"]
         expected.append(model(input_ids=tokens).logits.item())
-    scores = RewardModel(folder, device=CPU)(PROMPTS, COMPLETIONS, [False] * 5)
+    scores = RewardModel(folder, device=CPU)(PROMPTS, RESPONSES, [False] * 5)
     torch.testing.assert_close(torch.tensor(scores), torch.tensor(expected), rtol=0, atol=1e-5)
 
 
@@ -122,10 +122,11 @@ def test_label_picks_one_of_several_outputs(tmp_path: Path):
         RewardModel(source, device=CPU)
 
 
-def test_it_reads_text_and_not_the_policys_tokens(llama: str):
+def test_it_reads_the_responses_and_not_the_policys_tokens(llama: str):
     samples = Samples(
         prompts=PROMPTS,
-        completions=COMPLETIONS,
+        responses=RESPONSES,
+        completions=[[{"role": "assistant", "content": "never read"}]] * 5,
         completion_ids=[[10**6]] * 5,
         finished=FINISHED,
         columns={},
@@ -137,12 +138,12 @@ def test_it_reads_text_and_not_the_policys_tokens(llama: str):
 
 
 def test_chat_data_are_rendered_by_its_own_template(tmp_path: Path, llama: str):
-    prompts, completions = [[{"role": "user", "content": "a"}]], [[{"role": "assistant", "content": "b"}]]
+    prompts, responses = [[{"role": "user", "content": "a"}]], ["b"]
     model = RewardModel(save(tmp_path, "llama", template=TEMPLATE), device=CPU)
     (expected,) = model(["user: a assistant: b <eos>"], [" ;"], [False])
-    assert model(prompts, completions, [True]) == [pytest.approx(expected, abs=1e-6)]
+    assert model(prompts, responses, [True]) == [pytest.approx(expected, abs=1e-6)]
     with pytest.raises(InputError, match="no chat template"):
-        RewardModel(llama, device=CPU)(prompts, completions, [True])
+        RewardModel(llama, device=CPU)(prompts, responses, [True])
 
 
 def test_text_longer_than_its_context_is_refused_with_numbers(llama: str):

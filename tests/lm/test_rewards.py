@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from rlhf.errors import InputError
-from rlhf.lm.rewards import Rewards, Samples, load_reward
+from rlhf.lm.rewards import KEYWORDS, Rewards, Samples, load_reward
 
 
 def samples(**columns: list[Any]) -> Samples:
     """Three samples of 2, 1 and 3 tokens."""
     return Samples(
         prompts=["p0", "p1", "p2"],
+        responses=["a b", "c", "d e f"],
         completions=["a b", "c", "d e f"],
         completion_ids=[[5, 6], [7], [8, 9, 2]],
         finished=[False, False, True],
@@ -55,7 +56,7 @@ def test_reward_gets_only_the_keywords_it_names():
 
 def test_reward_with_double_star_gets_everything():
     def reward(**keywords):
-        assert set(keywords) == {"prompts", "completions", "completion_ids", "finished", "answer"}
+        assert set(keywords) == {"prompts", "responses", "completions", "completion_ids", "finished", "answer"}
         return [0.0] * len(keywords["prompts"])
 
     Rewards([reward])(samples(answer=[1, 2, 3]))
@@ -131,9 +132,7 @@ def test_scalar_answer_is_refused():
 
 
 def test_wrong_number_of_token_rewards_names_sample_and_counts():
-    assert "returned 2 token rewards for sample 11, whose completion has 1 tokens" in message(
-        [[1, 2], [3, 4], [5, 6, 7]]
-    )
+    assert "returned 2 token rewards for sample 11, whose response has 1 tokens" in message([[1, 2], [3, 4], [5, 6, 7]])
 
 
 @pytest.mark.parametrize("bad", ["high", [1.0, "x"], {"score": 1}])
@@ -205,9 +204,18 @@ def test_unknown_parameter_is_refused_with_a_suggestion():
         Rewards([reward]).require_columns(["answer", "id"])
 
 
-def test_column_named_like_a_known_parameter_is_refused():
-    with pytest.raises(InputError, match="'finished'"):
-        Rewards([constant([])]).require_columns(["finished"])
+@pytest.mark.parametrize("column", KEYWORDS)
+def test_column_named_like_a_known_parameter_is_refused(column: str):
+    with pytest.raises(InputError, match=f"a column '{column}', which reward functions know otherwise; rename it"):
+        Rewards([constant([])]).require_columns([column])
+
+
+def test_singular_of_a_known_parameter_is_refused_with_a_suggestion():
+    def reward(response):
+        return []
+
+    with pytest.raises(InputError, match=r"did you mean 'responses'\?"):
+        Rewards([reward]).require_columns([])
 
 
 def test_partial_and_callable_objects_are_functions_with_names():
@@ -222,9 +230,59 @@ def test_partial_and_callable_objects_are_functions_with_names():
     assert scores.parts == {"Length": [3.0, 1.0, 5.0], "scaled": [2.0, 2.0, 2.0]}
 
 
+def test_value_that_a_partial_fixes_is_not_replaced_by_a_column():
+    def scaled(responses, by, **_):
+        return [by] * len(responses)
+
+    scores = Rewards([partial(scaled, by=2)])(samples(by=[7, 8, 9]))
+    assert scores.parts == {"scaled": [2.0, 2.0, 2.0]}
+
+
+def test_object_with_an_attribute_func_is_named_by_its_own_class():
+    class Judge:
+        func = staticmethod(len)
+
+        def __call__(self, responses):
+            return [1.0] * len(responses)
+
+    assert list(Rewards([Judge()]).functions) == ["Judge"]
+
+
+def test_lambda_is_a_reward_under_a_name_without_brackets():
+    scores = Rewards([lambda responses: [len(response) for response in responses]])(samples())
+    assert scores.parts == {"lambda": [3.0, 1.0, 5.0]}
+
+
+def test_name_that_the_user_sets_is_the_one_that_is_logged():
+    class Length:
+        def __call__(self, responses):
+            return [len(response) for response in responses]
+
+    def scaled(responses, by):
+        return [by] * len(responses)
+
+    functions: list[Any] = [lambda responses: [0] * 3, partial(scaled, by=2), partial(scaled, by=3), Length(), Length()]
+    for function, name in zip(functions, "abcde", strict=True):
+        function.__name__ = name
+    assert list(Rewards(functions)(samples()).parts) == list("abcde")
+
+
 def test_two_functions_of_one_name_are_refused():
     with pytest.raises(InputError, match="named reward"):
         Rewards([constant([]), constant([])])
+
+
+def test_two_lambdas_are_refused_by_what_they_are():
+    with pytest.raises(InputError, match=r"Two reward functions are lambdas.*write them with def, or set __name__"):
+        Rewards([lambda responses: [1] * 3, lambda responses: [2] * 3])
+
+
+def test_two_partials_of_one_function_are_refused_with_a_way_out():
+    def scaled(responses, by):
+        return [by] * len(responses)
+
+    with pytest.raises(InputError, match=r"Two reward functions are named scaled.*set __name__"):
+        Rewards([partial(scaled, by=2), partial(scaled, by=3)])
 
 
 def test_weights_must_match_the_functions():
@@ -238,14 +296,21 @@ def file(tmp_path: Path) -> SimpleNamespace:
     path = tmp_path / "mine.py"
     path.write_text(
         "from neighbour_of_rewards import SCALE\n\n"
-        "def brevity(completions):\n    return [-SCALE * len(text) for text in completions]\n\n"
+        "def brevity(responses):\n    return [-SCALE * len(text) for text in responses]\n\n"
         "limit = 3\n"
+        "short = lambda responses: [0.0 for _ in responses]\n"
+        "long = lambda responses: [1.0 for _ in responses]\n"
     )
     return SimpleNamespace(path=path, folder=tmp_path)
 
 
 def test_load_reward_finds_the_function_and_its_neighbours(file: SimpleNamespace):
-    assert load_reward(f"{file.path}:brevity")(completions=["ab"]) == [-4.0]
+    assert load_reward(f"{file.path}:brevity")(responses=["ab"]) == [-4.0]
+
+
+def test_load_reward_names_a_lambda_as_its_file_does(file: SimpleNamespace):
+    rewards = Rewards([load_reward(f"{file.path}:{name}") for name in ("short", "long", "brevity")])
+    assert list(rewards.functions) == ["short", "long", "brevity"]
 
 
 @pytest.mark.parametrize(

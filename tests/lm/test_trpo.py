@@ -47,7 +47,7 @@ def rollout_of(policy: CausalLM) -> Rollout:
 
 
 def batch_of(policy: CausalLM) -> Batch:
-    return trpo.estimate(rollout_of(policy), STATE, trpo.Config())[0]
+    return trpo.TRPO().estimate(rollout_of(policy), STATE)[0]
 
 
 def actor_of(policy: CausalLM) -> list[torch.nn.Parameter]:
@@ -120,10 +120,10 @@ def test_update_keeps_to_the_constraint_and_moves_critic_and_actor_apart(critic:
     with torch.no_grad():
         old = policy(batch.inputs, distribution=True)[1]
     # The same advantages for both, which critics would make different.
-    config = trpo.Config(max_kl=0.02)
-    fit = optimize.Config(epochs=3, learning_rate=0.01)
+    method = trpo.TRPO(max_kl=0.02)
+    fit = optimize.Optimize(epochs=3, learning_rate=0.01)
     for each in (policy, twin):
-        metrics, _ = trpo.update(learner_of(each, fit), rollout_of(policy), batch, STATE, config)
+        metrics, _ = method.update(learner_of(each, fit), rollout_of(policy), batch, STATE)
     with torch.no_grad():
         divergence = float(old.kl(policy(batch.inputs, distribution=True)[1])[batch.mask].mean())
     assert 1e-4 < divergence <= 0.02
@@ -134,7 +134,7 @@ def test_update_keeps_to_the_constraint_and_moves_critic_and_actor_apart(critic:
 
 def test_trpo_learns_on_prompts_some_of_which_have_no_score(tmp_path: Path) -> None:
     """Beside a reference; every update improves its surrogate within the constraint, and the KL to it grows from 0."""
-    method = trpo.Config(max_kl=0.02, kl_coef=0.1)
+    method = trpo.TRPO(max_kl=0.02, kl_coef=0.1)
     policy, rows = improved(tmp_path / "run", method)
     assert not torch.equal(natural.flat(actor_of(policy)).detach(), natural.flat(actor_of(word_policy())).detach())
     for row in rows:

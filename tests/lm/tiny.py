@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from rlhf.lm.load import ModelConfig, load_policy
+from rlhf.lm.load import ModelConfig, policy_of
 from rlhf.lm.policy import CausalLM
 
 VOCABULARY = 61
@@ -55,7 +55,7 @@ def load_tiny(folder: Path) -> PreTrainedModel:
 
 def tiny_policy(folder: Path, *, temperature: float = 1.0, **config: object) -> CausalLM:
     """A policy whose critic and adapter, if any, are not zero any more."""
-    policy = load_policy(ModelConfig(model=str(folder), **config), temperature=temperature, seed=0)
+    policy = policy_of(ModelConfig(model=str(folder), **config), temperature=temperature, seed=0)
     disturb([weight for name, weight in policy.named_parameters() if "value_head" in name or "lora_B" in name], 0.1)
     return policy
 

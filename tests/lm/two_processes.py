@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +12,54 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from rlhf import optimize
+from rlhf import acting, optimize
 from rlhf.algorithms import a2c, grpo, impala, off_policy
 from rlhf.algorithms.actor_critic import Critic
-from rlhf.algorithms.catalogue import algorithm_of
-from rlhf.lag import LaggedCollector
+from rlhf.lm.engine import Sampling
 from rlhf.lm.evaluate import ResponseEvaluator
-from rlhf.lm.generate import Sampling
 from rlhf.lm.rewards import Rewards
+from rlhf.loop import framed
 from rlhf.runs.launch import leave
 from tests.learners import learner_of
 from tests.lm.words import EOS, D, word_tokenizer
-from tests.lm.worlds import length_and_bonus, word_collector, word_policy, word_prompts
-
-
-def missing_for_one(bonus: list[int]) -> list[float | None]:
-    return [None if number == 2 else 0.0 for number in bonus]
-
+from tests.lm.worlds import length_and_bonus, none_for_one_prompt, word_collector, word_policy, word_prompts
 
 METHODS: dict[str, Any] = {
-    "a2c": a2c.Config(kl_coef=0.1, critic=Critic(epochs=2)),
-    "grpo": grpo.Config(kl_coef=0.1),
-    "impala": impala.Config(kl_coef=0.1),
-    "off_policy": off_policy.Config(kl_coef=0.1),
+    "a2c": a2c.A2C(kl_coef=0.1, critic=Critic(epochs=2)),
+    "grpo": grpo.GRPO(kl_coef=0.1),
+    "impala": impala.Impala(kl_coef=0.1),
+    "off_policy": off_policy.OffPolicy(kl_coef=0.1),
 }
 
 
 def learned(name: str, accelerator: Accelerator) -> dict[str, Any]:
     """What three updates do to the weights, by actors that lag behind by one where the method corrects for it."""
-    config, policy = METHODS[name], word_policy()
-    algorithm = algorithm_of(config)
+    method, policy = METHODS[name], word_policy()
     policy.make_reference()
-    collector: Any = word_collector(length_and_bonus, accelerator=accelerator, use_reference=True)
-    if hasattr(algorithm, "CORRECTS_LAG"):
-        collector = LaggedCollector(collector, lag=1, accelerator=accelerator, micro_batch_cost=20)
-    settings = optimize.Config(
-        learning_rate=0.1, epochs=1 if hasattr(algorithm, "SINGLE_STEP") else 2, whiten="none", micro_batch_cost=20
+    collector = word_collector(length_and_bonus, accelerator=accelerator, use_reference=True)
+    lag = acting.Lag(1 if method.corrects_lag else 0)
+    settings = optimize.Optimize(
+        learning_rate=0.1, epochs=1 if method.single_step else 2, whiten="none", micro_batch_cost=20
     )
     # Not Adam, which would make steps of rounding errors.
     optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.1)
     start = {key: p.detach().clone() for key, p in policy.named_parameters() if p.requires_grad}
     wrapped, _ = accelerator.prepare(policy, optimizer)
-    state, metrics = algorithm.initial_state(config), []
+    state, metrics = method.initial_state(), []
     for update in range(3):
-        rollout, _, _ = collector.collect(policy, update)
-        batch, _ = algorithm.estimate(rollout, state, config)
+        with lag.acting(policy):
+            rollout, _, _ = collector.collect(policy, update)
+        rollout, _ = acting.completed(
+            policy,
+            rollout,
+            accelerator=accelerator,
+            micro_batch_cost=20,
+            importance_cap=math.inf,
+            lags=lag.updates > 0,
+        )
+        batch, _ = method.estimate(rollout, state)
         learner = learner_of(wrapped, settings, optimizer=optimizer, accelerator=accelerator, update_index=update)
-        if hasattr(algorithm, "update"):
-            metrics.append(algorithm.update(learner, rollout, batch, state, config)[0])
-        else:
-            metrics.append(optimize.update(learner, batch, partial(algorithm.loss, state=state, config=config)))
+        metrics.append(method.update(learner, rollout, framed(method, policy, rollout, batch), state)[0])
     moved = {key: p.detach() - start[key] for key, p in policy.named_parameters() if p.requires_grad}
     return {"metrics": metrics, "moved": {key: x.flatten().tolist() for key, x in moved.items()}}
 
@@ -72,7 +70,7 @@ def main() -> None:
     policy.make_reference()
     collector = word_collector(
         length_and_bonus,
-        missing_for_one,
+        none_for_one_prompt,
         accelerator=accelerator,
         allow_none=True,
         normalise_scores=True,

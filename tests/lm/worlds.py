@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +10,16 @@ import torch
 from accelerate import Accelerator
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rlhf.lm.collect import Config, PromptCollector
+from rlhf.algorithms.base import Method
+from rlhf.lm.collect import CollectResponses, PromptCollector
 from rlhf.lm.data import Prompt, load_data, prompt_rows
-from rlhf.lm.generate import Sampling
+from rlhf.lm.engine import Engine, Sampling
 from rlhf.lm.policy import CausalLM
+from rlhf.lm.prompts import Prompts
 from rlhf.lm.rewards import Rewards
+from rlhf.optimize import Optimize
+from rlhf.runs.run import Phase, Unsaved
+from rlhf.training import Duration, train_phase
 from tests.lm.words import EOS, WORDS, D, word_tokenizer
 
 CPU = Accelerator(cpu=True)
@@ -47,6 +53,37 @@ def length_and_bonus(completion_ids: list[list[int]], bonus: list[int]) -> list[
     return [len(ids) + 10.0 * number for ids, number in zip(completion_ids, bonus, strict=True)]
 
 
+def none_for_one_prompt(bonus: list[int]) -> list[float | None]:
+    """Of two ranks, the one with this prompt has nothing to learn from."""
+    return [None if number == 2 else 0.0 for number in bonus]
+
+
+def improve(
+    policy: CausalLM,
+    method: Method,
+    settings: Optimize,
+    *,
+    duration: Duration,
+    phase: Phase | Unsaved,
+    engine: Engine | None = None,
+    token_budget: int = 0,
+    **collecting: Any,
+) -> None:
+    """Trains on the prompts of this world, one of which has no scores, and evaluates on the same ones."""
+    policy.tokenizer, policy.end_tokens = word_tokenizer(), (EOS, D)
+    task = Prompts(
+        ROWS,
+        [length_and_bonus, none_for_one_prompt],
+        allow_none=True,
+        max_new_tokens=6,
+        held_out=ROWS,
+        engine=engine,
+        **collecting,
+    )
+    task.sampling = replace(task.sampling, token_budget=token_budget)
+    train_phase(policy, task, method, settings, duration=duration, phase=phase, seed=0)
+
+
 def word_collector(
     *functions: Any,
     allow_none: bool = False,
@@ -55,6 +92,7 @@ def word_collector(
     use_reference: bool = False,
     seed: int = 0,
     prompts: list[Prompt] | None = None,
+    engine: Engine | None = None,
     **config: Any,
 ) -> PromptCollector:
     return PromptCollector(
@@ -62,11 +100,12 @@ def word_collector(
         word_tokenizer(),
         Rewards(functions or [length_and_bonus], allow_none=allow_none),
         sampling=Sampling(max_new_tokens=6, stop_tokens=stop_tokens),
-        config=Config(**{"prompts_per_rollout": 4, "responses_per_prompt": 3, **config}),
+        config=CollectResponses(**{"prompts_per_rollout": 4, "responses_per_prompt": 3, **config}),
         seed=seed,
         accelerator=accelerator,
         micro_batch_cost=20,
         use_reference=use_reference,
+        engine=engine,
     )
 
 

@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
 from recipes import custom_reward
-from rlhf import optimize, train
+from recipes.settings.language import ImproveConfig
+from rlhf import optimize
 from rlhf.algorithms import ppo
 from rlhf.lm import collect
-from rlhf.lm.finetune import ImproveConfig
 from rlhf.runs.launch import launch
+from rlhf.training import Duration
 from tests.lm.tiny import save_tiny
 from tests.lm.words import BOS, EOS, WORDS, word_tokenizer
 
@@ -29,6 +30,32 @@ ARGUMENTS = (
 )
 
 
+# A method of a user's own, in a file: it asks for nothing but what every method has.
+OWN_METHOD = '''
+from dataclasses import dataclass
+
+from rlhf.algorithms.base import Method
+from rlhf.core import advantages
+from rlhf.rollout import batch_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class MyMethod(Method):
+    """Each action is as good as what is left of the rewards."""
+
+    strength: float = 1.0
+    """Multiplies the loss."""
+
+    def estimate(self, rollout, state):
+        left = advantages.monte_carlo_returns(rollout.rewards, rollout.next_values, rollout.dones, gamma=1.0)
+        return batch_of(rollout, advantages=left), {}
+
+    def loss(self, output, batch, state):
+        terms = -self.strength * output.logprobs * batch.advantages
+        return terms, {"strength": 0.0 * terms.detach() + self.strength}
+'''
+
+
 def save_model(folder: Path, architecture: str = "gpt2") -> Path:
     """A random model over the word tokenizer's vocabulary, and the tokenizer; 64 tokens of context."""
     save_tiny(architecture, folder, vocab_size=len(WORDS), bos_token_id=BOS, eos_token_id=EOS, pad_token_id=EOS)
@@ -38,10 +65,10 @@ def save_model(folder: Path, architecture: str = "gpt2") -> Path:
 
 def improve_config(*, updates: int = 2) -> ImproveConfig:
     return ImproveConfig(
-        collect=collect.Config(prompts_per_rollout=4, responses_per_prompt=2),
-        method=ppo.Config(kl_coef=0.05),
-        train=train.Config(updates=updates, eval_every=1, checkpoint_every=1),
-        optimize=optimize.Config(learning_rate=1e-3, epochs=2, minibatches=2),
+        collect=collect.CollectResponses(prompts_per_rollout=4, responses_per_prompt=2),
+        method=ppo.PPO(kl_coef=0.05),
+        train=Duration(updates=updates, eval_every=1, checkpoint_every=1),
+        optimize=optimize.Optimize(learning_rate=1e-3, epochs=2, minibatches=2),
     )
 
 
@@ -73,7 +100,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, recipe: Any, *arguments: str) -> in
     """The exit status of a recipe's command line, run in this process."""
     monkeypatch.setattr(sys, "argv", [f"{recipe.__name__}.py", *arguments])
     with pytest.raises(SystemExit) as ended:
-        run(lambda config: launch(recipe.main, config), recipe.Config)
+        run(lambda config: launch(recipe.main, config, default=getattr(recipe, "default_config", None)), recipe.Config)
     return ended.value.code
 
 

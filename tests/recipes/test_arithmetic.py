@@ -8,13 +8,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from recipes import arithmetic
-from rlhf import optimize, train
+from recipes.settings.arithmetic import PRESETS
+from recipes.settings.language import CloneConfig, ImproveConfig, Precision
+from rlhf import optimize
 from rlhf.errors import InputError
 from rlhf.lm import collect
-from rlhf.lm.finetune import CloneConfig, ImproveConfig, Precision
-from rlhf.lm.presets import PRESETS
 from rlhf.runs import summary
 from rlhf.runs.log import read_lines
+from rlhf.training import Duration
 from tests.recipes.small import files, run
 
 
@@ -32,13 +33,13 @@ def small_config(output_dir, *, updates: int = 1, **changes) -> arithmetic.Confi
         held_out=10,
         clone=CloneConfig(
             rows_per_update=16,
-            train=train.Config(updates=2, eval_every=0, checkpoint_every=0),
-            optimize=optimize.Config(epochs=1, whiten="none"),
+            train=Duration(updates=2, eval_every=0, checkpoint_every=0),
+            optimize=optimize.Optimize(epochs=1, whiten="none"),
         ),
         improve=ImproveConfig(
-            collect=collect.Config(prompts_per_rollout=16),
-            train=train.Config(updates=updates, eval_every=1, checkpoint_every=1),
-            optimize=optimize.Config(epochs=2),
+            collect=collect.CollectResponses(prompts_per_rollout=16),
+            train=Duration(updates=updates, eval_every=1, checkpoint_every=1),
+            optimize=optimize.Optimize(epochs=2),
         ),
         **changes,
     )
@@ -110,34 +111,34 @@ def length(completions, **_):
     return [float(len(completion)) for completion in completions]
 
 
-@pytest.mark.parametrize("algorithm", [name for name in PRESETS if name != "ppo"])
-def test_every_method_moves_the_cloned_model(algorithm, tmp_path, no_report, monkeypatch):
+@pytest.mark.parametrize("method", [name for name in PRESETS if name != "ppo"])
+def test_every_method_moves_the_cloned_model(method, tmp_path, no_report, monkeypatch):
     # A model that was hardly cloned is never right, and equal scores teach nothing.
     monkeypatch.setattr(arithmetic, "exact_match", length)
-    config = arithmetic.default_config(algorithm)
+    config = arithmetic.default_config(method)
     num_prompts = 16 // config.improve.collect.responses_per_prompt
     improve = replace(
         config.improve,
         collect=replace(config.improve.collect, prompts_per_rollout=num_prompts),
-        train=train.Config(updates=4, eval_every=0, checkpoint_every=0),
+        train=Duration(updates=4, eval_every=0, checkpoint_every=0),
     )
     small = small_config(tmp_path / "run")
     result = run(
         arithmetic.main,
-        replace(small, algorithm=algorithm, critic=config.critic, improve=improve),
+        replace(small, critic=config.critic, improve=improve),
     )
     assert 16 * 4 <= result["tokens"] <= 16 * 4 * 4
-    rows = read_lines(tmp_path / "run" / algorithm / "metrics.jsonl")
+    rows = read_lines(tmp_path / "run" / method / "metrics.jsonl")
     assert [row["update"] for row in rows] == [0, 1, 2, 3, 4]
     before, after = (
         AutoModelForCausalLM.from_pretrained(tmp_path / "run" / phase / "final" / "policy" / "model").state_dict()
-        for phase in ("clone", algorithm)
+        for phase in ("clone", method)
     )
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_method_that_needs_transitions_is_refused():
-    with pytest.raises(InputError, match="sac is no algorithm for language models"):
+    with pytest.raises(InputError, match="sac is no method for language models"):
         arithmetic.default_config("sac")
 
 

@@ -83,8 +83,14 @@ BEFORE_LOADING = {
         "long.jsonl: row 3: 60 prompt tokens and max_new_tokens 6 exceed the model's context of 64",
     ),
     "few prompts": (["--data", "few.jsonl"], "there are 1 prompts, fewer than prompts_per_rollout (4)"),
-    "nothing held out": (["--held-out", "0"], "there are no prompts to evaluate on; hold some out."),
-    "all held out": (["--held-out", "48"], "48 rows cannot be held out of 48"),
+    "nothing held out": (
+        ["--held-out", "0"],
+        "held_out is 0 and there are 48 prompts; hold out at least one to evaluate on",
+    ),
+    "all held out": (
+        ["--held-out", "48"],
+        "held_out is 48 and there are 48 prompts; hold out at least one to evaluate on, and leave some to train on",
+    ),
     "reward syntax": (["--reward", "rewards.py"], "must be given as path/to/file.py:function."),
     "reward file": (["--reward", "reward.py:short"], "there is no file"),
     "reward function": (["--reward", "rewards.py:shrt"], "did you mean 'short'?"),
@@ -136,7 +142,7 @@ def test_a_model_without_a_tokenizer_is_refused(inputs, model, monkeypatch, caps
         ("texts", "reward function texts returned str 'good' for sample 0; return a number."),
         ("nothing", "reward function nothing returned NoneType None; return a list with one entry per sample."),
         ("nan", "reward function nan returned nan for sample 0; return finite numbers."),
-        ("tokens", "token rewards for sample 0, whose completion has"),
+        ("tokens", "token rewards for sample 0, whose response has"),
     ],
 )
 def test_bad_answers_of_a_reward_function_are_named(function, message, inputs, model, monkeypatch, capsys):

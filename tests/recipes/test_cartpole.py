@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 
 from recipes import cartpole
+from recipes.settings.control import preset
 from rlhf import optimize
 from rlhf.algorithms import grpo, reinforce_pp, rloo
 from rlhf.control import collect, evaluate
 from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
-from rlhf.control.presets import preset
 from rlhf.errors import InputError
 from rlhf.runs import summary
 from rlhf.runs.log import read_lines
-from tests.recipes.small import files, run
+from tests.recipes.small import OWN_METHOD, files, outcome, run
 
 
 def small_config(output_dir, *, updates: int = 2, **changes) -> cartpole.Config:
@@ -25,9 +25,9 @@ def small_config(output_dir, *, updates: int = 2, **changes) -> cartpole.Config:
         steps=64 * updates,
         eval_every_steps=64,
         checkpoint_every_steps=64,
-        collect=collect.Config(num_envs=4, steps_per_rollout=16),
-        optimize=optimize.Config(epochs=2, minibatches=2),
-        evaluate=evaluate.Config(episodes=4, sampled_episodes=2),
+        collect=collect.CollectSteps(num_envs=4, steps=16),
+        optimize=optimize.Optimize(epochs=2, minibatches=2),
+        evaluate=evaluate.EvaluateEpisodes(episodes=4, sampled_episodes=2),
         **changes,
     )
 
@@ -86,7 +86,7 @@ def test_a_finished_run_can_be_extended(tmp_path, no_report):
 
 
 def test_a_run_on_whole_episodes_ends_with_the_rollout_that_reaches_its_steps(tmp_path, no_report):
-    episodes = collect.Config(episodes_per_rollout=4, episodes_per_start=2)
+    episodes = collect.CollectSteps(episodes=4, episodes_per_start=2)
     config = replace(small_config(tmp_path / "run", updates=3), collect=episodes)
     run(cartpole.main, config)
     rows = read_lines(tmp_path / "run" / "ppo" / "metrics.jsonl")
@@ -98,25 +98,24 @@ def test_a_run_on_whole_episodes_ends_with_the_rollout_that_reaches_its_steps(tm
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "method", "steps"),
-    [("grpo", grpo, 2), ("rloo", rloo, 1), ("reinforce_pp", reinforce_pp, 2)],
+    ("method", "steps"),
+    [(grpo.GRPO(), 2), (rloo.RLOO(), 1), (reinforce_pp.ReinforcePP(), 2)],
     ids=["grpo", "rloo", "reinforce_pp"],
 )
-def test_a_run_on_whole_episodes_goes_on_bitwise(algorithm, method, steps, tmp_path, no_report):
+def test_a_run_on_whole_episodes_goes_on_bitwise(method, steps, tmp_path, no_report):
     config = replace(
         small_config(tmp_path / "whole"),
-        algorithm=algorithm,
-        method=method.Config(),
-        collect=collect.Config(episodes_per_rollout=4, episodes_per_start=2, normalise_rewards=True),
-        optimize=optimize.Config(learning_rate=0.01, epochs=steps, minibatches=steps, whiten=method.WHITEN),
-        evaluate=evaluate.Config(episodes=1, sampled_episodes=0),
+        method=method,
+        collect=collect.CollectSteps(episodes=4, episodes_per_start=2, normalise_rewards=True),
+        optimize=optimize.Optimize(learning_rate=0.01, epochs=steps, minibatches=steps, whiten=method.whitens[-1]),
+        evaluate=evaluate.EvaluateEpisodes(episodes=1, sampled_episodes=0),
         steps=250,
     )
     run(cartpole.main, config)
     run(cartpole.main, replace(config, output_dir=tmp_path / "parts", steps=120))
-    part = files(tmp_path / "parts" / algorithm / "final" / "policy")
+    part = files(tmp_path / "parts" / method.name / "final" / "policy")
     run(cartpole.main, replace(config, output_dir=tmp_path / "parts", resume=True))
-    whole, parts = (files(tmp_path / name / algorithm / "final" / "policy") for name in ("whole", "parts"))
+    whole, parts = (files(tmp_path / name / method.name / "final" / "policy") for name in ("whole", "parts"))
     assert whole == parts != part
 
 
@@ -133,20 +132,20 @@ def test_seeds_side_by_side_report_each_of_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "why"),
+    ("method", "why"),
     [
         ("grpo", "more than fragments"),
         ("impala", "more than fragments"),
-        ("discrete_sac", "more than fragments"),
-        ("trpo", "steps are of its own kind"),
+        ("discrete_sac", "takes steps of its own kind"),
+        ("trpo", "takes steps of its own kind"),
         ("off_policy", "sample size is made of estimates"),
     ],
 )
-def test_methods_that_cannot_share_an_update_refuse_several_seeds(algorithm, why, tmp_path):
-    default = cartpole.default_config(algorithm, "CartPole-v1")
-    if algorithm == "off_policy":
+def test_methods_that_cannot_share_an_update_refuse_several_seeds(method, why, tmp_path):
+    default = cartpole.default_config(method, "CartPole-v1")
+    if method == "off_policy":
         default = replace(default, collect=replace(default.collect, lag=0))
-    with pytest.raises(InputError, match=f"{why}.* run its seeds one"):
+    with pytest.raises(InputError, match=f"{why}.* run its seeds one at a time"):
         run(cartpole.main, replace(default, num_seeds=2, output_dir=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -158,3 +157,22 @@ def test_settings_of_other_environments_train(env_id, tmp_path, no_report):
     result = run(cartpole.main, config)
     assert result["eval_return_mean"] < 0
     assert result["first_hit_step"] is None
+
+
+# One update of 64 steps.
+ARGUMENTS = (
+    *("--steps", "64", "--collect.num-envs", "4", "--collect.steps", "16", "--optimize.epochs", "2"),
+    *("--evaluate.episodes", "2"),
+)
+
+
+def test_a_method_of_ones_own_is_given_by_file_and_class(tmp_path, no_report, monkeypatch):
+    file = tmp_path / "my_file.py"
+    file.write_text(OWN_METHOD)
+    options = (*ARGUMENTS, "--method", f"{file}:MyMethod", "--method.strength", "0.5", "--collect.normalise-rewards")
+    assert outcome(monkeypatch, cartpole, *options, "--output-dir", str(tmp_path / "run")) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == {"strength": 0.5}
+    rows = read_lines(tmp_path / "run" / "my_method" / "metrics.jsonl")
+    assert [row["steps"] for row in rows] == [0, 64]
+    assert rows[1]["strength"] == 0.5
+    assert rows[1]["gradient_norm"] > 0.0

@@ -8,10 +8,13 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import custom_reward
-from rlhf.lm.finetune import Precision
+from recipes.settings.language import Precision
+from rlhf.algorithms import grpo
+from rlhf.algorithms.checks import resolved
+from rlhf.optimize import Optimize
 from rlhf.runs import summary
 from rlhf.runs.log import read_lines
-from tests.recipes.small import files, run, save_model, small_config
+from tests.recipes.small import ARGUMENTS, OWN_METHOD, REWARDS, files, outcome, run, save_model, small_config
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +158,61 @@ def test_tensorboard_gets_the_metrics_beside_the_run(model, tmp_path, no_report)
     assert sum(path.stat().st_size for path in events) > 1000
     resumed = small_config(model, tmp_path / "run", updates=1, resume=True)
     run(custom_reward.main, resumed)
+
+
+def settings_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def test_one_option_chooses_grpo_and_all_that_goes_with_it(model, tmp_path, no_report, monkeypatch):
+    options = (
+        "--model",
+        str(model),
+        *ARGUMENTS,
+        "--reward",
+        f"{REWARDS}:count_a",
+        "--output-dir",
+        str(tmp_path / "run"),
+    )
+    assert outcome(monkeypatch, custom_reward, *options, "--method", "grpo") == 0
+    settings = settings_of(tmp_path / "run")
+    assert settings["critic"] == "none"
+    assert resolved(grpo.GRPO(), Optimize(**settings["improve"]["optimize"])).whiten == "none"
+    # Charged for the KL like PPO here, in the loss.
+    assert settings["improve"]["method"]["kl_coef"] == 0.01
+    assert "clip" in settings["improve"]["method"]
+    assert "gae_lambda" not in settings["improve"]["method"]
+    rows = read_lines(tmp_path / "run" / "grpo" / "metrics.jsonl")
+    assert [row["update"] for row in rows] == [0, 1, 2]
+    assert all(row["gradient_norm"] > 0.0 and "value_loss" not in row for row in rows[1:])
+    start, end = (
+        AutoModelForCausalLM.from_pretrained(folder)
+        for folder in (model, tmp_path / "run" / "grpo" / "final" / "policy" / "model")
+    )
+    assert not torch.equal(start.lm_head.weight, end.lm_head.weight)
+    assert not (tmp_path / "run" / "ppo").exists()
+
+
+def test_a_method_of_ones_own_is_given_by_file_and_class(model, tmp_path, no_report, monkeypatch, capsys):
+    file = tmp_path / "my_file.py"
+    file.write_text(OWN_METHOD)
+    options = (
+        "--model",
+        str(model),
+        *ARGUMENTS,
+        "--reward",
+        f"{REWARDS}:count_a",
+        "--output-dir",
+        str(tmp_path / "run"),
+    )
+    mine = ("--method", f"{file}:MyMethod", "--improve.method.strength", "0.5")
+    assert outcome(monkeypatch, custom_reward, *options, *mine) == 0
+    assert settings_of(tmp_path / "run")["improve"]["method"] == {"strength": 0.5}
+    rows = read_lines(tmp_path / "run" / "my_method" / "metrics.jsonl")
+    assert [row["update"] for row in rows] == [0, 1, 2]
+    # What is logged of every method, and what is its own.
+    assert rows[1]["ratio_error_max"] < 1e-5
+    assert [row["strength"] for row in rows[1:]] == [0.5, 0.5]
+    assert all(row["gradient_norm"] > 0.0 for row in rows[1:])
+    assert outcome(monkeypatch, custom_reward, *options, "--method", f"{file}:MyMethd") == 2
+    assert "did you mean 'MyMethod'?" in capsys.readouterr().err

@@ -29,10 +29,10 @@ def small_config(output_dir, **changes) -> imitation.Config:
             "clone_updates": 3,
             "rows_per_update": 8,
             "improve_steps": 512,
-            "dagger": dagger.Config(num_envs=2, steps_per_rollout=8),
+            "dagger": dagger.Dagger(num_envs=2, steps=8),
             "dagger_updates": 3,
-            "dagger_optimize": optimize.Config(epochs=2, minibatches=2, whiten="none"),
-            "evaluate": evaluate.Config(episodes=2, sampled_episodes=0),
+            "dagger_optimize": optimize.Optimize(epochs=2, minibatches=2, whiten="none"),
+            "evaluate": evaluate.EvaluateEpisodes(episodes=2, sampled_episodes=0),
             **changes,
         }
     )

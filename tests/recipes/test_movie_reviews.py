@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from recipes import movie_reviews
-from rlhf import optimize, train
+from recipes.settings.language import CloneConfig, ImproveConfig
+from rlhf import optimize
 from rlhf.algorithms import ppo
 from rlhf.errors import InputError
 from rlhf.lm import collect
 from rlhf.lm.classify import ClassifierConfig
-from rlhf.lm.finetune import CloneConfig, ImproveConfig
+from rlhf.training import Duration
 
 GOOD, BAD = ("a fine and touching film", "a warm story well told"), ("a dull and empty film", "a cold story badly told")
 
@@ -40,14 +41,14 @@ def tiny(tmp_path: Path, data: str, *, resume: bool = False) -> movie_reviews.Co
         classifier=ClassifierConfig(epochs=2),
         clone=CloneConfig(
             rows_per_update=20,
-            train=train.Config(updates=3, eval_every=0),
-            optimize=optimize.Config(epochs=1, whiten="none"),
+            train=Duration(updates=3, eval_every=0),
+            optimize=optimize.Optimize(epochs=1, whiten="none"),
         ),
         improve=ImproveConfig(
-            collect=collect.Config(prompts_per_rollout=10),
-            method=ppo.Config(kl_coef=0.1),
-            train=train.Config(updates=2),
-            optimize=optimize.Config(epochs=1),
+            collect=collect.CollectResponses(prompts_per_rollout=10),
+            method=ppo.PPO(kl_coef=0.1),
+            train=Duration(updates=2),
+            optimize=optimize.Optimize(epochs=1),
         ),
     )
 

@@ -1,0 +1,106 @@
+"""Supervised fine-tuning: a language model learns to write what is shown to it. Needs no reward function.
+
+    python recipes/sft.py --model gpt2 --data chats.jsonl               # all weights
+    python recipes/sft.py --model gpt2 --data chats.jsonl --lora        # adapters only
+    python recipes/custom_reward.py --model runs/sft/clone/final/policy # and on from there with a reward
+
+The data have a column `text`; or `prompt` and `completion` (strings or chat messages), of which the completion is
+learned; or `messages`, of which the assistant's turns are. result.json tells the loss on rows never trained on, nats a
+token, before and after; the model is in clone/final/policy/model, for plain transformers or peft.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from recipes.settings.language import Precision
+from rlhf.algorithms.clone import BehaviourCloning
+from rlhf.core.random import derive_seed
+from rlhf.errors import InputError
+from rlhf.lm.data import load_data
+from rlhf.lm.demonstrations import Demonstrations
+from rlhf.lm.load import context_length, load_policy, load_tokenizer
+from rlhf.optimize import Optimize
+from rlhf.runs.launch import launch
+from rlhf.runs.log import trackers
+from rlhf.runs.run import Run
+from rlhf.runs.summary import conclude
+from rlhf.training import Duration, train_phase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Supervised fine-tuning."""
+
+    model: str
+    """Hub id or folder of a causal language model, or of a LoRA adapter."""
+    data: str
+    """A .jsonl, .json, .csv or .parquet file, or a data set of the hub."""
+    split: str = "train"
+    """Of a data set of the hub."""
+    subset: str | None = None
+    """Of a data set of the hub that has several."""
+    held_out: int = 16
+    """Rows that are only evaluated on."""
+    rows_per_update: int = 16
+    """Demonstrations of one optimizer step, over all processes."""
+    passes: float = 3.0
+    """Times that each row is learned from."""
+    evaluations: int = 10
+    """Measurements of the loss on the way, and as many checkpoints."""
+    lora: bool = False
+    """Train a LoRA adapter only; a learning rate ten times as large suits it."""
+    seed: int = 0
+    """Everything random follows from it."""
+    output_dir: Path = Path("runs/sft")
+    """Folder for what the run leaves behind."""
+    resume: bool = False
+    """Continue the run in output_dir; with more passes, a finished one too."""
+    tensorboard: bool = False
+    """Also log for tensorboard, into output_dir/tensorboard."""
+    precision: Precision = Precision()
+    optimize: Optimize = Optimize(learning_rate=1e-5, schedule="linear", epochs=1)
+
+    def __post_init__(self) -> None:
+        if not self.passes > 0:
+            raise InputError(f"passes is {self.passes}; it must be positive.")
+        for name in ("held_out", "rows_per_update", "evaluations"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+
+def main(config: Config) -> dict[str, float]:
+    accelerator = Accelerator(
+        mixed_precision=config.precision.mixed_precision,
+        **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir),
+    )
+    # Whatever can be wrong with the input shows before the folder of the run is made and before the weights load.
+    data = load_data(config.data, split=config.split, subset=config.subset)
+    task = Demonstrations(data, rows_per_update=config.rows_per_update, held_out=config.held_out)
+    task.read(load_tokenizer(config.model), context=context_length(config.model))
+    task.require_size(accelerator)
+    updates = max(round(config.passes * (len(data.rows) - config.held_out) / config.rows_per_update), 1)
+    run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"passes"})
+    phase = run.phase("clone")
+    policy = load_policy(
+        config.model,
+        critic="none",
+        lora_rank=16 if config.lora else 0,
+        gradient_checkpointing=config.precision.gradient_checkpointing,
+        seed=derive_seed(config.seed, "weights"),
+    )
+    every = -(-updates // config.evaluations)
+    duration = Duration(updates=updates, eval_every=every, checkpoint_every=every)
+    before, after, _ = train_phase(
+        policy, task, BehaviourCloning(), config.optimize, duration=duration, phase=phase, seed=config.seed
+    )
+    result = {"loss_before": before["eval_loss"], "loss_after": after["eval_loss"], "updates": float(updates)}
+    conclude(run, result)
+    return result
+
+
+if __name__ == "__main__":
+    launch(main, Config)

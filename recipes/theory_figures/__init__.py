@@ -1,1 +1,0 @@
-"""The figures of recipes/theory.py, one module each."""

@@ -1,0 +1,177 @@
+"""What the learner says of what was done: its log-probabilities and values, where somebody else acted or in other
+precision, and the weights by which that counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from rlhf.core import kl
+from rlhf.errors import InputError
+from rlhf.optimize import micro_batches
+from rlhf.reduce import MetricSums, global_sum
+from rlhf.rollout import PolicyOutput, Rollout
+
+# Nats an action in the mean: half precision differs by a hundredth of this, another model by a multiple.
+MAX_MISMATCH = 0.3
+# Parts of a row for which the difference is logged: errors that add up along a response grow from one to the next.
+DEPTHS = 4
+
+
+@torch.no_grad()
+def rescored(policy: Any, rollout: Rollout, *, accelerator: Accelerator, micro_batch_cost: int) -> Rollout:
+    """The rollout with the policy's `logprobs`, `values` and `next_values`; `behaviour_logprobs` stay."""
+    with accelerator.autocast():
+        parts = micro_batches(rollout.costs, micro_batch_cost)
+        outputs = [policy({name: x[part] for name, x in rollout.inputs.items()}) for part in parts]
+        logprobs, values, _ = PolicyOutput(*(torch.cat(tensors) for tensors in zip(*outputs, strict=True)))
+        next_values = _next_values(policy, rollout, values.masked_fill(~rollout.mask, 0.0))
+    return replace(rollout, logprobs=logprobs, values=values, next_values=next_values)
+
+
+def _next_values(policy: Any, rollout: Rollout, values: Tensor) -> Tensor:
+    """V of the state that each step led to: 0 if it is terminal.
+
+    Without `next_inputs` no episode is ever cut, so that state is the row's next.
+    """
+    if rollout.next_inputs is None:
+        following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+        return following.masked_fill(rollout.dones, 0.0)
+    terminals = rollout.dones if rollout.terminals is None else rollout.terminals
+    return policy.state_values(rollout.next_inputs).masked_fill(terminals, 0.0)
+
+
+def completed(
+    policy: Any,
+    rollout: Rollout,
+    *,
+    accelerator: Accelerator,
+    micro_batch_cost: int,
+    importance_cap: float,
+    lags: bool,
+) -> tuple[Rollout, dict[str, float]]:
+    """The rollout with all that the learner says of it, and what to log of that.
+
+    Args:
+        importance_cap: Infinite where the method corrects for the actor itself: then nothing is weighed.
+        lags: Other weights than the learner's acted, so what they said of it does not count.
+    """
+    if lags or rollout.logprobs is None:
+        rollout = rescored(policy, rollout, accelerator=accelerator, micro_batch_cost=micro_batch_cost)
+    if math.isinf(importance_cap):
+        return rollout, {}
+    return weighed(rollout, accelerator, cap=importance_cap)
+
+
+def weighed(rollout: Rollout, accelerator: Accelerator, *, cap: float) -> tuple[Rollout, dict[str, float]]:
+    """The rollout with min(learner / actor, cap) as `importance`, and how far apart the two are, over all ranks.
+
+    Truncated importance sampling (Ionides, 2008; https://doi.org/10.1198/106186008X320456). Where the learner itself
+    acted, in the precision that it learns in, nothing is added or logged.
+    """
+    log_ratios = rollout.logprobs - rollout.behaviour_logprobs
+    if not float(global_sum(accelerator, (log_ratios != 0.0).double().sum())):
+        return rollout, {}
+    ratios, distances = torch.exp(log_ratios), log_ratios.abs()
+    sums = MetricSums()
+    sums.add(
+        {
+            "mismatch": distances,
+            "mismatch_max": distances,
+            "mismatch_kl_k3": kl.k3(rollout.behaviour_logprobs, rollout.logprobs),
+            "importance_max": ratios,
+            "importance_cut_fraction": (ratios > cap).to(ratios),
+        },
+        rollout.mask,
+    )
+    metrics = sums.reduce(accelerator) | _by_depth(distances, rollout.mask, accelerator)
+    return replace(rollout, importance=ratios.clamp(max=cap)), metrics
+
+
+def _by_depth(distances: Tensor, mask: Tensor, accelerator: Accelerator) -> dict[str, float]:
+    """Means over the actions of each quarter of their rows."""
+    acted = mask.cumsum(dim=1) - 1
+    quarters = DEPTHS * acted // mask.sum(dim=1, keepdim=True).clamp(min=1)
+    cells = torch.stack([mask & (quarters == quarter) for quarter in range(DEPTHS)]).double()
+    sums = global_sum(accelerator, torch.stack([(cells * distances).sum((1, 2)), cells.sum((1, 2))]))
+    means = (sums[0] / sums[1].clamp(min=1.0)).tolist()
+    return {f"mismatch_quarter_{i}": mean for i, mean in enumerate(means, start=1)}
+
+
+def require_same_policy(metrics: dict[str, float]) -> None:
+    """Refuses a first update in which actor and learner differ by more than rounding explains.
+
+    Raises:
+        RuntimeError: With the likely causes.
+    """
+    if metrics.get("mismatch", 0.0) > MAX_MISMATCH:
+        raise RuntimeError(
+            f"in the first update the actor's log-probabilities differ from the learner's by {metrics['mismatch']:.2g} "
+            f"nats an action in the mean (at most {MAX_MISMATCH} is rounding). Likely causes: an engine that holds "
+            "other weights, samples at another temperature or from a truncated distribution, or a tokenizer or chat "
+            "template that is not the model's."
+        )
+
+
+class Lag:
+    """The weights of the last updates, with which actors act that lag behind the learner, as in distributed training
+    (Espeholt et al., 2018; https://arxiv.org/abs/1802.01561).
+
+    The first updates act with the initial weights. What is not trained (running moments, a reference) does not lag.
+
+    Args:
+        updates: At least 0; 0 is no lag.
+    """
+
+    def __init__(self, updates: int) -> None:
+        if updates < 0:
+            raise InputError(f"lag is {updates}; it must not be negative.")
+        self.updates = updates
+        # Of the last `updates` updates, oldest first.
+        self._past: list[dict[str, Tensor]] = []
+
+    @contextmanager
+    def acting(self, policy: Any) -> Iterator[None]:
+        """Meanwhile the policy has the weights of so many updates ago."""
+        if not self.updates:
+            yield
+            return
+        now = {name: tensor.detach().clone() for name, tensor in policy.named_parameters() if tensor.requires_grad}
+        past = [*self._past, now]
+        with _weights(policy, past[0]):
+            yield
+        self._past = past[-self.updates :]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"past": self._past}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._past = state["past"]
+
+
+@contextmanager
+def _weights(policy: Any, weights: dict[str, Tensor]) -> Iterator[None]:
+    """The policy with other weights, in place, so that everything else about it stays as it is."""
+    parameters = {name: tensor for name, tensor in policy.named_parameters() if name in weights}
+    own = {name: tensor.detach().clone() for name, tensor in parameters.items()}
+    try:
+        _fill(parameters, weights)
+        yield
+    finally:
+        _fill(parameters, own)
+
+
+@torch.no_grad()
+def _fill(parameters: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    for name, tensor in parameters.items():
+        tensor.copy_(weights[name])
+    # Autocast keeps its casts of weights, which are now others'.
+    torch.clear_autocast_cache()

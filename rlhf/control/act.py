@@ -1,0 +1,17 @@
+"""A trained policy used: an observation in, an action out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf.control.policy import ControlPolicy
+from rlhf.control.twin_policy import TwinPolicy
+
+
+def act(policy: ControlPolicy | TwinPolicy, observation: np.ndarray) -> Any:
+    """The likeliest action for one observation `(O,)` as the environment gives it, in the form that `step` takes."""
+    actions, _, _ = policy.act(torch.as_tensor(np.asarray(observation)).unsqueeze(0), None)
+    return policy.spaces.for_env(actions)[0]

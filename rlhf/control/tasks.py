@@ -1,0 +1,190 @@
+"""Environments as what a policy is trained on: acting in fragments, whole episodes or into a replay buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, cast
+
+import numpy as np
+from accelerate import Accelerator
+
+from rlhf import optimize
+from rlhf.algorithms.base import Method
+from rlhf.algorithms.checks import require_rewarded
+from rlhf.control.collect import CollectSteps, EnvCollector
+from rlhf.control.envs import EnvSource, make_env, make_envs, make_many, name_of, spaces_of
+from rlhf.control.episode_collect import EpisodeCollector
+from rlhf.control.evaluate import EvaluateEpisodes, Evaluator
+from rlhf.control.policy import ControlPolicy, PolicyConfig
+from rlhf.control.replay import Replay, ReplayCollector
+from rlhf.control.twin_policy import TwinPolicy
+from rlhf.errors import InputError
+from rlhf.optimize import Optimize
+from rlhf.runs.evaluate import Evaluation
+from rlhf.settings import made
+from rlhf.task import CollectorTask, Here
+
+
+class Envs(CollectorTask):
+    """A gymnasium environment, several copies at a time.
+
+    Args:
+        env: Id of a registered environment, with arguments after commas if there are any; path/to/file.py:Class of your
+            own; a class or function that makes one; or an environment, of which copies are made.
+        replay: What a method with a replay buffer remembers.
+        evaluate: Episodes of an evaluation.
+        reference: A policy that methods with a kl_coef charge for the KL to.
+        starts: States in which episodes begin, each equally likely; None: where the environment begins.
+        acting: Fields of CollectSteps: num_envs, steps, episodes, ...
+
+    Raises:
+        InputError: There is no such environment or setting.
+    """
+
+    def __init__(
+        self,
+        env: EnvSource,
+        *,
+        replay: Replay | None = None,
+        evaluate: EvaluateEpisodes | None = None,
+        reference: ControlPolicy | None = None,
+        starts: np.ndarray | None = None,
+        **acting: Any,
+    ) -> None:
+        self.env, self.config = env, made(CollectSteps, acting)
+        self.replay, self.evaluation = replay or Replay(), evaluate or EvaluateEpisodes(sampled_episodes=0)
+        self.reference, self.starts = reference, starts
+        self.group_size, self.lag = self.config.episodes_per_start, self.config.lag
+        self.whole_episodes = self.config.episodes > 0
+        self.spaces = spaces_of(make_env(env))
+        self._evaluator: Any = None
+
+    def policy(self, *, replays: bool = False, seed: int = 0, **settings: Any) -> ControlPolicy | TwinPolicy:
+        """A policy for this environment, with random weights.
+
+        Args:
+            replays: For methods that learn from replayed transitions, such as SAC, which take twin critics.
+            settings: Fields of PolicyConfig: hidden_sizes, critic, ...
+        """
+        if replays:
+            return TwinPolicy(self.spaces, made(PolicyConfig, {"critic": "action", **settings}), seed=seed)
+        return ControlPolicy(self.spaces, made(PolicyConfig, settings), seed=seed)
+
+    def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
+        """Refuses a method that does not fit the environment, the policy or what is collected."""
+        require_rewarded(method)
+        if method.replays != isinstance(policy, TwinPolicy):
+            needed = "policy(replays=True)" if method.replays else "policy()"
+            raise InputError(f"{method.name} cannot train a {type(policy).__name__}; make it with the task's {needed}.")
+        require_critic(method, policy.config.critic)
+        if method.actions != "either" and (method.actions == "discrete") != bool(self.spaces.num_actions):
+            found = "discrete" if self.spaces.num_actions else "vectors"
+            raise InputError(
+                f"{method.name} needs {method.actions} as actions, and those of {self.name} are {found}; choose "
+                "another method."
+            )
+        if method.needs_reference and self.reference is None:
+            raise InputError(
+                "method.kl_coef charges for the KL to a reference policy, and there is none here; set it to 0, or give "
+                "the task a reference (see recipes/imitation.py, whose `ppo_kl` is charged for its KL to the clone)."
+            )
+        if not self.whole_episodes and not method.replays:
+            rows = self.config.num_envs * self.config.steps
+            optimize.require_rows(rows, max(settings.minibatches, method.num_parts))
+        if self.config.episodes % accelerator.num_processes:
+            raise InputError(
+                f"episodes is {self.config.episodes}, which {accelerator.num_processes} processes cannot share "
+                "evenly; make it a multiple of them."
+            )
+
+    def prepare(self, policy: Any, here: Here) -> None:
+        self.steps_per_update = (
+            0 if self.whole_episodes or here.method.replays else self.config.num_envs * self.config.steps
+        )
+        self.collector = self._make_collector(here)
+        cache = None if here.folder is None else here.folder / f"episodes-{here.seed}.safetensors"
+        self._evaluator = Evaluator(
+            self.env, config=self.evaluation, seed=here.seed, accelerator=here.accelerator, cache=cache
+        )
+
+    def evaluate(self, policy: Any, here: Here) -> Evaluation:
+        """The same greedy episodes each time, and the same sampled ones."""
+        return self._evaluator(policy)
+
+    def close(self) -> None:
+        super().close()
+        self._evaluator.close()
+
+    def describe(self) -> dict[str, Any]:
+        return {"env": self.name, "collect": asdict(self.config), "evaluate": asdict(self.evaluation)} | (
+            {"replay": asdict(self.replay)}
+        )
+
+    @property
+    def name(self) -> str:
+        return name_of(self.env)
+
+    def _make_collector(self, here: Here) -> Any:
+        accelerator, num_processes = here.accelerator, here.accelerator.num_processes
+        where: dict[str, Any] = {"config": self.config, "seed": here.seed, "accelerator": accelerator}
+        if here.method.replays:
+            return ReplayCollector(
+                make_envs(self.env, self.config.num_envs, num_processes=num_processes, starts=self.starts),
+                replay=self.replay,
+                num_rows=cast(Any, here.method).batch_size * here.settings.minibatches,
+                **where,
+            )
+        where |= {"gamma": here.method.discount, "reference": self.reference}
+        if self.whole_episodes:
+            return EpisodeCollector(
+                make_many(self.env, self.config.episodes // num_processes, starts=self.starts), **where
+            )
+        return EnvCollector(
+            make_envs(self.env, self.config.num_envs, num_processes=num_processes, starts=self.starts), **where
+        )
+
+
+class Imitation(CollectorTask):
+    """Cloning of what an expert does in an environment, measured by playing there.
+
+    Args:
+        env: As for Envs.
+        make_collector: Called with `seed` and `accelerator`; its rollouts hold the actions to clone, as those of
+            DemonstrationCollector and DaggerCollector do.
+        evaluate: Episodes of an evaluation.
+    """
+
+    def __init__(
+        self, env: EnvSource, make_collector: Callable[..., Any], *, evaluate: EvaluateEpisodes | None = None
+    ) -> None:
+        self.env, self.make_collector = env, make_collector
+        self.evaluation = evaluate or EvaluateEpisodes(sampled_episodes=0)
+        self._evaluator: Any = None
+
+    def prepare(self, policy: Any, here: Here) -> None:
+        self.collector = self.make_collector(seed=here.seed, accelerator=here.accelerator)
+        self._evaluator = Evaluator(self.env, config=self.evaluation, seed=here.seed, accelerator=here.accelerator)
+
+    def evaluate(self, policy: Any, here: Here) -> Evaluation:
+        return self._evaluator(policy)
+
+    def close(self) -> None:
+        super().close()
+        self._evaluator.close()
+
+    def describe(self) -> dict[str, Any]:
+        return {"env": name_of(self.env), "evaluate": asdict(self.evaluation)}
+
+
+def require_critic(method: Method, critic: str) -> None:
+    """Refuses a critic of states where actions must be told apart, and one of actions where they must not."""
+    if method.critic_of == "actions" and critic == "state":
+        raise InputError(
+            f"policy.critic is 'state', from which {method.name} cannot tell actions apart; choose 'action'."
+        )
+    if critic == "action" and method.critic_of not in ("actions", "either"):
+        raise InputError(
+            f"policy.critic is 'action', and returns less what the taken action is worth teach {method.name} "
+            "nothing; choose 'state'."
+        )

@@ -1,0 +1,40 @@
+"""A trained model used: a message in, an answer out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rlhf.core.random import uniforms
+from rlhf.errors import InputError
+from rlhf.lm.data import load_data, prompt_rows
+from rlhf.lm.engine import Sampling
+from rlhf.lm.generate import Decoder
+from rlhf.lm.policy import CausalLM
+
+
+def answer(
+    policy: CausalLM, message: str | list[dict[str, Any]], *, max_new_tokens: int = 256, seed: int | None = None
+) -> str:
+    """The policy's answer as text.
+
+    Args:
+        message: What a user says to a model with a chat template; to one without, a text to continue; or a whole
+            conversation, a list of messages.
+        seed: Of the draws, at the policy's temperature; None: the likeliest token each time.
+    """
+    tokenizer = policy.tokenizer
+    if tokenizer is None:
+        raise InputError("the policy has no tokenizer; load it with rlhf.load_policy, or set policy.tokenizer.")
+    prompt: Any = message
+    if isinstance(message, str) and tokenizer.chat_template:
+        prompt = [{"role": "user", "content": message}]
+    rows = prompt_rows(
+        load_data([{"prompt": prompt}]), tokenizer, max_new_tokens=max_new_tokens, context=policy.context
+    )
+    draws = None if seed is None else uniforms(seed, "answer", 0, torch.arange(1), max_new_tokens)
+    sampling = Sampling(max_new_tokens=max_new_tokens, stop_tokens=policy.stop_tokens)
+    given = Decoder(tokenizer).generate(policy, [rows[0].tokens], sampling=sampling, uniforms=draws)
+    tokens = given.tokens[0, : int(given.lengths[0])].tolist()
+    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

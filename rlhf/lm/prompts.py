@@ -1,0 +1,161 @@
+"""Prompts and a reward as what a language model is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from rlhf import optimize
+from rlhf.algorithms.base import Method
+from rlhf.algorithms.checks import require_rewarded
+from rlhf.errors import InputError
+from rlhf.lm.collect import CollectResponses, PromptCollector, require_prompts
+from rlhf.lm.data import Data, Prompt, hold_out, load_data, prompt_rows
+from rlhf.lm.engine import Engine, Sampling
+from rlhf.lm.evaluate import ResponseEvaluator
+from rlhf.lm.rewards import Rewards, load_reward
+from rlhf.optimize import Optimize
+from rlhf.runs.evaluate import Evaluation
+from rlhf.settings import made
+from rlhf.task import CollectorTask, Here
+
+Source = str | Path | Sequence[Mapping[str, Any]] | Data
+Reward = Callable[..., Any] | str
+
+
+class Prompts(CollectorTask):
+    """Prompts that the policy answers, and functions that pay for the answers.
+
+    Args:
+        data: A list of dicts, a .jsonl, .json, .csv or .parquet file, or a data set of the hub; with a column `prompt`
+            (strings, or lists of chat messages) or `messages`.
+        reward: A function that names what it needs (prompts, responses, ..., any column of the data) and returns one
+            number a response, or one list of numbers, one a token; path/to/file.py:function; or several of them.
+        max_new_tokens: Longest response.
+        held_out: So many rows are never trained on and evaluated on instead; or data of their own to evaluate on.
+        reward_weights: One for each function; none given: each counts 1.
+        allow_none: A function may return None for a response, which takes it out of loss and statistics.
+        stop_strings: Texts that end a response, beside the model's own end.
+        engine: What answers; None is our decoder.
+        collecting: Fields of CollectResponses: prompts_per_rollout, responses_per_prompt, ...
+
+    Raises:
+        InputError: The data or the reward cannot be used; or there is no such setting.
+    """
+
+    def __init__(
+        self,
+        data: Source,
+        reward: Reward | Sequence[Reward],
+        *,
+        max_new_tokens: int,
+        held_out: int | Source = 16,
+        reward_weights: Sequence[float] = (),
+        allow_none: bool = False,
+        stop_strings: tuple[str, ...] = (),
+        engine: Engine | None = None,
+        **collecting: Any,
+    ) -> None:
+        self.config = made(CollectResponses, collecting)
+        self.group_size, self.lag = self.config.responses_per_prompt, self.config.lag
+        given: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
+        functions = [load_reward(one) if isinstance(one, str) else one for one in given]
+        self.rewards = Rewards(functions, list(reward_weights) or None, allow_none=allow_none)
+        self.data = loaded(data)
+        self.held_out = held_out if isinstance(held_out, int) else loaded(held_out)
+        self.sampling = Sampling(max_new_tokens=max_new_tokens, stop_strings=stop_strings)
+        self.engine = engine
+        self._rows: tuple[list[Prompt], list[Prompt]] | None = None
+        self._evaluator: ResponseEvaluator | None = None
+
+    def read(self, tokenizer: Any, *, context: int | None) -> None:
+        """Tokenizes the prompts, so that what is wrong with them shows before a model is loaded.
+
+        Args:
+            context: The most tokens the model can take; None where there is no limit.
+
+        Raises:
+            InputError: A prompt is missing, empty or too long, or a reward asks for what the data do not have.
+        """
+
+        def prompts(data: Data) -> list[Prompt]:
+            return prompt_rows(data, tokenizer, max_new_tokens=self.sampling.max_new_tokens, context=context)
+
+        apart = [] if isinstance(self.held_out, int) else prompts(self.held_out)
+        self._rows = prompts(self.data), apart
+        self.rewards.require_columns(self._rows[0][0].columns)
+        if isinstance(self.held_out, int) and not 0 < self.held_out < len(self._rows[0]):
+            raise InputError(
+                f"held_out is {self.held_out} and there are {len(self._rows[0])} prompts; hold out at least one to "
+                "evaluate on, and leave some to train on."
+            )
+
+    def split(self, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+        """Prompts to train on, and prompts to evaluate on."""
+        assert self._rows is not None, "read() comes first"
+        rows, apart = self._rows
+        if not isinstance(self.held_out, int):
+            return rows, apart
+        parts = hold_out(len(rows), num_held_out=self.held_out, seed=seed)
+        training, evaluated = ([rows[row] for row in part.tolist()] for part in parts)
+        return training, evaluated
+
+    def require_size(self, accelerator: Accelerator) -> None:
+        """Refuses what no rollout can be drawn from: too few prompts, or a number that processes cannot share."""
+        require_prompts(self.split(0)[0], self.config, accelerator)
+
+    def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
+        require_rewarded(method)
+        self._read_for(policy)
+        self.require_size(accelerator)
+        rows = self.config.prompts_per_rollout * self.group_size
+        optimize.require_rows(rows, max(settings.minibatches, method.num_parts))
+
+    def _read_for(self, policy: Any) -> None:
+        if policy.tokenizer is None:
+            raise InputError("the policy has no tokenizer; load it with rlhf.load_policy, or set policy.tokenizer.")
+        if self._rows is None:
+            self.read(policy.tokenizer, context=policy.context)
+
+    def prepare(self, policy: Any, here: Here) -> None:
+        """With a method that charges for the KL, the policy as it is now is the reference."""
+        self._read_for(policy)
+        if here.method.needs_reference:
+            policy.make_reference()
+        training, evaluated = self.split(here.seed)
+        where: dict[str, Any] = {
+            "sampling": replace(self.sampling, stop_tokens=policy.stop_tokens),
+            "seed": here.seed,
+            "accelerator": here.accelerator,
+            "micro_batch_cost": here.settings.micro_batch_cost,
+            "use_reference": here.method.needs_reference,
+            "engine": self.engine,
+        }
+        self._evaluator = ResponseEvaluator(evaluated, policy.tokenizer, self.rewards, **where)
+        self.collector = PromptCollector(training, policy.tokenizer, self.rewards, config=self.config, **where)
+
+    def evaluate(self, policy: Any, here: Here) -> Evaluation:
+        """The held-out prompts, answered once sampled and once greedily."""
+        assert self._evaluator is not None
+        return self._evaluator(policy)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "data": self.data.name,
+            "rows": len(self.data.rows),
+            "held_out": self.held_out if isinstance(self.held_out, int) else self.held_out.name,
+            "rewards": list(self.rewards.functions),
+            "reward_weights": self.rewards.weights,
+            "max_new_tokens": self.sampling.max_new_tokens,
+            "stop_strings": list(self.sampling.stop_strings),
+            "collect": asdict(self.config),
+        }
+
+
+def loaded(data: Source) -> Data:
+    """Rows, wherever they come from."""
+    return data if isinstance(data, Data) else load_data(data)

@@ -1,0 +1,272 @@
+"""The outer loop, written once: collect, estimate, update, evaluate, log, checkpoint, stop."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from rlhf import acting, optimize
+from rlhf.algorithms.base import Method
+from rlhf.errors import InputError
+from rlhf.reduce import MetricSums, advantage_metrics, global_moments, global_sum
+from rlhf.rollout import Batch, PolicyOutput, Rollout, single_steps
+from rlhf.runs.evaluate import Evaluation
+from rlhf.runs.run import Phase, Restored, Unsaved
+from rlhf.runs.stop import StopSignals
+from rlhf.task import Here, Task
+
+
+class Policy(Protocol):
+    """A module that scores actions; `memoryless` ones may be scored action by action.
+
+    One that tasks of your own act with also needs what they ask of it; methods with a critic ask for
+    `critic_parameters()`, those that fit it first for `state_values(inputs)` where episodes are cut.
+    """
+
+    memoryless: bool
+    has_critic: bool
+
+    def __call__(self, inputs: dict[str, Tensor]) -> PolicyOutput: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duration:
+    """How long to train, and what to leave behind."""
+
+    updates: int = 0
+    """Updates in all; a finished run with a larger number is extended. 0: `steps` says when to end."""
+    steps: int = 0
+    """Actions in all, for updates of uneven size: schedules and intervals then count actions. 0: they count updates."""
+    eval_every: int = 10
+    """Updates between evaluations; there is one before the first and one after the last. 0: only these two."""
+    checkpoint_every: int = 10
+    """Updates between checkpoints; there is one before the first and one after the last. 0: only these two."""
+    record_samples: int = 8
+    """Training samples written to samples.jsonl at each update."""
+
+    def __post_init__(self) -> None:
+        if max(self.updates, self.steps) < 1:
+            raise InputError(f"updates is {self.updates}; it must be at least 1.")
+        if self.updates and self.steps:
+            raise InputError(f"updates is {self.updates} and steps {self.steps}; give one and leave the other 0.")
+        for name in ("updates", "steps", "eval_every", "checkpoint_every", "record_samples"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
+
+    @property
+    def target(self) -> int:
+        """Where the run ends, in the unit that it counts in."""
+        return self.steps or self.updates
+
+
+def learn(
+    policy: Any,
+    task: Task,
+    method: Method,
+    settings: optimize.Optimize,
+    *,
+    duration: Duration,
+    phase: Phase | Unsaved,
+    here: Here,
+) -> None:
+    """The outer loop: trains `policy` until `duration.target`, or goes on from the phase's newest good checkpoint.
+
+    A phase that is finished only loads its final policy.
+
+    Raises:
+        Stopped: SIGTERM or Ctrl-C came; the update in hand is done and saved.
+        NonFiniteError: A number turned NaN or infinite; the last good checkpoint is left as it is.
+    """
+    accelerator = here.accelerator
+    unit = "steps" if duration.steps else "updates"
+    if phase.finished(duration.target, unit):
+        phase.load_final(policy.load)
+        return
+    lag = acting.Lag(task.lag)
+    optimizer = optimize.make_optimizer(policy, settings)
+    restored = phase.restore()
+    state, update, steps = method.initial_state(), 0, 0
+    if restored is not None:
+        state, update, steps = _take_up(restored, policy, optimizer, task, lag, accelerator)
+    # Accelerate's wrapper looks for optional packages at every step (7 % of an update on control), and only serves
+    # fp16 scaling, which is not offered; the optimizer inside is this very one.
+    wrapped, _ = accelerator.prepare(policy, optimizer)
+    learner = optimize.Learner(
+        policy=wrapped, optimizer=optimizer, config=settings, accelerator=accelerator, seed=here.seed
+    )
+
+    def save(update: int) -> None:
+        content = {"optimizer": optimizer.state_dict(), "method": state, "steps": steps}
+        content["task"] = _per_rank({"task": task.state_dict(), "lag": lag.state_dict()}, accelerator)
+        phase.save(update, content, {"policy": policy.save})
+
+    with StopSignals(accelerator) as signals:
+        if restored is None:
+            _log_evaluation(phase, task.evaluate(policy, here), update=0, steps=0, row={})
+            save(0)
+        done = steps if duration.steps else update
+        while done < duration.target:
+            learner = replace(learner, update_index=update, progress=done / duration.target)
+            state, row, samples = _collect_and_learn(learner, task, lag, here, state)
+            steps += row["steps"]
+            row["steps"] = steps
+            update, before, stopped = update + 1, done, signals.requested()
+            done = steps if duration.steps else update
+            last = done >= duration.target
+            phase.record([{"update": update, "kind": "training", **s} for s in samples[: duration.record_samples]])
+            if last or _passed(duration.eval_every, before, done):
+                with _timed(row, "seconds/evaluate"):
+                    evaluation = task.evaluate(policy, here)
+                _log_evaluation(phase, evaluation, update=update, steps=steps, row=row)
+            else:
+                phase.log({"update": update, **row})
+            if last or stopped or _passed(duration.checkpoint_every, before, done):
+                save(update)
+            if stopped and not last:
+                signals.stop()
+        phase.finish(duration.target, {"policy": policy.save})
+        # A signal during the last update is meant for what would come after this phase.
+        if signals.requested():
+            signals.stop()
+
+
+def _passed(interval: int, before: int, now: int) -> bool:
+    """Whether a multiple of `interval` was reached on the way; never if it is 0."""
+    return interval > 0 and now // interval > before // interval
+
+
+def _per_rank(state: dict[str, Any], accelerator: Accelerator) -> list[dict[str, Any]]:
+    return gather_object([state]) if accelerator.num_processes > 1 else [state]
+
+
+def _take_up(
+    restored: Restored,
+    policy: Any,
+    optimizer: torch.optim.Optimizer,
+    task: Task,
+    lag: acting.Lag,
+    accelerator: Accelerator,
+) -> tuple[dict[str, Tensor], int, int]:
+    """Puts everything back as it was saved; returns the method's state, updates done and steps taken."""
+    per_rank = restored.state["task"]
+    if len(per_rank) != accelerator.num_processes:
+        raise InputError(
+            f"the checkpoint was written by {len(per_rank)} processes and this run has {accelerator.num_processes}; "
+            "resume it with as many as before."
+        )
+    policy.load(restored.folders / "policy")
+    optimizer.load_state_dict(restored.state["optimizer"])
+    own = per_rank[accelerator.process_index]
+    task.load_state_dict(own["task"])
+    lag.load_state_dict(own["lag"])
+    return restored.state["method"], restored.update, restored.state["steps"]
+
+
+def _collect_and_learn(
+    learner: optimize.Learner, task: Task, lag: acting.Lag, here: Here, state: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
+    """One update: the method's next state, what to log (`steps` are those of this update), and the samples."""
+    policy, accelerator, index, method = learner.module, learner.accelerator, learner.update_index, here.method
+    state = {**state, "progress": torch.tensor(learner.progress), "update": torch.tensor(index)}
+    seconds: dict[str, Any] = {}
+    with _timed(seconds, "collect"):
+        with accelerator.autocast(), lag.acting(policy):
+            rollout, metrics, samples = task.collect(policy, index, here)
+        seen: dict[str, float] = {}
+        if method.compares:
+            rollout, seen = acting.completed(
+                policy,
+                rollout,
+                accelerator=accelerator,
+                micro_batch_cost=here.settings.micro_batch_cost,
+                importance_cap=math.inf if method.corrects_lag else learner.config.importance_cap,
+                lags=lag.updates > 0,
+            )
+        if index == 0 and not lag.updates:
+            acting.require_same_policy(seen)
+    with _timed(seconds, "update"):
+        batch, cells = method.estimate(rollout, state)
+        # A task that hands over other steps than it took says itself how many it took.
+        metrics = describe(rollout, batch, cells, accelerator) | seen | metrics
+        learned, state = method.update(learner, rollout, framed(method, policy, rollout, batch), state)
+        metrics |= learned
+    state = method.adapt(state, metrics)
+    # With several seeds side by side there is one each: their mean.
+    metrics |= {name: float(state[name].double().mean()) for name in method.initial_state()}
+    return state, metrics | _speed(metrics["steps"], seconds) | _memory(accelerator), samples
+
+
+def framed(method: Method, policy: Policy, rollout: Rollout, batch: Batch) -> Batch:
+    """The batch in the rows that the method's loss sees: single steps, whole rows, or rows in blocks.
+
+    Raises:
+        InputError: The method keeps groups together, and the rollout has none.
+    """
+    if method.rows == "steps":
+        return single_steps(batch) if policy.memoryless else batch
+    if method.rows == "episodes":
+        return batch
+    if rollout.groups is None:
+        raise InputError(
+            f"{method.name} sees rows in groups, and those of this task are in none; give the rollout `groups`."
+        )
+    order = torch.argsort(rollout.groups, stable=True)
+    return batch.rows(order)._replace(blocks=rollout.groups[order])
+
+
+def describe(rollout: Rollout, batch: Batch, cells: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+    """What the estimates look like, over all ranks; explained variance is 0 where the returns do not vary."""
+    sums = MetricSums()
+    sums.add(cells, rollout.mask, rollout.dones)
+    _, spread = global_moments(accelerator, batch.returns, batch.mask)
+    _, unexplained = global_moments(accelerator, batch.returns - batch.values, batch.mask)
+    return (
+        sums.reduce(accelerator)
+        | advantage_metrics(accelerator, batch.advantages, batch.mask)
+        | {
+            "steps": int(global_sum(accelerator, batch.mask.sum())),
+            "explained_variance": float(1.0 - unexplained / spread) if spread > 0 else 0.0,
+        }
+    )
+
+
+def _speed(steps: float, seconds: dict[str, float]) -> dict[str, float]:
+    speed = {f"seconds/{name}": value for name, value in seconds.items()}
+    speed |= {f"steps_per_second/{name}": steps / value for name, value in seconds.items()}
+    return speed | {"steps_per_second": steps / sum(seconds.values())}
+
+
+def _memory(accelerator: Accelerator) -> dict[str, float]:
+    """Peak memory of this process in GiB: of the accelerator where there is one, else of the host."""
+    if accelerator.device.type == "cuda":
+        return {"memory_gib": torch.cuda.max_memory_allocated(accelerator.device) / 2**30}
+    return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+@contextmanager
+def _timed(seconds: dict[str, Any], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def _log_evaluation(
+    phase: Phase | Unsaved, evaluation: Evaluation, *, update: int, steps: int, row: dict[str, float]
+) -> None:
+    phase.record([{"update": update, "kind": "evaluation", **sample} for sample in evaluation.samples])
+    phase.log({"update": update, "steps": steps, **row, **evaluation.metrics})

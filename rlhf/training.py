@@ -1,0 +1,179 @@
+"""The way in: a policy, a task, a method and settings become a run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+
+from rlhf import optimize
+from rlhf.algorithms import checks
+from rlhf.algorithms.base import Method
+from rlhf.errors import InputError
+from rlhf.loop import Duration, learn
+from rlhf.runs.run import Phase, Run, Unsaved
+from rlhf.runs.summary import conclude
+from rlhf.task import Here, Task
+
+
+class Result(NamedTuple):
+    """The metrics of the first and of the last evaluation, and the run's folder if it has one."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+    folder: Path | None
+
+
+def train(
+    policy: Any,
+    task: Task,
+    method: Method,
+    settings: optimize.Optimize | None = None,
+    *,
+    updates: int = 0,
+    steps: int = 0,
+    evaluations: int = 10,
+    checkpoints: int = 10,
+    out: str | Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    mixed_precision: Literal["no", "bf16"] = "no",
+) -> Result:
+    """Trains `policy` in place, and measures it before, on the way and after.
+
+    Args:
+        policy: As `load_policy` or a task's `policy()` gives it.
+        task: What it is trained on: Prompts, Demonstrations, Envs, or one of your own.
+        method: PPO(), GRPO(), ..., or one of your own.
+        settings: How a batch becomes optimizer steps; None is Optimize().
+        updates: Updates in all; or give `steps`.
+        steps: Actions in all: environment steps or tokens.
+        evaluations: Spread evenly over the run, beside the one before it.
+        checkpoints: Spread alike; nothing is kept without `out`.
+        out: Folder for what the run leaves behind; None keeps nothing.
+        resume: Continue the run in `out`, which may be given more updates or steps.
+        seed: Everything random follows from it.
+        mixed_precision: bf16 is autocast; weights that are trained stay float32.
+
+    Raises:
+        InputError: Something does not fit; nothing was changed.
+    """
+    duration = spread(updates=updates, steps=steps, evaluations=evaluations, checkpoints=checkpoints)
+    settings = settings or optimize.Optimize()
+    accelerator = make_accelerator(policy, mixed_precision=mixed_precision)
+    require(policy, task, method, settings, accelerator)
+    settings = checks.resolved(method, settings)
+    if out is None:
+        phase: Any = Unsaved(method.name, accelerator)
+    else:
+        described = Described(
+            task=task.describe(), method={"name": method.name, **asdict(method)}, optimize=settings, duration=duration,
+            seed=seed,
+        )  # fmt: skip
+        extendable = {"duration.updates", "duration.steps", "duration.eval_every", "duration.checkpoint_every"}
+        run = Run(out, described, resume=resume, accelerator=accelerator, extendable=extendable)
+        phase = run.phase(method.name)
+    result = train_phase(policy, task, method, settings, duration=duration, phase=phase, seed=seed)
+    if out is not None:
+        conclude(run, {f"{name}_before": value for name, value in result.before.items()} | result.after)
+    return result
+
+
+def train_phase(
+    policy: Any,
+    task: Task,
+    method: Method,
+    settings: optimize.Optimize,
+    *,
+    duration: Duration,
+    phase: Phase | Unsaved,
+    seed: int,
+) -> Result:
+    """One part of a run that has several, such as cloning before a policy gradient; see `train`."""
+    accelerator = phase.accelerator
+    require(policy, task, method, settings, accelerator)
+    settings = checks.resolved(method, settings)
+    here = Here(accelerator, seed, method, settings, phase.folder)
+    task.prepare(policy, here)
+    try:
+        learn(policy, task, method, settings, duration=_in_updates(duration, task), phase=phase, here=here)
+    finally:
+        task.close()
+    evaluated = [row for row in phase.rows() if any(name.startswith("eval_") for name in row)]
+    before, after = (
+        {name: value for name, value in row.items() if name.startswith("eval_")}
+        for row in ((evaluated[0], evaluated[-1]) if evaluated else ({}, {}))
+    )
+    return Result(before, after, phase.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What config.json says of a run that `train` made."""
+
+    task: dict[str, Any]
+    method: dict[str, Any]
+    optimize: optimize.Optimize
+    duration: Duration
+    seed: int
+
+
+def spread(*, updates: int, steps: int, evaluations: int, checkpoints: int) -> Duration:
+    """So many evaluations and checkpoints, evenly over the run."""
+    target = steps or updates
+    every = [-(-target // number) if number else 0 for number in (evaluations, checkpoints)]
+    return Duration(updates=updates, steps=steps, eval_every=every[0], checkpoint_every=every[1])
+
+
+def _in_updates(duration: Duration, task: Task) -> Duration:
+    """Where rollouts are of one size, updates are counted, not steps."""
+    size = task.steps_per_update
+    if not (duration.steps and size):
+        return duration
+    return replace(
+        duration,
+        updates=-(-duration.steps // size),
+        steps=0,
+        eval_every=max(duration.eval_every // size, 1),
+        checkpoint_every=max(duration.checkpoint_every // size, 1),
+    )
+
+
+def make_accelerator(policy: Any, *, mixed_precision: str) -> Accelerator:
+    """Accelerate's state of this process; networks of control stay on the CPU, where their environments are."""
+    cpu = policy.memoryless
+    state = AcceleratorState._shared_state
+    if state and PartialState().num_processes == 1:
+        other_device = torch.cuda.is_available() and (PartialState().device.type == "cpu") != cpu
+        if other_device or state["_mixed_precision"] != mixed_precision:
+            # Another run of this process, such as of a notebook, was of another kind.
+            AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision=mixed_precision, **({"cpu": True} if cpu else {}))
+
+
+def require(policy: Any, task: Task, method: Method, settings: optimize.Optimize, accelerator: Accelerator) -> None:
+    """Refuses what does not fit, before anything is loaded or written.
+
+    Raises:
+        InputError: With what was given, what is needed, and what to do.
+    """
+    if not isinstance(method, Method):
+        hint = f"; write {method.__name__}()" if isinstance(method, type) and issubclass(method, Method) else ""
+        raise InputError(f"method is {method!r}, which is no method{hint}.")
+    if policy.memoryless and accelerator.mixed_precision != "no":
+        raise InputError(
+            f"mixed precision is {accelerator.mixed_precision}, but control computes in its weights' own; set it to no."
+        )
+    settings = checks.resolved(method, settings)
+    checks.require_settings(method, settings, group_size=task.group_size)
+    checks.require_policy(method, memoryless=policy.memoryless, has_critic=policy.has_critic)
+    if method.needs_episodes and not task.whole_episodes:
+        raise InputError(
+            f"{method.name} with these settings learns from whole episodes, and rows of this task are fragments; set "
+            "episodes (the number of whole episodes in each update)."
+        )
+    task.require(policy, method, settings, accelerator)

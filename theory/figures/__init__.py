@@ -1,0 +1,1 @@
+"""The figures that `python -m theory` draws, one module each."""

@@ -1,0 +1,1 @@
+"""Gymnasium environments on which a claim can be computed exactly: each is also a table, `mdp`."""
