@@ -49,7 +49,7 @@ class Config:
     eval_every_steps: int = 10_240
     """Environment steps between evaluations."""
     collect: collect.CollectSteps = collect.CollectSteps(num_envs=8, steps=8)
-    """Of each worker."""
+    """What each worker collects between two gradients."""
     policy: PolicyConfig = PolicyConfig()
     method: a2c.A2C = a2c.A2C(gamma=0.99, gae_lambda=0.95, entropy_coef=0.01, critic=Critic(td_lambda=0.95))
     optimize: optimize.Optimize = optimize.Optimize(
@@ -61,8 +61,8 @@ class Config:
 def main(config: Config) -> dict[str, float | None]:
     torch.set_num_threads(1)
     job = a3c.Job(config.env_id, config.steps, config.collect, config.method, config.optimize, config.seed)
-    how = {"num_workers": config.num_workers, "eval_every_steps": config.eval_every_steps}
-    a3c.check(config.policy, job, **how)
+    workers = {"num_workers": config.num_workers, "eval_every_steps": config.eval_every_steps}
+    a3c.check(config.policy, job, **workers)
     accelerator = Accelerator(cpu=True)
     policy = ControlPolicy(spaces_of(make_env(config.env_id)), config.policy, seed=config.seed)
     run = Run(config.output_dir, config, resume=False, accelerator=accelerator)
@@ -85,7 +85,7 @@ def main(config: Config) -> dict[str, float | None]:
         num_logged += 1
 
     try:
-        a3c.train(policy, job, **how, log=log)
+        a3c.train(policy, job, **workers, log=log)
     except KeyboardInterrupt:
         sys.exit("interrupted; A3C cannot be resumed, another --output-dir starts anew.")
     phase.finish(config.steps, {"policy": policy.save})

@@ -15,7 +15,7 @@ on, before and after; the model is in ppo/final/policy/model, for plain transfor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,9 +23,9 @@ from accelerate import Accelerator
 from tyro import MISSING
 from tyro.conf import UseAppendAction
 
-from recipes.settings.language import ImproveConfig, Precision
-from rlhf.algorithms.checks import fitting, require_policy
-from rlhf.algorithms.choices import find_method, method_help, methods
+from recipes.settings.language import ImproveConfig, Precision, for_language_models, with_method
+from rlhf.algorithms.checks import require_policy
+from rlhf.algorithms.choices import method_help
 from rlhf.algorithms.ppo import PPO
 from rlhf.core.random import derive_seed
 from rlhf.errors import InputError
@@ -67,9 +67,9 @@ class Config:
     data: str = ""
     """A .jsonl, .json, .csv or .parquet file, or a data set of the hub; empty is the prompts in this file."""
     split: str = "train"
-    """Of a data set of the hub."""
+    """Split of a data set of the hub."""
     subset: str | None = None
-    """Of a data set of the hub that has several."""
+    """Subset (configuration) of a data set of the hub that has several."""
     prompt_column: str = "prompt"
     """What the data call the prompts."""
     held_out: int = 16
@@ -77,7 +77,7 @@ class Config:
     reward: UseAppendAction[tuple[str, ...]] = ()
     """path/to/file.py:function; may be given several times. Left out, it is the function in this file."""
     reward_weights: tuple[float, ...] = ()
-    """One for each reward; left out, each counts 1."""
+    """Weights of the rewards, in their order; left out, each counts 1."""
     lora: bool = False
     """Train a LoRA adapter only; a learning rate ten times as large suits it."""
     critic: Literal["shared", "separate", "none"] = "shared"
@@ -85,7 +85,7 @@ class Config:
     max_new_tokens: int = 24
     """Longest response, in tokens."""
     temperature: float = 1.0
-    """Of sampling, in training and in evaluation."""
+    """Sampling temperature, in training and in evaluation."""
     seed: int = 0
     """Everything random follows from it."""
     output_dir: Path = Path("runs/custom_reward")
@@ -110,16 +110,9 @@ class Config:
 
 def default_config(method: str = "ppo") -> Config:
     """The settings that go with a method: critic, whitening, steps on each batch; all are charged for their KL."""
-    config, kind = Config(model=MISSING), find_method(method)
-    if isinstance(config.improve.method, kind):
-        return config
-    charged = "kl_coef" in {field.name for field in fields(kind)}
-    chosen = kind(**{"kl_coef": 0.01} if charged else {})
-    return replace(
-        config,
-        critic="none" if chosen.critic_of == "none" else "shared",
-        improve=replace(config.improve, method=chosen, optimize=fitting(chosen, config.improve.optimize)),
-    )
+    config = Config(model=MISSING)
+    critic, improve = with_method(config.improve, method)
+    return replace(config, critic=critic, improve=improve)
 
 
 def main(config: Config) -> dict[str, float | None]:
@@ -176,7 +169,4 @@ def summarise(metrics: Path) -> dict[str, float | None]:
 
 
 if __name__ == "__main__":
-    fitting_here = [
-        name for name, kind in methods().items() if not (kind.demonstrated or kind.replays or kind().needs_memoryless)
-    ]
-    launch(main, Config, default=default_config, picks={"method": method_help(fitting_here)})
+    launch(main, Config, default=default_config, picks={"method": method_help(for_language_models())})

@@ -49,9 +49,9 @@ class Config:
     seed: int = 0
     """Everything random follows from it."""
     prompts: int = 4
-    """Of each update."""
+    """Prompts of each update."""
     responses: int = 8
-    """To each of them."""
+    """Responses to each prompt."""
     max_new_tokens: int = 24
     """Longest response, in tokens."""
     learning_rate: float = 1e-5

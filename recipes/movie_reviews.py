@@ -2,6 +2,7 @@
 
     python recipes/movie_reviews.py --data path/to/folder     # which holds train.jsonl and test.jsonl
     python recipes/movie_reviews.py --data rotten_tomatoes    # by name, from the hub
+    python recipes/movie_reviews.py --data path/to/folder --method grpo
     accelerate launch --config_file recipes/accelerate/multi_gpu.yaml recipes/movie_reviews.py --data path/to/folder
 
 Everything is trained from scratch on rows of `text` and `label` (1 positive, 0 negative): a tokenizer and a small
@@ -16,14 +17,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import Accelerator
 from transformers import BertConfig, LlamaConfig, PreTrainedTokenizerFast
+from tyro import MISSING
 
-from recipes.settings.language import CloneConfig, ImproveConfig, Precision
+from recipes.settings.language import CloneConfig, ImproveConfig, Precision, for_language_models, with_method
+from rlhf.algorithms.choices import method_help
 from rlhf.algorithms.clone import BehaviourCloning
 from rlhf.algorithms.ppo import PPO
 from rlhf.core.random import derive_seed
@@ -81,6 +84,8 @@ class Config:
             weight_decay=0.1,
         ),
     )
+    critic: Literal["shared", "separate", "none"] = "shared"
+    """Value head on the policy's own trunk, on a trunk of its own, or no values: all are 0."""
     improve: ImproveConfig = ImproveConfig(
         # Bounded, so that more of the same praise pays nothing.
         collect=CollectResponses(prompts_per_rollout=512, score_clip=2.5),
@@ -91,6 +96,13 @@ class Config:
             learning_rate=6e-4, schedule="linear", warmup_updates=4, epochs=1, minibatches=2, whiten="batch"
         ),
     )
+
+
+def default_config(method: str = "ppo") -> Config:
+    """The settings that go with a method: critic, whitening, group size, steps on each batch; the charge for the KL."""
+    config = Config(data=MISSING)
+    critic, improve = with_method(config.improve, method)
+    return replace(config, critic=critic, improve=improve)
 
 
 def beginnings(texts: list[str], config: Config) -> list[dict[str, str]]:
@@ -125,7 +137,7 @@ def new_writer(config: Config, tokenizer: Any) -> CausalLM:
             pad_token_id=None,
         ),
         temperature=1.0,
-        critic="shared",
+        critic=config.critic,
         seed=derive_seed(config.seed, "weights"),
         gradient_checkpointing=config.precision.gradient_checkpointing,
     )
@@ -150,7 +162,7 @@ def write_classifier(folder: Path, config: Config, tokenizer: Any, texts: Sequen
     train_classifier(folder, model, tokenizer, texts, labels, config=config.classifier, seed=seed)
 
 
-def summary(records: list[dict[str, Any]], real: list[str], tokenizer: Any, config: Config) -> dict[str, float]:
+def summary(records: list[dict[str, Any]], real: list[str], tokenizer: Any, config: Config) -> dict[str, float | None]:
     """The responses to held-out prompts, before and after, beside real texts cut in the same way: all longer than the
     prompts.
     """
@@ -163,13 +175,13 @@ def summary(records: list[dict[str, Any]], real: list[str], tokenizer: Any, conf
     continuations = [" ".join(text.split()[config.prompt_words :]) for text in real]
     responses = ([row["response"] for row in part] for part in (before, after))
     distinct = distinct_bigrams(*responses, continuations)
-    result = {}
+    result: dict[str, float | None] = {}
     for name, part in (("before", before), ("after", after)):
         result[f"positive_{name}"] = share(row["parts"]["reward_model"] for row in part)
         result[f"second_classifier_{name}"] = share(row["parts"]["second_classifier"] for row in part)
         result[f"length_{name}"] = sum(row["length"] for row in part) / len(part)
     return result | {
-        "kl_per_response": sum(row["kl"] for row in after) / len(after),
+        "kl_per_response": None if after[0]["kl"] is None else sum(row["kl"] for row in after) / len(after),
         "distinct2_before": distinct[0],
         "distinct2_after": distinct[1],
         "real_distinct2": distinct[2],
@@ -177,7 +189,7 @@ def summary(records: list[dict[str, Any]], real: list[str], tokenizer: Any, conf
     }
 
 
-def main(config: Config) -> dict[str, float]:
+def main(config: Config) -> dict[str, float | None]:
     start = time.perf_counter()
     accelerator = Accelerator(mixed_precision=config.precision.mixed_precision)
     texts, labels = labelled_texts(config.data, "train")
@@ -185,7 +197,7 @@ def main(config: Config) -> dict[str, float]:
     run = Run(
         config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}
     )
-    sft, phase = run.phase("sft"), run.phase("ppo")
+    sft, phase = run.phase("sft"), run.phase(config.improve.method.name)
     vocabulary = sft.once(
         "tokenizer", lambda folder: byte_pair_tokenizer(texts, size=config.vocabulary).save_pretrained(folder)
     )
@@ -232,4 +244,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    launch(main, Config)
+    launch(main, Config, default=default_config, picks={"method": method_help(for_language_models())})

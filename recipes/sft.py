@@ -40,9 +40,9 @@ class Config:
     data: str
     """A .jsonl, .json, .csv or .parquet file, or a data set of the hub."""
     split: str = "train"
-    """Of a data set of the hub."""
+    """Split of a data set of the hub."""
     subset: str | None = None
-    """Of a data set of the hub that has several."""
+    """Subset (configuration) of a data set of the hub that has several."""
     held_out: int = 16
     """Rows that are only evaluated on."""
     rows_per_update: int = 16

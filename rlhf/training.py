@@ -49,7 +49,7 @@ def train(
         policy: As `load_policy` or a task's `policy()` gives it.
         task: What it is trained on: Prompts, Demonstrations, Envs, or one of your own.
         method: PPO(), GRPO(), ..., or one of your own.
-        settings: How a batch becomes optimizer steps; None is Optimize().
+        settings: How a batch becomes optimizer steps; None is Optimize(), with what goes with the method.
         updates: Updates in all; or give `steps`.
         steps: Actions in all: environment steps or tokens.
         evaluations: Spread evenly over the run, beside the one before it.
@@ -63,17 +63,16 @@ def train(
         InputError: Something does not fit; nothing was changed.
     """
     duration = spread(updates=updates, steps=steps, evaluations=evaluations, checkpoints=checkpoints)
-    settings = settings or optimize.Optimize()
+    require_method(method)
+    settings = settings or checks.fitting(method, optimize.Optimize())
     accelerator = make_accelerator(policy, mixed_precision=mixed_precision)
     require(policy, task, method, settings, accelerator)
     settings = checks.resolved(method, settings)
     if out is None:
         phase: Any = Unsaved(method.name, accelerator)
     else:
-        described = Described(
-            task=task.describe(), method={"name": method.name, **asdict(method)}, optimize=settings, duration=duration,
-            seed=seed,
-        )  # fmt: skip
+        named = {"name": method.name, **asdict(method)}
+        described = Described(task=task.describe(), method=named, optimize=settings, duration=duration, seed=seed)
         extendable = {"duration.updates", "duration.steps", "duration.eval_every", "duration.checkpoint_every"}
         run = Run(out, described, resume=resume, accelerator=accelerator, extendable=extendable)
         phase = run.phase(method.name)
@@ -155,15 +154,20 @@ def make_accelerator(policy: Any, *, mixed_precision: str) -> Accelerator:
     return Accelerator(mixed_precision=mixed_precision, **({"cpu": True} if cpu else {}))
 
 
+def require_method(method: Any) -> None:
+    """Refuses what is no method, such as the class in place of an object."""
+    if not isinstance(method, Method):
+        hint = f"; write {method.__name__}()" if isinstance(method, type) and issubclass(method, Method) else ""
+        raise InputError(f"method is {method!r}, which is no method{hint}.")
+
+
 def require(policy: Any, task: Task, method: Method, settings: optimize.Optimize, accelerator: Accelerator) -> None:
     """Refuses what does not fit, before anything is loaded or written.
 
     Raises:
         InputError: With what was given, what is needed, and what to do.
     """
-    if not isinstance(method, Method):
-        hint = f"; write {method.__name__}()" if isinstance(method, type) and issubclass(method, Method) else ""
-        raise InputError(f"method is {method!r}, which is no method{hint}.")
+    require_method(method)
     if policy.memoryless and accelerator.mixed_precision != "no":
         raise InputError(
             f"mixed precision is {accelerator.mixed_precision}, but control computes in its weights' own; set it to no."

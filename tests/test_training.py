@@ -17,6 +17,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+import rlhf
 from rlhf import optimize
 from rlhf.algorithms import ppo
 from rlhf.algorithms.a2c import A2C
@@ -698,3 +699,10 @@ def test_evaluations_and_checkpoints_are_spread_over_the_run():
     assert spread(updates=0, steps=1000, evaluations=3, checkpoints=0) == Duration(
         steps=1000, eval_every=334, checkpoint_every=0
     )
+
+
+def test_settings_that_are_left_out_are_those_that_go_with_the_method() -> None:
+    """REINFORCE takes one step on each batch, and with a baseline of the batch no whitening."""
+    task = rlhf.Envs("CartPole-v1", episodes=4, evaluate=EvaluateEpisodes(episodes=2, sampled_episodes=0))
+    result = rlhf.train(task.policy(hidden_sizes=(4,)), task, rlhf.Reinforce(), updates=1)
+    assert result.after["eval_return_mean"] > 0.0

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from rlhf.algorithms.base import Method
-from rlhf.algorithms.checks import require_policy, require_rewarded, require_settings, resolved
+from rlhf.algorithms.checks import fitting, require_policy, require_rewarded, require_settings, resolved
+from rlhf.algorithms.choices import find_method, methods
 from rlhf.algorithms.ppo import PPO
 from rlhf.lm.collect import CollectResponses
 from rlhf.optimize import Optimize, require_rows
 from rlhf.training import Duration
+
+# Responses to each prompt where a method compares them and the settings have one.
+GROUP_SIZE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,3 +53,29 @@ class ImproveConfig:
         require_settings(self.method, resolved(self.method, self.optimize), group_size=group_size)
         num_parts = max(self.optimize.minibatches, self.method.num_parts)
         require_rows(self.collect.prompts_per_rollout * group_size, num_parts)
+
+
+def for_language_models() -> list[str]:
+    """Names of the methods that language models can be trained by."""
+    kinds = methods().items()
+    return [name for name, kind in kinds if not (kind.demonstrated or kind.replays or kind().needs_memoryless)]
+
+
+def with_method(improve: ImproveConfig, name: str) -> tuple[Literal["shared", "none"], ImproveConfig]:
+    """The critic and the settings that go with another method, charged for its KL as the one before.
+
+    Args:
+        name: Of `for_language_models()`, or path/to/file.py:Class.
+    """
+    kind = find_method(name)
+    if isinstance(improve.method, kind):
+        return "shared", improve
+    charged = "kl_coef" in {field.name for field in fields(kind)}
+    method = kind(**{"kl_coef": vars(improve.method)["kl_coef"]} if charged else {})
+    collect = improve.collect
+    if method.needs_groups and collect.responses_per_prompt < 2:
+        size = GROUP_SIZE
+        collect = replace(collect, prompts_per_rollout=collect.prompts_per_rollout // size, responses_per_prompt=size)
+    critic: Literal["shared", "none"] = "none" if method.critic_of == "none" else "shared"
+    optimize = fitting(method, improve.optimize)
+    return critic, replace(improve, collect=collect, method=method, optimize=optimize)

@@ -27,7 +27,7 @@ class A2C(Method):
     """How far rewards are summed before the critic's value takes over; TD actor-critic (Sutton and Barto, 2018, section
     13.5) is n_step with one step, or gae_lambda 0."""
     gae_lambda: float = 1.0
-    """Of gae, in [0, 1]; 1 sums to the end of the fragment, which is what the paper does."""
+    """Lambda of gae, in [0, 1]; 1 sums to the end of the fragment, which is what the paper does."""
     num_steps: int = 5
     """Rewards in an n_step advantage."""
     entropy_coef: float = 0.0

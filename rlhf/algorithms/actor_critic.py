@@ -31,14 +31,14 @@ class Critic:
     num_steps: int = 5
     """Rewards in an n_step target before the critic's value takes over."""
     td_lambda: float = 1.0
-    """Of a td_lambda target, in [0, 1]; 0 is td0, 1 monte_carlo."""
+    """Lambda of a td_lambda target, in [0, 1]; 0 is td0, 1 monte_carlo."""
     coef: float = 0.5
     """Weight of the value loss, half a squared error, beside the policy's; not used if epochs is positive."""
     epochs: int = 0
     """Passes that fit the critic alone, before the advantages are evaluated with it. 0: it learns together with the
     policy, and the advantages are those of the values captured while acting."""
     renew_labels: bool = False
-    """Before each of these passes the targets are computed again from the critic as it has become."""
+    """The targets are computed again, from the critic as it has become, before each of the passes in `epochs`."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.td_lambda <= 1.0:

@@ -37,7 +37,8 @@ class Impala(Method):
     rho_clip: float = 1.0
     """Ratios learner / actor above this count as this in the TD errors and the policy gradient."""
     c_clip: float = 1.0
-    """The same in the traces, so it sets how far later errors reach back; at most rho_clip."""
+    """Ratios learner / actor above this count as this in the traces, which sets how far later errors reach back;
+    at most rho_clip."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus, nats per action."""
     value_coef: float = 0.5

@@ -41,14 +41,14 @@ class TRPO(Method):
     damping: float = 0.1
     """Added to the Fisher matrix as a multiple of the identity; the surer the policy, the more it takes."""
     cg_iterations: int = 10
-    """Of conjugate gradient, each of which differentiates the KL twice."""
+    """Iterations of conjugate gradient, each of which differentiates the KL twice."""
     fisher_shares: int = 1
     """The Fisher matrix is that of one in so many rows, drawn anew at each update; 1: of all (appendix C: 10). Gradient
     and line search always take all."""
     backtracks: int = 10
-    """Steps tried before the policy is left as it is."""
+    """Steps that the line search tries before the policy is left as it is."""
     shrinkage: float = 0.8
-    """Each is this share of the one before."""
+    """Length of each step of the line search over that of the one before."""
     kl_coef: float = 0.0
     """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
 

@@ -36,9 +36,9 @@ class EvaluateEpisodes:
     """How many episodes an evaluation plays; the same ones each time."""
 
     episodes: int = 200
-    """Greedy ones."""
+    """Greedy episodes, the same ones each time."""
     sampled_episodes: int = 200
-    """With actions drawn from the policy, from the same starts; 0: none."""
+    """Episodes with actions drawn from the policy, from the same starts as the greedy ones; 0: none."""
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.sampled_episodes < 0:
@@ -66,7 +66,7 @@ class Evaluator:
     """Plays the same episodes for every policy it is called with; its environments live until `close`.
 
     Args:
-        cache: File that keeps the episodes of the latest evaluation, for `replay`.
+        cache: File that keeps the episodes of the latest evaluation, for `replay_episodes`.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ def load_episodes(path: Path) -> tuple[str, list[Episode]]:
     return env_id, [Episode(*fields) for fields in zip(*columns, *parts, strict=True)]
 
 
-def replay(path: Path) -> list[Episode]:
+def replay_episodes(path: Path) -> list[Episode]:
     """Plays a file of episodes again in a fresh environment.
 
     Raises:

@@ -61,7 +61,8 @@ class PolicyConfig:
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Units of each hidden layer, of the actor and of the critic alike."""
     initial_log_std: float = 0.0
-    """Of vector actions, in every dimension; it is learned and does not depend on the state."""
+    """Logarithm of the standard deviation of vector actions at the start, in every dimension; it is learned and no
+    function of the state."""
     normalise_observations: bool = False
     """Standardise observations by the mean and variance of all that were acted on."""
     critic: Literal["state", "action"] = "state"

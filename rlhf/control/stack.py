@@ -34,7 +34,7 @@ class StackedMethod(Method):
     """A method for several seeds, in the form the outer loop takes; its `loss` is untouched."""
 
     method: Method
-    """Of each seed."""
+    """The method of each seed."""
     seeds: tuple[int, ...]
     """One for each of the policies that are stacked."""
 

@@ -31,11 +31,11 @@ class CollectResponses:
     prompts_per_rollout: int = 64
     """Prompts of one rollout, over all processes."""
     responses_per_prompt: int = 1
-    """Responses to each of them."""
+    """Responses to each prompt of a rollout; methods that compare the rows of a group need several."""
     normalise_scores: bool = False
     """Divide rewards by the running standard deviation of all scores so far."""
     score_clip: float | None = None
-    """Each reward is then kept within +- this; None is off."""
+    """Rewards are kept within +- this, after normalise_scores; None is off."""
     missing_eos_penalty: float | None = None
     """Taken off the last token's reward where the response was cut instead of ending itself; None is off."""
     lag: int = 0

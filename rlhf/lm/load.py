@@ -41,7 +41,7 @@ class ModelConfig:
     lora_rank: int = 0
     """Rank of a fresh LoRA adapter; 0 trains all weights. A model that is an adapter already is trained on as it is."""
     lora_alpha: float = 32.0
-    """A fresh adapter adds alpha / rank times its product."""
+    """Scale of a fresh LoRA adapter, which adds alpha / rank times its product."""
     lora_targets: tuple[str, ...] = ()
     """Modules that get a fresh adapter; empty is every linear layer but the head."""
     gradient_checkpointing: bool = False

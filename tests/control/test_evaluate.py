@@ -9,7 +9,14 @@ import torch
 
 from rlhf.control import evaluate
 from rlhf.control.envs import make_env, spaces_of
-from rlhf.control.evaluate import EvaluateEpisodes, Evaluator, load_episodes, replay, run_episodes, save_episodes
+from rlhf.control.evaluate import (
+    EvaluateEpisodes,
+    Evaluator,
+    load_episodes,
+    replay_episodes,
+    run_episodes,
+    save_episodes,
+)
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.core.random import derive_seed
 from rlhf.errors import InputError
@@ -77,7 +84,7 @@ def test_evaluator_draws_do_not_depend_on_the_other_episodes() -> None:
 def test_evaluator_cache_replays_to_the_same_rewards(env_id: str, tmp_path: Path) -> None:
     evaluator, policy = evaluator_of(env_id, 2, 2, cache=tmp_path / "episodes.safetensors")
     evaluation = evaluator(policy)
-    episodes = replay(tmp_path / "episodes.safetensors")
+    episodes = replay_episodes(tmp_path / "episodes.safetensors")
     assert [episode.total() for episode in episodes] == [sample["return"] for sample in evaluation.samples]
     assert [episode.sampled for episode in episodes] == [False, False, True, True]
 
@@ -90,7 +97,7 @@ def test_replay_refuses_episodes_that_pay_otherwise(tmp_path: Path) -> None:
     episodes[1].actions[0] ^= 1
     save_episodes(path, env_id, episodes)
     with pytest.raises(InputError, match="episode 1 of"):
-        replay(path)
+        replay_episodes(path)
 
 
 def test_run_episodes_drops_environments_that_are_done() -> None:

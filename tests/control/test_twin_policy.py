@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf.control.evaluate import EvaluateEpisodes, Evaluator, replay
+from rlhf.control.evaluate import EvaluateEpisodes, Evaluator, replay_episodes
 from rlhf.control.load import load_control_policy
 from rlhf.control.policy import PolicyConfig, Spaces
 from rlhf.control.twin_policy import TwinPolicy
@@ -124,4 +124,6 @@ def test_twin_policy_is_evaluated_and_its_episodes_replay(env_id: str, tmp_path:
         "Pendulum-v1": Spaces(observation_size=3, action_low=(-2.0,), action_high=(2.0,)),
     }[env_id]
     evaluation = evaluator(policy_of(spaces))
-    assert [episode.total() for episode in replay(cache)] == [sample["return"] for sample in evaluation.samples]
+    assert [episode.total() for episode in replay_episodes(cache)] == [
+        sample["return"] for sample in evaluation.samples
+    ]

@@ -14,7 +14,7 @@ from rlhf.control.collect import CollectSteps, EnvCollector
 from rlhf.control.dagger import Dagger, DaggerCollector
 from rlhf.control.demonstrations import demonstrations
 from rlhf.control.envs import make_envs, spaces_of
-from rlhf.control.evaluate import EvaluateEpisodes, Evaluator, replay
+from rlhf.control.evaluate import EvaluateEpisodes, Evaluator, replay_episodes
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.demonstrations import DemonstrationCollector
 from rlhf.rollout import Rollout
@@ -51,7 +51,7 @@ def main() -> None:
             "rows": sorted(rows, key=lambda row: row[0]),
             "moments": [tensor.flatten().tolist() for tensor in policy.normalizer.buffers()],
             "evaluation": evaluation._asdict(),
-            "replayed": [episode.total() for episode in replay(cache)],
+            "replayed": [episode.total() for episode in replay_episodes(cache)],
             "demonstrated": sorted(demonstrated),
             "labelled": sorted(labels),
             "labelling": [collected.metrics for collected in labelled],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,23 @@ def test_movie_reviews_refuse_data_that_are_missing_or_lack_columns(tmp_path: Pa
     with pytest.raises(InputError, match=r"label must be 1 for positive and 0 for negative .* there is None"):
         movie_reviews.main(tiny(tmp_path, data))
     assert not (tmp_path / "run").exists()
+
+
+def test_without_a_kl_charge_there_is_no_kl_to_report(tmp_path: Path):
+    """No reference is made, so the summary at the very end must not ask for the KL to it."""
+    config = tiny(tmp_path, write_data(tmp_path / "data"))
+    improve = replace(config.improve, method=ppo.PPO(kl_coef=0.0))
+    result = movie_reviews.main(replace(config, improve=improve))
+    assert result["kl_per_response"] is None
+    assert 0.0 <= result["positive_after"] <= 1.0
+
+
+def test_one_option_chooses_another_method_and_all_that_goes_with_it(tmp_path: Path):
+    chosen, small = movie_reviews.default_config("grpo"), tiny(tmp_path, write_data(tmp_path / "data"))
+    assert (chosen.critic, chosen.improve.optimize.whiten) == ("none", "none")
+    assert (chosen.improve.collect.prompts_per_rollout, chosen.improve.collect.responses_per_prompt) == (64, 8)
+    assert chosen.improve.method.kl_coef == 0.08
+    acting = replace(chosen.improve.collect, prompts_per_rollout=5, responses_per_prompt=2)
+    improve = replace(chosen.improve, collect=acting, train=Duration(updates=2))
+    movie_reviews.main(replace(small, critic=chosen.critic, improve=improve))
+    assert (tmp_path / "run" / "grpo" / "final" / "policy" / "model").is_dir()
