@@ -5,7 +5,7 @@ precision, and the weights by which that counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -35,6 +35,31 @@ def rescored(policy: Any, rollout: Rollout, *, accelerator: Accelerator, micro_b
         logprobs, values, _ = PolicyOutput(*(torch.cat(tensors) for tensors in zip(*outputs, strict=True)))
         next_values = _next_values(policy, rollout, values.masked_fill(~rollout.mask, 0.0))
     return replace(rollout, logprobs=logprobs, values=values, next_values=next_values)
+
+
+def scored(
+    policy: Any, inputs: dict[str, Tensor], *, accelerator: Accelerator, max_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """`(B, T)` log-probabilities and values of the actions by the policy's own forward, in its training precision."""
+    both = _in_parts(lambda part: torch.stack(policy(part)[:2], dim=1), inputs, accelerator, max_tokens)
+    logprobs, values = both.unbind(dim=1)
+    return logprobs, values
+
+
+def reference_logprobs(policy: Any, inputs: dict[str, Tensor], *, accelerator: Accelerator, max_tokens: int) -> Tensor:
+    """`(B, T)` log-probabilities of the actions by the policy's reference, in the same precision."""
+    return _in_parts(policy.reference_logprobs, inputs, accelerator, max_tokens)
+
+
+@torch.no_grad()
+def _in_parts(
+    score: Callable[[dict[str, Tensor]], Tensor], inputs: dict[str, Tensor], accelerator: Accelerator, max_tokens: int
+) -> Tensor:
+    """`score` of all rows, taken a few at a time: as many as stay within `max_tokens`, at least one."""
+    rows = max(1, max_tokens // int(inputs["lengths"].max()))
+    parts = zip(*(tensor.split(rows) for tensor in inputs.values()), strict=True)
+    with accelerator.autocast():
+        return torch.cat([score(dict(zip(inputs, part, strict=True))) for part in parts])
 
 
 def _next_values(policy: Any, rollout: Rollout, values: Tensor) -> Tensor:

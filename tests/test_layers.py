@@ -35,7 +35,7 @@ BELOW = {
         *("algorithms", "core", "errors", "files", "loop", "optimize", "reduce", "rollout", "runs", "settings", "task"),
     },
     "lm": {
-        *("algorithms", "core", "demonstrations", "errors", "files", "optimize", "reduce", "rollout", "runs"),
+        *("acting", "algorithms", "core", "demonstrations", "errors", "files", "optimize", "reduce", "rollout", "runs"),
         *("settings", "task"),
     },
 }

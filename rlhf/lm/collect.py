@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from rlhf import acting
 from rlhf.core.epochs import epoch_rows
 from rlhf.core.random import uniforms
 from rlhf.errors import InputError
@@ -18,7 +19,7 @@ from rlhf.lm.data import Prompt
 from rlhf.lm.engine import Engine, Generation, Sampling, respond
 from rlhf.lm.generate import Decoder
 from rlhf.lm.policy import CausalLM
-from rlhf.lm.responses import in_parts, response_records, score_responses
+from rlhf.lm.responses import response_records, score_responses
 from rlhf.lm.rewards import Rewards, Scores
 from rlhf.lm.scoring import response_inputs
 from rlhf.rollout import Collected, Rollout
@@ -171,6 +172,7 @@ class PromptCollector:
         sample_ids: Tensor,
     ) -> Rollout:
         inputs = response_inputs(prompts, generation.tokens, generation.lengths)
+        where: dict[str, Any] = {"accelerator": self.accelerator, "max_tokens": self.micro_batch_cost}
         device = generation.tokens.device
         steps = torch.arange(generation.tokens.shape[1], device=device)
         lengths = generation.lengths.unsqueeze(1)
@@ -180,9 +182,8 @@ class PromptCollector:
         logprobs, values = generation.logprobs, generation.values
         # Even an exact engine and the training forward round differently in half precision.
         if values is None or not self.engine.exact or self.accelerator.mixed_precision != "no":
-            both = self._scored(lambda part: torch.stack(policy(part)[:2], dim=1), inputs)
-            logprobs, values = both.unbind(dim=1)
-        ref_logprobs = self._scored(policy.reference_logprobs, inputs) if self.use_reference else None
+            logprobs, values = acting.scored(policy, inputs, **where)
+        ref_logprobs = acting.reference_logprobs(policy, inputs, **where) if self.use_reference else None
         next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1).masked_fill(dones, 0.0)
         return Rollout(
             inputs=inputs,
@@ -198,10 +199,6 @@ class PromptCollector:
             ref_logprobs=ref_logprobs,
             groups=(sample_ids // self.config.responses_per_prompt).to(device),
         )
-
-    def _scored(self, score: Callable[[dict[str, Tensor]], Tensor], inputs: dict[str, Tensor]) -> Tensor:
-        with self.accelerator.autocast():
-            return in_parts(score, inputs, max_tokens=self.micro_batch_cost)
 
     def _metrics(self, rollout: Rollout, generation: Generation, scores: Scores) -> dict[str, float]:
         """Means over the episodes of all ranks, samples without a score left out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,13 +10,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from rlhf import acting
 from rlhf.core.random import uniforms
 from rlhf.errors import InputError
 from rlhf.lm.data import Prompt
 from rlhf.lm.engine import Engine, Generation, Sampling, respond
 from rlhf.lm.generate import Decoder
 from rlhf.lm.policy import CausalLM
-from rlhf.lm.responses import in_parts, response_records, score_responses
+from rlhf.lm.responses import response_records, score_responses
 from rlhf.lm.rewards import Rewards
 from rlhf.lm.scoring import response_inputs
 from rlhf.runs.evaluate import Evaluation
@@ -94,12 +95,9 @@ class ResponseEvaluator:
         """`(B,)` log-probability of each response over the reference's: as it was sampled by an exact engine (so cut to
         top-k and top-p), as the policy scores it where the engine is not."""
         inputs = response_inputs(prompts, generation.tokens, generation.lengths)
-
-        def scored(score: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
-            return in_parts(score, inputs, max_tokens=self.micro_batch_cost)
-
-        logprobs = generation.logprobs if self.engine.exact else scored(lambda part: policy(part).logprobs)
-        return (logprobs - scored(policy.reference_logprobs)).sum(dim=1)
+        where: dict[str, Any] = {"accelerator": self.accelerator, "max_tokens": self.micro_batch_cost}
+        logprobs = generation.logprobs if self.engine.exact else acting.scored(policy, inputs, **where)[0]
+        return (logprobs - acting.reference_logprobs(policy, inputs, **where)).sum(dim=1)
 
 
 def _metrics(records: list[dict[str, Any]]) -> dict[str, float]:

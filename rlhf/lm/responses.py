@@ -1,8 +1,8 @@
-"""What is made of sampled responses: texts, scores, records for people, log-probabilities."""
+"""What is made of sampled responses: texts, scores, records for people."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,10 +66,3 @@ def response_records(
         }
         for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
     ]
-
-
-def in_parts(score: Callable[[dict[str, Tensor]], Tensor], inputs: dict[str, Tensor], *, max_tokens: int) -> Tensor:
-    """`score` of all rows, taken a few at a time: as many as stay within `max_tokens`, at least one."""
-    rows = max(1, max_tokens // int(inputs["lengths"].max()))
-    parts = zip(*(tensor.split(rows) for tensor in inputs.values()), strict=True)
-    return torch.cat([score(dict(zip(inputs, part, strict=True))) for part in parts])
