@@ -17,13 +17,14 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from recipes.settings.language import Precision
+from rlhf.algorithms.checks import require_settings, resolved
 from rlhf.algorithms.clone import BehaviourCloning
 from rlhf.core.random import derive_seed
 from rlhf.errors import InputError
 from rlhf.lm.data import load_data
 from rlhf.lm.demonstrations import Demonstrations
 from rlhf.lm.load import context_length, load_policy, load_tokenizer
-from rlhf.optimize import Optimize
+from rlhf.optimize import Optimize, require_rows
 from rlhf.runs.launch import launch
 from rlhf.runs.log import trackers
 from rlhf.runs.run import Run
@@ -65,6 +66,8 @@ class Config:
     optimize: Optimize = Optimize(learning_rate=1e-5, schedule="linear", epochs=1)
 
     def __post_init__(self) -> None:
+        require_settings(BehaviourCloning(), resolved(BehaviourCloning(), self.optimize), group_size=1)
+        require_rows(self.rows_per_update, self.optimize.minibatches)
         if not self.passes > 0:
             raise InputError(f"passes is {self.passes}; it must be positive.")
         for name in ("held_out", "rows_per_update", "evaluations"):

@@ -4,7 +4,6 @@ precision, and the weights by which that counts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -81,19 +80,21 @@ def completed(
     accelerator: Accelerator,
     micro_batch_cost: int,
     importance_cap: float,
+    weighs: bool,
     lags: bool,
 ) -> tuple[Rollout, dict[str, float]]:
     """The rollout with all that the learner says of it, and what to log of that.
 
     Args:
-        importance_cap: Infinite where the method corrects for the actor itself: then nothing is weighed.
+        weighs: The method does not correct for the actor itself, so its advantages are weighed.
         lags: Other weights than the learner's acted, so what they said of it does not count.
     """
     if lags or rollout.logprobs is None:
         rollout = rescored(policy, rollout, accelerator=accelerator, micro_batch_cost=micro_batch_cost)
-    if math.isinf(importance_cap):
-        return rollout, {}
-    return weighed(rollout, accelerator, cap=importance_cap)
+    seen, metrics = weighed(rollout, accelerator, cap=importance_cap)
+    if weighs:
+        return seen, metrics
+    return rollout, {name: value for name, value in metrics.items() if name.startswith("mismatch")}
 
 
 def weighed(rollout: Rollout, accelerator: Accelerator, *, cap: float) -> tuple[Rollout, dict[str, float]]:

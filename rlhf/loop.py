@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf import acting, optimize
 from rlhf.algorithms.base import Method
@@ -115,7 +114,7 @@ def learn(
         content["task"] = _per_rank({"task": task.state_dict(), "lag": lag.state_dict()}, accelerator)
         phase.save(update, content, {"policy": policy.save})
 
-    with StopSignals(accelerator) as signals:
+    with StopSignals(accelerator) as signals, _own_forward(accelerator, wrapped):
         if restored is None:
             _log_evaluation(phase, task.evaluate(policy, here), update=0, steps=0, row={})
             save(0)
@@ -143,6 +142,16 @@ def learn(
         # A signal during the last update is meant for what would come after this phase.
         if signals.requested():
             signals.stop()
+
+
+@contextmanager
+def _own_forward(accelerator: Accelerator, wrapped: nn.Module) -> Iterator[None]:
+    """Afterwards the policy computes in its own precision again, for whatever it is used for next."""
+    try:
+        yield
+    finally:
+        if accelerator.mixed_precision != "no":
+            accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
 
 
 def _passed(interval: int, before: int, now: int) -> bool:
@@ -194,8 +203,16 @@ def _collect_and_learn(
                 rollout,
                 accelerator=accelerator,
                 micro_batch_cost=here.settings.micro_batch_cost,
-                importance_cap=math.inf if method.corrects_lag else learner.config.importance_cap,
+                importance_cap=learner.config.importance_cap,
+                weighs=not method.corrects_lag,
                 lags=lag.updates > 0,
+            )
+        elif rollout.logprobs is None:
+            rollout = rollout.unscored()
+        if method.needs_reference and rollout.ref_logprobs is None:
+            raise InputError(
+                f"{method.name} charges for the KL to a reference, and the task gives none; fill `ref_logprobs` of its "
+                "rollouts, or set kl_coef to 0."
             )
         if index == 0 and not lag.updates:
             acting.require_same_policy(seen)

@@ -118,6 +118,9 @@ class Rollout:
             zeroed = tensor.masked_fill(~self.mask, 0.0)
             require_finite(name, zeroed, self.sample_ids)
             object.__setattr__(self, name, zeroed)
+        said = [tensor is not None for tensor in (self.logprobs, self.values, self.next_values)]
+        if any(said) and not all(said):
+            raise ValueError("logprobs, values and next_values are the learner's: give all three, or none of them.")
         for name in ("dones", "terminals"):
             tensor = getattr(self, name)
             if tensor is not None and (tensor.shape != self.mask.shape or tensor.dtype != torch.bool):
@@ -157,6 +160,11 @@ class Rollout:
             sample_ids=sample_ids,
             costs=costs,
         )
+
+    def unscored(self) -> Rollout:
+        """With zeros for what the learner would say, for methods that do not ask."""
+        zeros = torch.zeros_like(self.rewards)
+        return replace(self, logprobs=zeros, values=zeros, next_values=zeros)
 
     def rows(self, index: Tensor) -> Rollout:
         """The rows `index` (int64 or bool), in that order."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from torch import nn
 
 from rlhf import optimize
 from rlhf.algorithms import checks
@@ -19,9 +21,12 @@ from rlhf.runs.run import Phase, Run, Unsaved
 from rlhf.runs.summary import conclude
 from rlhf.task import Here, Task
 
+# Policies whose weights this process has trained.
+_TRAINED: WeakSet[nn.Module] = WeakSet()
+
 
 class Result(NamedTuple):
-    """The metrics of the first and of the last evaluation, and the run's folder if it has one."""
+    """The metrics of the first and of the last evaluation, and the folder of the phase if it has one."""
 
     before: dict[str, float]
     after: dict[str, float]
@@ -62,8 +67,17 @@ def train(
     Raises:
         InputError: Something does not fit; nothing was changed.
     """
+    require_parts(policy, task, method, settings)
+    if mixed_precision not in ("no", "bf16"):
+        raise InputError(f"mixed_precision is {mixed_precision!r}; choose no or bf16.")
+    if resume and out is None:
+        raise InputError("resume is True, but without `out` nothing was kept to go on from; name the run's folder.")
+    if resume and method.needs_reference and policy in _TRAINED:
+        raise InputError(
+            f"{method.name} charges for the KL to the policy as the run began with it, and this object was trained "
+            "since; give a policy that is loaded anew, whose weights the resumed run then restores."
+        )
     duration = spread(updates=updates, steps=steps, evaluations=evaluations, checkpoints=checkpoints)
-    require_method(method)
     settings = settings or checks.fitting(method, optimize.Optimize())
     accelerator = make_accelerator(policy, mixed_precision=mixed_precision)
     require(policy, task, method, settings, accelerator)
@@ -71,8 +85,19 @@ def train(
     if out is None:
         phase: Any = Unsaved(method.name, accelerator)
     else:
-        named = {"name": method.name, **asdict(method)}
-        described = Described(task=task.describe(), method=named, optimize=settings, duration=duration, seed=seed)
+        described = Described(
+            policy={
+                "kind": type(policy).__name__,
+                "trained_parameters": sum(p.numel() for p in policy.parameters() if p.requires_grad),
+                "temperature": getattr(policy, "temperature", 1.0),
+            },
+            task=task.describe(),
+            method={"name": method.name, **asdict(method)},
+            optimize=settings,
+            duration=duration,
+            mixed_precision=mixed_precision,
+            seed=seed,
+        )
         extendable = {"duration.updates", "duration.steps", "duration.eval_every", "duration.checkpoint_every"}
         run = Run(out, described, resume=resume, accelerator=accelerator, extendable=extendable)
         phase = run.phase(method.name)
@@ -102,6 +127,7 @@ def train_phase(
         learn(policy, task, method, settings, duration=_in_updates(duration, task), phase=phase, here=here)
     finally:
         task.close()
+        _TRAINED.add(policy)
     evaluated = [row for row in phase.rows() if any(name.startswith("eval_") for name in row)]
     before, after = (
         {name: value for name, value in row.items() if name.startswith("eval_")}
@@ -114,10 +140,12 @@ def train_phase(
 class Described:
     """What config.json says of a run that `train` made."""
 
+    policy: dict[str, Any]
     task: dict[str, Any]
     method: dict[str, Any]
     optimize: optimize.Optimize
     duration: Duration
+    mixed_precision: str
     seed: int
 
 
@@ -137,9 +165,14 @@ def _in_updates(duration: Duration, task: Task) -> Duration:
         duration,
         updates=-(-duration.steps // size),
         steps=0,
-        eval_every=max(duration.eval_every // size, 1),
-        checkpoint_every=max(duration.checkpoint_every // size, 1),
+        eval_every=_at_least_one(duration.eval_every, size),
+        checkpoint_every=_at_least_one(duration.checkpoint_every, size),
     )
+
+
+def _at_least_one(steps: int, size: int) -> int:
+    """Updates in so many steps; 0 stays 0, which is off."""
+    return max(steps // size, 1) if steps else 0
 
 
 def make_accelerator(policy: Any, *, mixed_precision: str) -> Accelerator:
@@ -154,11 +187,23 @@ def make_accelerator(policy: Any, *, mixed_precision: str) -> Accelerator:
     return Accelerator(mixed_precision=mixed_precision, **({"cpu": True} if cpu else {}))
 
 
-def require_method(method: Any) -> None:
-    """Refuses what is no method, such as the class in place of an object."""
+def require_parts(policy: Any, task: Any, method: Any, settings: Any) -> None:
+    """Refuses what is no policy, task, method or settings, such as a class in place of an object."""
+    if not isinstance(policy, nn.Module) or not hasattr(policy, "memoryless"):
+        raise InputError(
+            f"policy is {_shown(policy)}, which is no policy; take what rlhf.load_policy or a task's policy() gives."
+        )
+    if not isinstance(task, Task):
+        raise InputError(f"task is {_shown(task)}, which is no task; take rlhf.Prompts(...), rlhf.Envs(...), ...")
+    if settings is not None and not isinstance(settings, optimize.Optimize):
+        raise InputError(f"settings is {_shown(settings)}; take rlhf.Optimize(...).")
     if not isinstance(method, Method):
         hint = f"; write {method.__name__}()" if isinstance(method, type) and issubclass(method, Method) else ""
         raise InputError(f"method is {method!r}, which is no method{hint}.")
+
+
+def _shown(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.60}"
 
 
 def require(policy: Any, task: Task, method: Method, settings: optimize.Optimize, accelerator: Accelerator) -> None:
@@ -167,7 +212,7 @@ def require(policy: Any, task: Task, method: Method, settings: optimize.Optimize
     Raises:
         InputError: With what was given, what is needed, and what to do.
     """
-    require_method(method)
+    require_parts(policy, task, method, settings)
     if policy.memoryless and accelerator.mixed_precision != "no":
         raise InputError(
             f"mixed precision is {accelerator.mixed_precision}, but control computes in its weights' own; set it to no."

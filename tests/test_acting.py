@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ def collected(lag: Lag, collector: Any, policy: Any, update: int) -> Rollout:
     """By actors that lag, and scored by the learner."""
     with lag.acting(policy):
         rollout = collector.collect(policy, update).rollout
-    options = {"micro_batch_cost": 50, "importance_cap": math.inf, "lags": True}
+    options = {"micro_batch_cost": 50, "importance_cap": 2.0, "weighs": False, "lags": True}
     return completed(policy, rollout, accelerator=CPU, **options)[0]
 
 

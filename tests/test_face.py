@@ -20,6 +20,7 @@ from rlhf.runs import summary
 from rlhf.runs.log import read_lines
 from tests.documented import ROOT, control_example, language_example, write_prompts
 from tests.lm.words import ASSISTANT, TEMPLATE, USER, A, B, C, D, E, F, G, word_tokenizer
+from tests.lm.worlds import word_policy
 from tests.recipes.small import save_model
 
 HEAVY = ("torch", "transformers", "gymnasium", "peft")
@@ -180,6 +181,8 @@ def test_answer_draws_by_its_seed_alone(model):
 
 def test_answer_without_a_tokenizer_says_what_to_do():
     with pytest.raises(rlhf.InputError, match=r"no tokenizer; load it with rlhf\.load_policy"):
+        rlhf.answer(word_policy(), "a b")
+    with pytest.raises(rlhf.InputError, match=r"SimpleNamespace, which is no language model"):
         rlhf.answer(SimpleNamespace(tokenizer=None), "a b")
 
 

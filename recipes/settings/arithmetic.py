@@ -9,7 +9,7 @@ from recipes.settings.language import ImproveConfig
 from rlhf import optimize
 from rlhf.algorithms import a2c, grpo, impala, off_policy, ppo, ppo_kl, reinforce, reinforce_pp, rloo, trpo
 from rlhf.algorithms.checks import fitting
-from rlhf.algorithms.choices import find_method
+from rlhf.algorithms.choices import make_method
 from rlhf.errors import InputError
 from rlhf.lm import collect
 from rlhf.training import Duration
@@ -102,7 +102,7 @@ def preset(method: str) -> Preset:
     """The settings for this method: a name above, or path/to/file.py:Class, which takes those that go with it."""
     if method in PRESETS:
         return PRESETS[method]
-    chosen = find_method(method)()
+    chosen = make_method(method)
     if chosen.needs_memoryless or chosen.critic_of == "actions":
         raise InputError(f"{method} is no method for language models; choose one of {', '.join(PRESETS)}.")
     acting = _GROUPS if chosen.needs_groups else _ONE_EACH

@@ -28,7 +28,7 @@ from rlhf.algorithms import (
 from rlhf.algorithms.actor_critic import Critic
 from rlhf.algorithms.base import Method
 from rlhf.algorithms.checks import fitting
-from rlhf.algorithms.choices import find_method
+from rlhf.algorithms.choices import make_method
 from rlhf.control import collect, evaluate, replay
 from rlhf.control.policy import PolicyConfig
 
@@ -281,7 +281,7 @@ def preset(method: str, env_id: str) -> Preset:
     first = next((settings for (name, _), settings in PRESETS.items() if name == method), None)
     if first is not None:
         return first
-    chosen, ppo_settings = find_method(method)(), PRESETS["ppo", "CartPole-v1"]
+    chosen, ppo_settings = make_method(method), PRESETS["ppo", "CartPole-v1"]
     acting = ppo_settings.collect
     if chosen.needs_episodes or chosen.needs_groups:
         acting = collect.CollectSteps(episodes=16, episodes_per_start=8 if chosen.needs_groups else 1)

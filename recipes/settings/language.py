@@ -7,7 +7,7 @@ from typing import Literal
 
 from rlhf.algorithms.base import Method
 from rlhf.algorithms.checks import fitting, require_policy, require_rewarded, require_settings, resolved
-from rlhf.algorithms.choices import find_method, methods
+from rlhf.algorithms.choices import find_method, make_method, methods
 from rlhf.algorithms.ppo import PPO
 from rlhf.lm.collect import CollectResponses
 from rlhf.optimize import Optimize, require_rows
@@ -71,7 +71,7 @@ def with_method(improve: ImproveConfig, name: str) -> tuple[Literal["shared", "n
     if isinstance(improve.method, kind):
         return "shared", improve
     charged = "kl_coef" in {field.name for field in fields(kind)}
-    method = kind(**{"kl_coef": vars(improve.method)["kl_coef"]} if charged else {})
+    method = make_method(name, **{"kl_coef": vars(improve.method)["kl_coef"]} if charged else {})
     collect = improve.collect
     if method.needs_groups and collect.responses_per_prompt < 2:
         size = GROUP_SIZE

@@ -6,6 +6,8 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterable
+from dataclasses import MISSING, fields
+from typing import Any
 
 import rlhf.algorithms
 from rlhf.algorithms.base import Method
@@ -19,6 +21,19 @@ def methods() -> dict[str, type[Method]]:
         importlib.import_module(f"rlhf.algorithms.{module.name}")
     ours = [kind for kind in Method.__subclasses__() if kind.__module__.startswith("rlhf.algorithms.")]
     return {kind.name: kind for kind in sorted(ours, key=lambda kind: kind.name)}
+
+
+def make_method(name: str, **settings: Any) -> Method:
+    """An object of `find_method(name)`.
+
+    Raises:
+        InputError: It has settings without defaults.
+    """
+    kind = find_method(name)
+    needed = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
+    if set(needed) - settings.keys():
+        raise InputError(f"method {name} has settings without defaults: {', '.join(needed)}; give each a default.")
+    return kind(**settings)
 
 
 def method_help(names: Iterable[str]) -> str:

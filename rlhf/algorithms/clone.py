@@ -19,6 +19,7 @@ class BehaviourCloning(Method):
     name: ClassVar[str] = "clone"
     whitens: ClassVar[tuple[Whitening, ...]] = ("none",)
     demonstrated: ClassVar[bool] = True
+    stops_early: ClassVar[bool] = False
     critic_of: ClassVar[str] = "none"
     compares: ClassVar[bool] = False
 

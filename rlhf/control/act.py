@@ -12,6 +12,8 @@ from rlhf.control.twin_policy import TwinPolicy
 
 
 def act(policy: ControlPolicy | TwinPolicy, observation: np.ndarray) -> Any:
-    """The likeliest action for one observation `(O,)` as the environment gives it, in the form that `step` takes."""
+    """The likeliest action for one observation, the vector `(O,)` that the policy was trained on, in the form that the
+    environment's `step` takes.
+    """
     actions, _, _ = policy.act(torch.as_tensor(np.asarray(observation)).unsqueeze(0), None)
     return policy.spaces.for_env(actions)[0]

@@ -131,6 +131,8 @@ def close(envs: Sequence[gymnasium.Env] | BatchedCartPole) -> None:
 
 def spaces_of(env: gymnasium.Env | VectorEnv) -> Spaces:
     """What a policy for `env` takes and gives."""
+    if not isinstance(env, VectorEnv) and not (hasattr(env, "observation_space") and hasattr(env, "action_space")):
+        raise InputError(f"{env} has no observation_space or no action_space; set both, as gymnasium asks.")
     observations: Any = env.single_observation_space if isinstance(env, VectorEnv) else env.observation_space
     actions: Any = env.single_action_space if isinstance(env, VectorEnv) else env.action_space
     if not _is_vector(observations):

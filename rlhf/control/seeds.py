@@ -163,6 +163,8 @@ class SeedsOfEnvs(CollectorTask):
         return PolicyStack([policy for policy in alone if isinstance(policy, ControlPolicy)])
 
     def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
+        if self.envs.starts is not None or self.envs.reference is not None:
+            raise InputError("starts and a reference are not offered for several seeds at once; run them one by one.")
         if accelerator.num_processes > 1:
             raise InputError(f"{len(self.seeds)} seeds side by side run on one process; start it without a launcher.")
         if self.whole_episodes or self.lag:
@@ -176,7 +178,7 @@ class SeedsOfEnvs(CollectorTask):
                 "one seed at a time."
             )
         alone = method.method if isinstance(method, StackedMethod) else method
-        self.envs.require(policy, alone, settings, accelerator)
+        self.envs.require(policy.alone, alone, settings, accelerator)
 
     def prepare(self, policy: Any, here: Here) -> None:
         config = self.envs.config

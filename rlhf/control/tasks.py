@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, cast
@@ -52,9 +53,11 @@ class Envs(CollectorTask):
         starts: np.ndarray | None = None,
         **acting: Any,
     ) -> None:
-        self.env, self.config = env, made(CollectSteps, acting)
+        self.env = env
+        self.config = made(CollectSteps, acting, beside=("replay", "evaluate", "reference", "starts"))
         self.replay, self.evaluation = replay or Replay(), evaluate or EvaluateEpisodes(sampled_episodes=0)
-        self.reference, self.starts = reference, starts
+        # A copy, since the very policy that is trained may be given.
+        self.reference, self.starts = copy.deepcopy(reference), starts
         self.group_size, self.lag = self.config.episodes_per_start, self.config.lag
         self.whole_episodes = self.config.episodes > 0
         self.spaces = spaces_of(make_env(env))
@@ -74,6 +77,14 @@ class Envs(CollectorTask):
     def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
         """Refuses a method that does not fit the environment, the policy or what is collected."""
         require_rewarded(method)
+        if not isinstance(policy, ControlPolicy | TwinPolicy) or policy.spaces != self.spaces:
+            found = getattr(policy, "spaces", type(policy).__name__)
+            raise InputError(f"the policy is for {found}, but {self.name} has {self.spaces}; take the task's policy().")
+        acting = self.config
+        if method.replays and (acting.normalise_rewards or acting.lag or acting.episodes):
+            raise InputError(
+                "normalise_rewards, lag and episodes have no meaning for methods with a replay buffer; leave them off."
+            )
         if method.replays != isinstance(policy, TwinPolicy):
             needed = "policy(replays=True)" if method.replays else "policy()"
             raise InputError(f"{method.name} cannot train a {type(policy).__name__}; make it with the task's {needed}.")
@@ -89,12 +100,18 @@ class Envs(CollectorTask):
                 "method.kl_coef charges for the KL to a reference policy, and there is none here; set it to 0, or give "
                 "the task a reference (see recipes/imitation.py, whose `ppo_kl` is charged for its KL to the clone)."
             )
-        if not self.whole_episodes and not method.replays:
-            rows = self.config.num_envs * self.config.steps
-            optimize.require_rows(rows, max(settings.minibatches, method.num_parts))
-        if self.config.episodes % accelerator.num_processes:
+        if not method.replays:
+            rows = acting.num_envs * acting.steps
+            if self.whole_episodes:
+                # Steps are cut only once it is known how many there are; whole rows and groups are counted here.
+                rows = {"steps": rows, "episodes": acting.episodes, "groups": acting.episodes // self.group_size}[
+                    method.rows
+                ]
+            if not self.whole_episodes or method.rows != "steps":
+                optimize.require_rows(rows, max(settings.minibatches, method.num_parts))
+        if acting.episodes % accelerator.num_processes:
             raise InputError(
-                f"episodes is {self.config.episodes}, which {accelerator.num_processes} processes cannot share "
+                f"episodes is {acting.episodes}, which {accelerator.num_processes} processes cannot share "
                 "evenly; make it a multiple of them."
             )
 

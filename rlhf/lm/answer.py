@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from rlhf.core.random import uniforms
-from rlhf.errors import InputError
 from rlhf.lm.data import load_data, prompt_rows
 from rlhf.lm.engine import Sampling
 from rlhf.lm.generate import Decoder
 from rlhf.lm.policy import CausalLM
+from rlhf.lm.prompts import require_tokenizer
 
 
 def answer(
@@ -24,9 +24,8 @@ def answer(
             conversation, a list of messages.
         seed: Of the draws, at the policy's temperature; None: the likeliest token each time.
     """
+    require_tokenizer(policy)
     tokenizer = policy.tokenizer
-    if tokenizer is None:
-        raise InputError("the policy has no tokenizer; load it with rlhf.load_policy, or set policy.tokenizer.")
     prompt: Any = message
     if isinstance(message, str) and tokenizer.chat_template:
         prompt = [{"role": "user", "content": message}]

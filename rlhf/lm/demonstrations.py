@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from rlhf import optimize
 from rlhf.algorithms.base import Method
 from rlhf.demonstrations import DemonstrationCollector, require_rows
 from rlhf.errors import InputError
 from rlhf.lm.data import Data, demonstration_rollout, hold_out
-from rlhf.lm.prompts import Source, loaded
+from rlhf.lm.prompts import Prompts, Source, loaded, require_tokenizer, rows_hash, same_tokens
 from rlhf.optimize import Optimize, micro_batches
 from rlhf.reduce import global_sum
 from rlhf.rollout import Rollout
@@ -39,6 +40,7 @@ class Demonstrations(CollectorTask):
         self.data, self.rows_per_update, self.also = loaded(data), rows_per_update, also
         self.held_out = held_out if isinstance(held_out, int) else loaded(held_out)
         self._rows: tuple[Rollout, Rollout | None] | None = None
+        self._read_with: tuple[Any, int | None] = (None, None)
         self._evaluated: Rollout | None = None
         self._temperature = 1.0
 
@@ -48,6 +50,7 @@ class Demonstrations(CollectorTask):
         Raises:
             InputError: The columns fit no format, or a row is empty, too long, or cannot be rendered.
         """
+        self._read_with = (tokenizer, context)
         apart = None
         if isinstance(self.held_out, Data):
             apart = demonstration_rollout(self.held_out, tokenizer, context=context)
@@ -56,7 +59,11 @@ class Demonstrations(CollectorTask):
     def require_size(self, accelerator: Accelerator) -> None:
         """Refuses fewer rows than one update needs, or a number that processes cannot share."""
         assert self._rows is not None, "read() comes first"
-        held_out = self.held_out if isinstance(self.held_out, int) else 0
+        held_out, num_rows = self.held_out if isinstance(self.held_out, int) else 0, len(self._rows[0].mask)
+        if not 0 <= held_out < num_rows:
+            raise InputError(
+                f"held_out is {held_out} and there are {num_rows} demonstrations; leave some to learn from."
+            )
         require_rows(len(self._rows[0].mask) - held_out, self.rows_per_update, accelerator)
 
     def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
@@ -65,11 +72,13 @@ class Demonstrations(CollectorTask):
                 f"{method.name} weighs actions by what they earned, and of demonstrations nothing is known but the "
                 "actions; clone them with BehaviourCloning()."
             )
-        if policy.tokenizer is None:
-            raise InputError("the policy has no tokenizer; load it with rlhf.load_policy, or set policy.tokenizer.")
-        if self._rows is None:
+        require_tokenizer(policy)
+        if self._rows is None or not same_tokens(self._read_with, (policy.tokenizer, policy.context)):
             self.read(policy.tokenizer, context=policy.context)
         self.require_size(accelerator)
+        optimize.require_rows(self.rows_per_update, settings.minibatches)
+        if isinstance(self.also, Prompts):
+            self.also.require_answerable(policy, accelerator)
 
     def prepare(self, policy: Any, here: Here) -> None:
         assert self._rows is not None
@@ -108,6 +117,7 @@ class Demonstrations(CollectorTask):
         return {
             "data": self.data.name,
             "rows": len(self.data.rows),
+            "rows_hash": rows_hash(self.data),
             "rows_per_update": self.rows_per_update,
             "held_out": held_out,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -102,6 +102,17 @@ class Engine(Protocol):
         ...
 
 
+def require_engine(engine: Any) -> None:
+    """Refuses what is no engine."""
+    if isinstance(engine, type) or not callable(getattr(engine, "generate", None)):
+        raise InputError(f"engine is {engine!r:.60}; it must be an object with a method `generate` (see rlhf.Engine).")
+    if not isinstance(getattr(engine, "exact", None), bool):
+        raise InputError(
+            f"{type(engine).__name__} does not say whether it is `exact`; set exact = False, unless its log-probs and "
+            "values are the policy's own to rounding."
+        )
+
+
 def respond(
     engine: Engine,
     policy: CausalLM,
@@ -134,6 +145,9 @@ def respond(
     if given.values is not None:
         _require(name, "values", given.values, (rows, longest), device, None)
     after = torch.arange(longest, device=device) >= given.lengths.unsqueeze(1)
+    vocabulary = policy.config.get_text_config().vocab_size
+    if bool(((given.tokens < 0) | (given.tokens >= vocabulary)).masked_fill(after, False).any()):
+        raise InputError(f"{name} returned token ids outside the model's vocabulary of {vocabulary}.")
     generation = given._replace(
         tokens=given.tokens.masked_fill(after, 0),
         logprobs=given.logprobs.masked_fill(after, 0.0),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,8 +17,9 @@ from rlhf.algorithms.checks import require_rewarded
 from rlhf.errors import InputError
 from rlhf.lm.collect import CollectResponses, PromptCollector, require_prompts
 from rlhf.lm.data import Data, Prompt, hold_out, load_data, prompt_rows
-from rlhf.lm.engine import Engine, Sampling
+from rlhf.lm.engine import Engine, Sampling, require_engine
 from rlhf.lm.evaluate import ResponseEvaluator
+from rlhf.lm.policy import CausalLM
 from rlhf.lm.rewards import Rewards, load_reward
 from rlhf.optimize import Optimize
 from rlhf.runs.evaluate import Evaluation
@@ -25,6 +28,7 @@ from rlhf.task import CollectorTask, Here
 
 Source = str | Path | Sequence[Mapping[str, Any]] | Data
 Reward = Callable[..., Any] | str
+_OWN = ("data", "reward", "max_new_tokens", "held_out", "reward_weights", "allow_none", "stop_strings", "engine")
 
 
 class Prompts(CollectorTask):
@@ -60,16 +64,20 @@ class Prompts(CollectorTask):
         engine: Engine | None = None,
         **collecting: Any,
     ) -> None:
-        self.config = made(CollectResponses, collecting)
+        self.config = made(CollectResponses, collecting, beside=_OWN)
         self.group_size, self.lag = self.config.responses_per_prompt, self.config.lag
         given: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
         functions = [load_reward(one) if isinstance(one, str) else one for one in given]
         self.rewards = Rewards(functions, list(reward_weights) or None, allow_none=allow_none)
         self.data = loaded(data)
         self.held_out = held_out if isinstance(held_out, int) else loaded(held_out)
-        self.sampling = Sampling(max_new_tokens=max_new_tokens, stop_strings=stop_strings)
+        stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+        self.sampling = Sampling(max_new_tokens=max_new_tokens, stop_strings=stops)
         self.engine = engine
+        if engine is not None:
+            require_engine(engine)
         self._rows: tuple[list[Prompt], list[Prompt]] | None = None
+        self._read_with: tuple[Any, int | None] = (None, None)
         self._evaluator: ResponseEvaluator | None = None
 
     def read(self, tokenizer: Any, *, context: int | None) -> None:
@@ -85,6 +93,7 @@ class Prompts(CollectorTask):
         def prompts(data: Data) -> list[Prompt]:
             return prompt_rows(data, tokenizer, max_new_tokens=self.sampling.max_new_tokens, context=context)
 
+        self._read_with = (tokenizer, context)
         apart = [] if isinstance(self.held_out, int) else prompts(self.held_out)
         self._rows = prompts(self.data), apart
         self.rewards.require_columns(self._rows[0][0].columns)
@@ -110,15 +119,19 @@ class Prompts(CollectorTask):
 
     def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
         require_rewarded(method)
-        self._read_for(policy)
-        self.require_size(accelerator)
-        rows = self.config.prompts_per_rollout * self.group_size
+        self.require_answerable(policy, accelerator)
+        kept = 1 if method.rows == "groups" else self.group_size
+        rows = self.config.prompts_per_rollout * kept
         optimize.require_rows(rows, max(settings.minibatches, method.num_parts))
 
+    def require_answerable(self, policy: Any, accelerator: Accelerator) -> None:
+        """Refuses prompts that this policy cannot answer, or too few of them."""
+        self._read_for(policy)
+        self.require_size(accelerator)
+
     def _read_for(self, policy: Any) -> None:
-        if policy.tokenizer is None:
-            raise InputError("the policy has no tokenizer; load it with rlhf.load_policy, or set policy.tokenizer.")
-        if self._rows is None:
+        require_tokenizer(policy)
+        if self._rows is None or not same_tokens(self._read_with, (policy.tokenizer, policy.context)):
             self.read(policy.tokenizer, context=policy.context)
 
     def prepare(self, policy: Any, here: Here) -> None:
@@ -147,15 +160,43 @@ class Prompts(CollectorTask):
         return {
             "data": self.data.name,
             "rows": len(self.data.rows),
+            "rows_hash": rows_hash(self.data),
             "held_out": self.held_out if isinstance(self.held_out, int) else self.held_out.name,
             "rewards": list(self.rewards.functions),
             "reward_weights": self.rewards.weights,
+            "allow_none": self.rewards.allow_none,
+            "engine": type(self.engine).__name__,
             "max_new_tokens": self.sampling.max_new_tokens,
             "stop_strings": list(self.sampling.stop_strings),
             "collect": asdict(self.config),
         }
 
 
+def require_tokenizer(policy: Any) -> None:
+    """Refuses what is no language model, or one without a tokenizer."""
+    if not isinstance(policy, CausalLM):
+        raise InputError(
+            f"the policy is {type(policy).__name__}, which is no language model; take rlhf.load_policy(...)."
+        )
+    if policy.tokenizer is None:
+        raise InputError("the policy has no tokenizer; load it with rlhf.load_policy, or set policy.tokenizer.")
+
+
+def same_tokens(one: tuple[Any, int | None], other: tuple[Any, int | None]) -> bool:
+    """Whether two tokenizers and contexts make the same of a text."""
+    (first, context), (second, other_context) = one, other
+    if context != other_context:
+        return False
+    return first is second or (first.get_vocab() == second.get_vocab() and first.chat_template == second.chat_template)
+
+
+def rows_hash(data: Data) -> str:
+    """Of the rows as they were read, by which other data of the same name and size are told apart."""
+    return hashlib.sha256(json.dumps(data.rows, default=str).encode()).hexdigest()[:16]
+
+
 def loaded(data: Source) -> Data:
     """Rows, wherever they come from."""
+    if not isinstance(data, Data | str | Path | Sequence):
+        raise InputError(f"data is {data!r:.60}; give a list of dicts, a file, or the name of a data set of the hub.")
     return data if isinstance(data, Data) else load_data(data)

@@ -210,7 +210,8 @@ def test_what_lagging_actors_did_is_weighed_once(kind: type[Method], tmp_path: P
     ratios = torch.exp(second.logprobs - second.behaviour_logprobs)
     assert float(ratios.max()) > 1.05
     rows = [row for row in read_lines(tmp_path / "run" / "only" / "metrics.jsonl") if "loss" in row]
-    assert ["mismatch" in row for row in rows] == [False, not kind.corrects_lag]
+    assert ["mismatch" in row for row in rows] == [False, True]
+    assert ["importance_max" in row for row in rows] == [False, not kind.corrects_lag]
     if kind.corrects_lag:
         assert second.importance is None
         return

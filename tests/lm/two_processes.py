@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,8 @@ def learned(name: str, accelerator: Accelerator) -> dict[str, Any]:
             rollout,
             accelerator=accelerator,
             micro_batch_cost=20,
-            importance_cap=math.inf,
+            importance_cap=2.0,
+            weighs=False,
             lags=lag.updates > 0,
         )
         batch, _ = method.estimate(rollout, state)
