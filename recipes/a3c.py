@@ -14,48 +14,53 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-
 from rlhf import optimize
 from rlhf.algorithms import a2c
 from rlhf.algorithms.actor_critic import Critic
-from rlhf.control import a3c, collect, evaluate
-from rlhf.control.envs import make_env, spaces_of
-from rlhf.control.policy import ControlPolicy, PolicyConfig
-from rlhf.runs.evaluate import judged
+from rlhf.control.settings import CollectSteps, EvaluateEpisodes, PolicyConfig
+from rlhf.deferred import deferred
 from rlhf.runs.launch import launch
-from rlhf.runs.log import read_lines
-from rlhf.runs.run import Run
-from rlhf.runs.summary import conclude
+from rlhf.settings import Count, Seed, Settings, Total
+
+with deferred():
+    import torch
+    from accelerate import Accelerator
+
+    from rlhf.control import a3c, evaluate
+    from rlhf.control.envs import make_env, spaces_of
+    from rlhf.control.policy import ControlPolicy
+    from rlhf.runs.evaluate import judged
+    from rlhf.runs.log import read_lines
+    from rlhf.runs.run import Run
+    from rlhf.runs.summary import conclude
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """Asynchronous advantage actor-critic on a gymnasium environment."""
 
     env_id: str = "CartPole-v1"
     """A registered gymnasium environment with vector observations."""
     solved: float = 475.0
     """Mean return at which it counts as solved, for first_hit_step and stays_from_step."""
-    seed: int = 0
+    seed: Seed = 0
     """The starts of episodes and the first weights follow from it; the rest is up to the machine."""
     output_dir: Path = Path("runs/a3c")
     """Folder for what the run leaves behind."""
-    num_workers: int = 2
+    num_workers: Count = 2
     """Processes that act and update."""
-    steps: int = 500_000
+    steps: Total = 500_000
     """Environment steps of all workers together."""
-    eval_every_steps: int = 10_240
+    eval_every_steps: Total = 10_240
     """Environment steps between evaluations."""
-    collect: collect.CollectSteps = collect.CollectSteps(num_envs=8, steps=8)
+    collect: CollectSteps = CollectSteps(num_envs=8, steps=8)
     """What each worker collects between two gradients."""
     policy: PolicyConfig = PolicyConfig()
     method: a2c.A2C = a2c.A2C(gamma=0.99, gae_lambda=0.95, entropy_coef=0.01, critic=Critic(td_lambda=0.95))
     optimize: optimize.Optimize = optimize.Optimize(
         learning_rate=7e-4, schedule="linear", epochs=1, max_gradient_norm=0.5, whiten="none", adam_eps=1e-5
     )
-    evaluate: evaluate.EvaluateEpisodes = evaluate.EvaluateEpisodes(sampled_episodes=0)
+    evaluate: EvaluateEpisodes = EvaluateEpisodes(sampled_episodes=0)
 
 
 def main(config: Config) -> dict[str, float | None]:

@@ -17,39 +17,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from accelerate import Accelerator
-from transformers import LlamaConfig
-
 from recipes.settings.arithmetic import PRESETS, preset
 from recipes.settings.language import CloneConfig, ImproveConfig, Precision
 from rlhf.algorithms.checks import require_policy
 from rlhf.algorithms.choices import method_help
 from rlhf.algorithms.clone import BehaviourCloning
-from rlhf.core.random import derive_seed, uniforms
-from rlhf.errors import InputError
-from rlhf.lm.data import hold_out
-from rlhf.lm.demonstrations import Demonstrations
-from rlhf.lm.load import build_policy
-from rlhf.lm.policy import CausalLM
-from rlhf.lm.prompts import Prompts
-from rlhf.lm.tokenizers import character_tokenizer
+from rlhf.deferred import deferred
+from rlhf.loop import Duration
 from rlhf.optimize import Optimize
 from rlhf.runs.launch import launch
-from rlhf.runs.log import read_lines, trackers
-from rlhf.runs.run import Run
-from rlhf.runs.summary import conclude
-from rlhf.training import Duration, train_phase
+from rlhf.settings import Count, Seed, Settings, Share
+
+with deferred():
+    import torch
+    from accelerate import Accelerator
+    from transformers import LlamaConfig
+
+    from rlhf.core.random import derive_seed, uniforms
+    from rlhf.lm.data import hold_out
+    from rlhf.lm.demonstrations import Demonstrations
+    from rlhf.lm.load import build_policy
+    from rlhf.lm.policy import CausalLM
+    from rlhf.lm.prompts import Prompts
+    from rlhf.lm.tokenizers import character_tokenizer
+    from rlhf.runs.log import read_lines, trackers
+    from rlhf.runs.run import Run
+    from rlhf.runs.summary import conclude
+    from rlhf.training import train_phase
 
 DIGITS = 2
 CONTEXT = 2 * DIGITS + 2 + DIGITS + 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """Cloning from a careless teacher, then a policy-gradient method."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Everything random follows from it."""
     output_dir: Path = Path("runs/arithmetic")
     """Folder for what the run leaves behind."""
@@ -57,9 +61,9 @@ class Config:
     """Continue the run in output_dir."""
     tensorboard: bool = False
     """Also log for tensorboard, into output_dir/tensorboard."""
-    dropped_carries: float = 0.7
+    dropped_carries: Share = 0.7
     """Share of the demonstrations that drop every carry."""
-    held_out: int = 1000
+    held_out: Count = 1000
     """Sums that are only evaluated on, of 10,000."""
     precision: Precision = Precision()
     clone: CloneConfig = CloneConfig(
@@ -81,10 +85,6 @@ class Config:
 
     def __post_init__(self) -> None:
         require_policy(self.improve.method, memoryless=False, has_critic=self.critic != "none")
-        if not 0.0 <= self.dropped_carries <= 1.0:
-            raise InputError(f"dropped_carries is {self.dropped_carries}; it must lie in [0, 1].")
-        if self.held_out < 1:
-            raise InputError(f"held_out is {self.held_out}; hold out some sums to evaluate on.")
 
 
 def default_config(method: str = "ppo") -> Config:

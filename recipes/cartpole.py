@@ -17,28 +17,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-
 from recipes.settings.control import PRESETS, preset
 from rlhf.algorithms.base import Method
 from rlhf.algorithms.choices import method_help
-from rlhf.control.collect import CollectSteps
-from rlhf.control.evaluate import EvaluateEpisodes
-from rlhf.control.policy import PolicyConfig
-from rlhf.control.replay import Replay
-from rlhf.control.seeds import SeedsOfEnvs
-from rlhf.control.stack import StackedMethod
-from rlhf.control.tasks import Envs
-from rlhf.errors import InputError
+from rlhf.control.settings import CollectSteps, EvaluateEpisodes, PolicyConfig, Replay
+from rlhf.deferred import deferred
+from rlhf.loop import Duration
 from rlhf.optimize import Optimize
-from rlhf.runs.evaluate import judged
 from rlhf.runs.launch import launch
-from rlhf.runs.log import read_lines, trackers
-from rlhf.runs.run import Run
-from rlhf.runs.summary import conclude
-from rlhf.task import Task
-from rlhf.training import Duration, require, train_phase
+from rlhf.settings import Count, Seed, Settings, Total
+
+with deferred():
+    import torch
+    from accelerate import Accelerator
+
+    from rlhf.control.seeds import SeedsOfEnvs
+    from rlhf.control.stack import StackedMethod
+    from rlhf.control.tasks import Envs
+    from rlhf.runs.evaluate import judged
+    from rlhf.runs.log import read_lines, trackers
+    from rlhf.runs.run import Run
+    from rlhf.runs.summary import conclude
+    from rlhf.task import Task
+    from rlhf.training import require, train_phase
 
 # Mean return at which a problem counts as solved, for first_hit_step and stays_from_step.
 SOLVED = {"CartPole-v1": 475.0, "Acrobot-v1": -90.0, "Pendulum-v1": -200.0}
@@ -47,14 +48,14 @@ DEFAULT = preset("ppo", "CartPole-v1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """A policy-gradient method on a gymnasium environment."""
 
     env_id: str = "CartPole-v1"
     """A registered gymnasium environment with vector observations."""
-    seed: int = 0
+    seed: Seed = 0
     """Everything random follows from it."""
-    num_seeds: int = 1
+    num_seeds: Count = 1
     """Runs of seeds seed, seed + 1, ... side by side, each what it is alone, in a fraction of the time."""
     output_dir: Path = Path("runs/cartpole")
     """Folder for what the run leaves behind."""
@@ -62,11 +63,11 @@ class Config:
     """Continue the run in output_dir."""
     tensorboard: bool = False
     """Also log for tensorboard, into output_dir/tensorboard."""
-    steps: int = DEFAULT.steps
+    steps: Total = DEFAULT.steps
     """Environment steps in all, rounded up to whole updates; a finished run with more is extended."""
-    eval_every_steps: int = DEFAULT.eval_every_steps
+    eval_every_steps: Total = DEFAULT.eval_every_steps
     """Environment steps between evaluations."""
-    checkpoint_every_steps: int = 10_240
+    checkpoint_every_steps: Total = 10_240
     """Environment steps between checkpoints."""
     collect: CollectSteps = DEFAULT.collect
     replay: Replay = DEFAULT.replay
@@ -74,11 +75,6 @@ class Config:
     method: Method = DEFAULT.method
     optimize: Optimize = DEFAULT.optimize
     evaluate: EvaluateEpisodes = DEFAULT.evaluate
-
-    def __post_init__(self) -> None:
-        for name in ("num_seeds", "steps", "eval_every_steps", "checkpoint_every_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
 
 def default_config(method: str = "ppo", env_id: str = "CartPole-v1") -> Config:

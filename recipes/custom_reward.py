@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate import Accelerator
 from tyro import MISSING
 from tyro.conf import UseAppendAction
 
@@ -27,18 +26,24 @@ from recipes.settings.language import ImproveConfig, Precision, for_language_mod
 from rlhf.algorithms.checks import require_policy
 from rlhf.algorithms.choices import method_help
 from rlhf.algorithms.ppo import PPO
-from rlhf.core.random import derive_seed
-from rlhf.errors import InputError
-from rlhf.lm.collect import CollectResponses
-from rlhf.lm.data import load_data
-from rlhf.lm.load import context_length, load_policy, load_tokenizer
-from rlhf.lm.prompts import Prompts
+from rlhf.deferred import deferred
+from rlhf.lm.settings import CollectResponses
+from rlhf.loop import Duration
 from rlhf.optimize import Optimize
 from rlhf.runs.launch import launch
-from rlhf.runs.log import read_lines, trackers
-from rlhf.runs.run import Run
-from rlhf.runs.summary import conclude
-from rlhf.training import Duration, train_phase
+from rlhf.settings import Count, CountOrNone, Location, Positive, Seed, Settings
+
+with deferred():
+    from accelerate import Accelerator
+
+    from rlhf.core.random import derive_seed
+    from rlhf.lm.data import load_data
+    from rlhf.lm.load import context_length, load_policy, load_tokenizer
+    from rlhf.lm.prompts import Prompts
+    from rlhf.runs.log import read_lines, trackers
+    from rlhf.runs.run import Run
+    from rlhf.runs.summary import conclude
+    from rlhf.training import train_phase
 
 BEGINNINGS = (
     "The story of",
@@ -59,12 +64,12 @@ def alliteration(responses: list[str], **_: Any) -> list[float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """PPO on a reward function."""
 
-    model: str
+    model: Location
     """Hub id or folder of a causal language model, or of a LoRA adapter."""
-    data: str = ""
+    data: Location = ""
     """A .jsonl, .json, .csv or .parquet file, or a data set of the hub; empty is the prompts in this file."""
     split: str = "train"
     """Split of a data set of the hub."""
@@ -72,9 +77,9 @@ class Config:
     """Subset (configuration) of a data set of the hub that has several."""
     prompt_column: str = "prompt"
     """What the data call the prompts."""
-    held_out: int = 16
+    held_out: CountOrNone = 16
     """Rows that are only evaluated on."""
-    reward: UseAppendAction[tuple[str, ...]] = ()
+    reward: UseAppendAction[tuple[Location, ...]] = ()
     """path/to/file.py:function; may be given several times. Left out, it is the function in this file."""
     reward_weights: tuple[float, ...] = ()
     """Weights of the rewards, in their order; left out, each counts 1."""
@@ -82,11 +87,11 @@ class Config:
     """Train a LoRA adapter only; a learning rate ten times as large suits it."""
     critic: Literal["shared", "separate", "none"] = "shared"
     """Value head on the policy's own trunk, on a trunk of its own, or no values: all are 0."""
-    max_new_tokens: int = 24
+    max_new_tokens: Count = 24
     """Longest response, in tokens."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Sampling temperature, in training and in evaluation."""
-    seed: int = 0
+    seed: Seed = 0
     """Everything random follows from it."""
     output_dir: Path = Path("runs/custom_reward")
     """Folder for what the run leaves behind."""
@@ -103,8 +108,6 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise InputError(f"temperature is {self.temperature}; it must be above 0.")
         require_policy(self.improve.method, memoryless=False, has_critic=self.critic != "none")
 
 

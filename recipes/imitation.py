@@ -16,40 +16,45 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from accelerate import Accelerator
-
 from recipes.settings.control import preset
 from rlhf.algorithms.clone import BehaviourCloning
 from rlhf.algorithms.ppo import PPO
-from rlhf.control.collect import CollectSteps
-from rlhf.control.dagger import Dagger, DaggerCollector
-from rlhf.control.demonstrations import demonstrations
-from rlhf.control.envs import make_env, make_envs, spaces_of
-from rlhf.control.evaluate import EvaluateEpisodes, Evaluator
-from rlhf.control.load import load_control_policy
-from rlhf.control.policy import ControlPolicy
-from rlhf.control.tasks import Envs, Imitation
-from rlhf.core.random import derive_seed
-from rlhf.demonstrations import DemonstrationCollector
+from rlhf.control.settings import CollectSteps, Dagger, EvaluateEpisodes
+from rlhf.deferred import deferred
 from rlhf.errors import InputError
+from rlhf.loop import Duration
 from rlhf.optimize import Optimize
 from rlhf.runs.launch import launch
-from rlhf.runs.log import read_lines, trackers
-from rlhf.runs.run import Phase, Run
-from rlhf.runs.summary import conclude
-from rlhf.training import Duration, train_phase
+from rlhf.settings import Count, CountOrNone, Seed, Settings, Size, Total
+
+with deferred():
+    import torch
+    from accelerate import Accelerator
+
+    from rlhf.control.dagger import DaggerCollector
+    from rlhf.control.demonstrations import demonstrations
+    from rlhf.control.envs import make_env, make_envs, spaces_of
+    from rlhf.control.evaluate import Evaluator
+    from rlhf.control.load import load_control_policy
+    from rlhf.control.policy import ControlPolicy
+    from rlhf.control.tasks import Envs, Imitation
+    from rlhf.core.random import derive_seed
+    from rlhf.demonstrations import DemonstrationCollector
+    from rlhf.runs.log import read_lines, trackers
+    from rlhf.runs.run import Phase, Run
+    from rlhf.runs.summary import conclude
+    from rlhf.training import train_phase
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """Cloning, then PPO with and without a KL charge to the clone; and DAgger."""
 
     expert: Path | None = None
     """Folder of a saved policy, such as PHASE/final/policy of recipes/cartpole.py; None: train one for expert_steps."""
     env_id: str = "CartPole-v1"
     """A registered gymnasium environment with vector observations."""
-    seed: int = 0
+    seed: Seed = 0
     """Everything random follows from it."""
     output_dir: Path = Path("runs/imitation")
     """Folder for what the run leaves behind."""
@@ -57,41 +62,30 @@ class Config:
     """Continue the run in output_dir."""
     tensorboard: bool = False
     """Also log for tensorboard, into output_dir/tensorboard."""
-    checkpoint_every: int = 10
+    checkpoint_every: Total = 10
     """Updates between checkpoints, in every phase."""
-    expert_steps: int = 10_240
+    expert_steps: Total = 10_240
     """Environment steps of the expert's own training: few, so that it can be passed."""
-    demonstrations: int = 5
+    demonstrations: Count = 5
     """Whole episodes that the expert shows for cloning."""
-    clone_updates: int = 1000
+    clone_updates: Total = 1000
     """Gradient steps of cloning, each on rows_per_update demonstrated steps."""
-    rows_per_update: int = 256
+    rows_per_update: Count = 256
     """At most as many as there are demonstrated steps."""
-    improve_steps: int = 51_200
+    improve_steps: Total = 51_200
     """Environment steps of PPO from the clone, without a KL charge and again with one."""
-    kl_coef: float = 0.01
+    kl_coef: Size = 0.01
     """Charge per nat of log p - log p_clone in `ppo_kl`, on rewards divided by the standard deviation of returns."""
-    critic_warmup: int = 5
+    critic_warmup: CountOrNone = 5
     """Updates of PPO from the clone that train only the critic, which cloning leaves as it was."""
     dagger: Dagger = Dagger()
-    dagger_updates: int = 10
+    dagger_updates: Total = 10
     """Rounds of acting and cloning; each clones all that was labelled so far, in `dagger_optimize.epochs` passes."""
     clone_optimize: Optimize = Optimize(learning_rate=1e-3, schedule="linear", epochs=1, whiten="none")
     dagger_optimize: Optimize = Optimize(learning_rate=1e-3, epochs=20, minibatches=4, whiten="none")
     evaluate: EvaluateEpisodes = EvaluateEpisodes(sampled_episodes=0)
 
     def __post_init__(self) -> None:
-        for name in (
-            "checkpoint_every",
-            "expert_steps",
-            "demonstrations",
-            "rows_per_update",
-            "clone_updates",
-            "improve_steps",
-            "dagger_updates",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not self.kl_coef > 0:
             raise InputError(f"kl_coef is {self.kl_coef}; it must be positive, since `ppo` runs without.")
 

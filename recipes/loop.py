@@ -13,21 +13,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-
-from rlhf.core import kl, losses
-from rlhf.core.advantages import gae
-from rlhf.core.epochs import epoch_rows
-from rlhf.core.random import hashed_orders, uniforms
-from rlhf.lm.data import load_data, prompt_rows
-from rlhf.lm.engine import Sampling
-from rlhf.lm.generate import Decoder
-from rlhf.lm.load import load_policy
-from rlhf.lm.policy import CausalLM
-from rlhf.lm.scoring import response_inputs
-from rlhf.reduce import global_whiten
+from rlhf.deferred import deferred
 from rlhf.runs.launch import launch
+from rlhf.settings import Count, Location, Positive, Seed, Settings, Size, Total
+
+with deferred():
+    import torch
+    from accelerate import Accelerator
+
+    from rlhf.core import kl, losses
+    from rlhf.core.advantages import gae
+    from rlhf.core.epochs import epoch_rows
+    from rlhf.core.random import hashed_orders, uniforms
+    from rlhf.lm.data import load_data, prompt_rows
+    from rlhf.lm.engine import Sampling
+    from rlhf.lm.generate import Decoder
+    from rlhf.lm.load import load_policy
+    from rlhf.lm.policy import CausalLM
+    from rlhf.lm.scoring import response_inputs
+    from rlhf.reduce import global_whiten
 
 PROMPTS = [{"prompt": f"{start} {what}"} for start in ("The story of", "I sing of") for what in ("winter", "the sea")]
 
@@ -39,28 +43,28 @@ def alliteration(responses: list[str]) -> list[float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """PPO, step by step."""
 
-    model: str
+    model: Location
     """Hub id or folder of a causal language model."""
-    updates: int = 40
+    updates: Total = 40
     """Times that responses are sampled and learned from."""
-    seed: int = 0
+    seed: Seed = 0
     """Everything random follows from it."""
-    prompts: int = 4
+    prompts: Count = 4
     """Prompts of each update."""
-    responses: int = 8
+    responses: Count = 8
     """Responses to each prompt."""
-    max_new_tokens: int = 24
+    max_new_tokens: Count = 24
     """Longest response, in tokens."""
-    learning_rate: float = 1e-5
+    learning_rate: Positive = 1e-5
     """Step size of AdamW."""
-    epochs: int = 2
+    epochs: Count = 2
     """Passes over the responses of an update."""
-    minibatches: int = 2
+    minibatches: Count = 2
     """Optimizer steps of each pass."""
-    kl_coef: float = 0.01
+    kl_coef: Size = 0.01
     """Charge per nat of log p(token) - log p_reference(token)."""
 
 

@@ -21,53 +21,59 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate import Accelerator
-from transformers import BertConfig, LlamaConfig, PreTrainedTokenizerFast
 from tyro import MISSING
 
 from recipes.settings.language import CloneConfig, ImproveConfig, Precision, for_language_models, with_method
 from rlhf.algorithms.choices import method_help
 from rlhf.algorithms.clone import BehaviourCloning
 from rlhf.algorithms.ppo import PPO
-from rlhf.core.random import derive_seed
-from rlhf.lm.classify import ClassifierConfig, NaiveBayes, distinct_bigrams, labelled_texts, train_classifier
-from rlhf.lm.collect import CollectResponses
-from rlhf.lm.data import hold_out
-from rlhf.lm.demonstrations import Demonstrations
-from rlhf.lm.load import build_policy
-from rlhf.lm.policy import CausalLM
-from rlhf.lm.prompts import Prompts
-from rlhf.lm.reward_model import RewardModel
-from rlhf.lm.tokenizers import byte_pair_tokenizer
+from rlhf.deferred import deferred
+from rlhf.lm.settings import ClassifierConfig, CollectResponses
+from rlhf.loop import Duration
 from rlhf.optimize import Optimize
 from rlhf.runs.launch import launch
-from rlhf.runs.log import read_lines
-from rlhf.runs.run import Run
-from rlhf.runs.summary import conclude
-from rlhf.training import Duration, train_phase
+from rlhf.settings import Count, Location, Seed, Settings
+
+with deferred():
+    from accelerate import Accelerator
+    from transformers import BertConfig, LlamaConfig, PreTrainedTokenizerFast
+
+    from rlhf.core.random import derive_seed
+    from rlhf.lm.classify import NaiveBayes, distinct_bigrams, labelled_texts, train_classifier
+    from rlhf.lm.data import hold_out
+    from rlhf.lm.demonstrations import Demonstrations
+    from rlhf.lm.load import build_policy
+    from rlhf.lm.policy import CausalLM
+    from rlhf.lm.prompts import Prompts
+    from rlhf.lm.reward_model import RewardModel
+    from rlhf.lm.tokenizers import byte_pair_tokenizer
+    from rlhf.runs.log import read_lines
+    from rlhf.runs.run import Run
+    from rlhf.runs.summary import conclude
+    from rlhf.training import train_phase
 
 CONTEXT = 96
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """A language model of reviews, a classifier of their sentiment, then PPO."""
 
-    data: str
+    data: Location
     """Folder with train.jsonl and test.jsonl, or a data set of the hub; columns text and label (1 is positive)."""
-    seed: int = 0
+    seed: Seed = 0
     """Everything random follows from it."""
     output_dir: Path = Path("runs/movie_reviews")
     """Folder for what the run leaves behind."""
     resume: bool = False
     """Continue the run in output_dir."""
-    prompt_words: int = 4
+    prompt_words: Count = 4
     """How many words of a review are given."""
-    max_new_tokens: int = 48
+    max_new_tokens: Count = 48
     """Longest continuation, in tokens."""
-    vocabulary: int = 4000
+    vocabulary: Count = 4000
     """Tokens in all."""
-    hidden_size: int = 128
+    hidden_size: Count = 128
     """Width of the language model, which has two layers; the classifier has one and the same width."""
     classifier: ClassifierConfig = ClassifierConfig(epochs=5, learning_rate=5e-4)
     precision: Precision = Precision()

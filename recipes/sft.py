@@ -14,47 +14,51 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from recipes.settings.language import Precision
 from rlhf.algorithms.checks import require_settings, resolved
 from rlhf.algorithms.clone import BehaviourCloning
-from rlhf.core.random import derive_seed
-from rlhf.errors import InputError
-from rlhf.lm.data import load_data
-from rlhf.lm.demonstrations import Demonstrations
-from rlhf.lm.load import context_length, load_policy, load_tokenizer
+from rlhf.deferred import deferred
+from rlhf.loop import Duration
 from rlhf.optimize import Optimize, require_rows
 from rlhf.runs.launch import launch
-from rlhf.runs.log import trackers
-from rlhf.runs.run import Run
-from rlhf.runs.summary import conclude
-from rlhf.training import Duration, train_phase
+from rlhf.settings import Count, Location, Positive, Seed, Settings
+
+with deferred():
+    from accelerate import Accelerator
+
+    from rlhf.core.random import derive_seed
+    from rlhf.lm.data import load_data
+    from rlhf.lm.demonstrations import Demonstrations
+    from rlhf.lm.load import context_length, load_policy, load_tokenizer
+    from rlhf.runs.log import trackers
+    from rlhf.runs.run import Run
+    from rlhf.runs.summary import conclude
+    from rlhf.training import train_phase
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """Supervised fine-tuning."""
 
-    model: str
+    model: Location
     """Hub id or folder of a causal language model, or of a LoRA adapter."""
-    data: str
+    data: Location
     """A .jsonl, .json, .csv or .parquet file, or a data set of the hub."""
     split: str = "train"
     """Split of a data set of the hub."""
     subset: str | None = None
     """Subset (configuration) of a data set of the hub that has several."""
-    held_out: int = 16
+    held_out: Count = 16
     """Rows that are only evaluated on."""
-    rows_per_update: int = 16
+    rows_per_update: Count = 16
     """Demonstrations of one optimizer step, over all processes."""
-    passes: float = 3.0
+    passes: Positive = 3.0
     """Times that each row is learned from."""
-    evaluations: int = 10
+    evaluations: Count = 10
     """Measurements of the loss on the way, and as many checkpoints."""
     lora: bool = False
     """Train a LoRA adapter only; a learning rate ten times as large suits it."""
-    seed: int = 0
+    seed: Seed = 0
     """Everything random follows from it."""
     output_dir: Path = Path("runs/sft")
     """Folder for what the run leaves behind."""
@@ -68,11 +72,6 @@ class Config:
     def __post_init__(self) -> None:
         require_settings(BehaviourCloning(), resolved(BehaviourCloning(), self.optimize), group_size=1)
         require_rows(self.rows_per_update, self.optimize.minibatches)
-        if not self.passes > 0:
-            raise InputError(f"passes is {self.passes}; it must be positive.")
-        for name in ("held_out", "rows_per_update", "evaluations"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
 
 def main(config: Config) -> dict[str, float]:

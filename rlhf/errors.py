@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""Errors by which a run ends in good order."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Recipes print the message without a traceback and exit with status 2; nothing has been changed on disk.
     """
+
+
+class NonFiniteError(RuntimeError):
+    """A number that training depends on is NaN or infinite; the message names the tensor and the samples."""

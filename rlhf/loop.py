@@ -10,20 +10,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor, nn
-
-from rlhf import acting, optimize
 from rlhf.algorithms.base import Method
+from rlhf.deferred import deferred
 from rlhf.errors import InputError
-from rlhf.reduce import MetricSums, advantage_metrics, global_moments, global_sum
-from rlhf.rollout import Batch, PolicyOutput, Rollout, single_steps
-from rlhf.runs.evaluate import Evaluation
-from rlhf.runs.run import Phase, Restored, Unsaved
 from rlhf.runs.stop import StopSignals
-from rlhf.task import Here, Task
+from rlhf.settings import CountOrNone, Settings, TotalOrNone
+
+with deferred():
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import gather_object
+    from torch import Tensor, nn
+
+    from rlhf import acting, optimize
+    from rlhf.reduce import MetricSums, advantage_metrics, global_moments, global_sum
+    from rlhf.rollout import Batch, PolicyOutput, Rollout, single_steps
+    from rlhf.runs.evaluate import Evaluation
+    from rlhf.runs.run import Phase, Restored, Unsaved
+    from rlhf.task import Here, Task
 
 
 class Policy(Protocol):
@@ -44,18 +48,18 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Duration:
+class Duration(Settings):
     """How long to train, and what to leave behind."""
 
-    updates: int = 0
+    updates: TotalOrNone = 0
     """Updates in all; a finished run with a larger number is extended. 0: `steps` says when to end."""
-    steps: int = 0
+    steps: TotalOrNone = 0
     """Actions in all, for updates of uneven size: schedules and intervals then count actions. 0: they count updates."""
-    eval_every: int = 10
+    eval_every: TotalOrNone = 10
     """Updates between evaluations; there is one before the first and one after the last. 0: only these two."""
-    checkpoint_every: int = 10
+    checkpoint_every: TotalOrNone = 10
     """Updates between checkpoints; there is one before the first and one after the last. 0: only these two."""
-    record_samples: int = 8
+    record_samples: CountOrNone = 8
     """Training samples written to samples.jsonl at each update."""
 
     def __post_init__(self) -> None:
@@ -63,9 +67,6 @@ class Duration:
             raise InputError(f"updates is {self.updates}; it must be at least 1.")
         if self.updates and self.steps:
             raise InputError(f"updates is {self.updates} and steps {self.steps}; give one and leave the other 0.")
-        for name in ("updates", "steps", "eval_every", "checkpoint_every", "record_samples"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
 
     @property
     def target(self) -> int:

@@ -8,15 +8,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
-from torch import Tensor, nn
+from rlhf.deferred import deferred
+from rlhf.errors import InputError, NonFiniteError
+from rlhf.settings import Count, Positive, Settings, ShareBelowOne, Size, Total, TotalOrNone
 
-from rlhf.core.random import hashed_orders
-from rlhf.errors import InputError
-from rlhf.reduce import MetricSums, gather_rows, global_max, global_sum, global_whiten
-from rlhf.rollout import Batch, NonFiniteError, PolicyOutput, require_finite
+with deferred():
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType
+    from torch import Tensor, nn
+
+    from rlhf.core.random import hashed_orders
+    from rlhf.reduce import MetricSums, gather_rows, global_max, global_sum, global_whiten
+    from rlhf.rollout import Batch, PolicyOutput, require_finite
 
 Loss = Callable[[PolicyOutput, Batch], tuple[Tensor, dict[str, Tensor]]]
 
@@ -25,50 +29,36 @@ MAX_RATIO_ERROR = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimize:
+class Optimize(Settings):
     """How a batch becomes optimizer steps (AdamW; Loshchilov and Hutter, 2019)."""
 
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """Step size of AdamW."""
     schedule: Literal["constant", "linear"] = "constant"
     """linear: the learning rate falls to 0 over the run."""
-    warmup_updates: int = 0
+    warmup_updates: TotalOrNone = 0
     """Updates over which the learning rate rises to its full size; 0 is off."""
-    epochs: int = 4
+    epochs: Count = 4
     """Passes over each batch."""
-    minibatches: int = 1
+    minibatches: Count = 1
     """Optimizer steps per pass; each takes a global share of the rows."""
-    micro_batch_cost: int = 16384
+    micro_batch_cost: Total = 16384
     """Most row costs (the collector's unit) scored at once on one process; changes memory and speed, not results."""
-    max_gradient_norm: float = 1.0
+    max_gradient_norm: Size = 1.0
     """The gradient is scaled down to this norm; 0 is off."""
-    target_kl: float = 0.0
+    target_kl: Size = 0.0
     """The update ends before a step whose minibatch shows more than this KL(old || new), nats per action; 0 is off."""
     whiten: Literal["usual", "none", "minibatch", "batch"] = "usual"
     """Over what advantages get mean 0 and variance 1; usual: the whole batch, unless the method goes with none."""
-    importance_cap: float = 2.0
+    importance_cap: Positive = 2.0
     """Where another policy than the learner acted (actors that lag, half precision, another engine), advantages are
     weighed by the ratio learner / actor, at most this (truncated importance sampling)."""
-    adam_beta2: float = 0.999
+    adam_beta2: ShareBelowOne = 0.999
     """Decay of AdamW's second moment."""
-    adam_eps: float = 1e-8
+    adam_eps: Size = 1e-8
     """AdamW's epsilon."""
-    weight_decay: float = 0.0
+    weight_decay: Size = 0.0
     """AdamW's weight decay."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "minibatches", "micro_batch_cost"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.importance_cap > 0:
-            raise InputError(f"importance_cap is {self.importance_cap}; it must be positive, 2 is usual.")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate is {self.learning_rate}; it must be positive.")
-        if not 0.0 <= self.adam_beta2 < 1.0:
-            raise InputError(f"adam_beta2 is {self.adam_beta2}; it must lie in [0, 1).")
-        for name in ("max_gradient_norm", "target_kl", "weight_decay", "adam_eps", "warmup_updates"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
 
     @property
     def passes(self) -> list[str]:

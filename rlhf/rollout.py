@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf.core import kl
+from rlhf.errors import NonFiniteError
 
 
 class PolicyOutput(NamedTuple):
@@ -46,10 +47,6 @@ class Collected(NamedTuple):
     rollout: Rollout
     metrics: dict[str, float]
     samples: list[dict[str, Any]]
-
-
-class NonFiniteError(RuntimeError):
-    """A number that training depends on is NaN or infinite; the message names the tensor and the samples."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

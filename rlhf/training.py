@@ -19,6 +19,7 @@ from rlhf.errors import InputError
 from rlhf.loop import Duration, learn
 from rlhf.runs.run import Phase, Run, Unsaved
 from rlhf.runs.summary import conclude
+from rlhf.settings import CountOrNone, Location, Seed, TotalOrNone, checked
 from rlhf.task import Here, Task
 
 # Policies whose weights this process has trained.
@@ -33,19 +34,20 @@ class Result(NamedTuple):
     folder: Path | None
 
 
+@checked
 def train(
     policy: Any,
     task: Task,
     method: Method,
     settings: optimize.Optimize | None = None,
     *,
-    updates: int = 0,
-    steps: int = 0,
-    evaluations: int = 10,
-    checkpoints: int = 10,
-    out: str | Path | None = None,
+    updates: TotalOrNone = 0,
+    steps: TotalOrNone = 0,
+    evaluations: CountOrNone = 10,
+    checkpoints: CountOrNone = 10,
+    out: Location | Path | None = None,
     resume: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
     mixed_precision: Literal["no", "bf16"] = "no",
 ) -> Result:
     """Trains `policy` in place, and measures it before, on the way and after.
@@ -68,8 +70,6 @@ def train(
         InputError: Something does not fit; nothing was changed.
     """
     require_parts(policy, task, method, settings)
-    if mixed_precision not in ("no", "bf16"):
-        raise InputError(f"mixed_precision is {mixed_precision!r}; choose no or bf16.")
     if resume and out is None:
         raise InputError("resume is True, but without `out` nothing was kept to go on from; name the run's folder.")
     if resume and method.needs_reference and policy in _TRAINED:

@@ -18,19 +18,24 @@ PACKAGE = ROOT / "rlhf"
 # From the lowest up, what each part may import of the package; a part is a folder or a single file, by its stem.
 BELOW = {
     "errors": set(),
+    "deferred": set(),
     "core": set(),
     "files": {"errors"},
     "settings": {"errors"},
-    "rollout": {"core"},
+    "rollout": {"core", "errors"},
     "reduce": {"core"},
     "demonstrations": {"core", "errors", "rollout"},
-    "runs": {"errors", "reduce", "rollout"},
-    "optimize": {"core", "errors", "reduce", "rollout"},
+    "runs": {"deferred", "errors", "reduce"},
+    "optimize": {"core", "deferred", "errors", "reduce", "rollout", "settings"},
     "acting": {"core", "errors", "optimize", "reduce", "rollout"},
-    "algorithms": {"acting", "core", "errors", "files", "optimize", "reduce", "rollout"},
+    "algorithms": {
+        *("acting", "core", "deferred", "errors", "files", "optimize", "reduce", "rollout", "settings"),
+    },
     "task": {"algorithms", "optimize", "rollout", "runs"},
-    "loop": {"acting", "algorithms", "errors", "optimize", "reduce", "rollout", "runs", "task"},
-    "training": {"algorithms", "errors", "loop", "optimize", "runs", "task"},
+    "loop": {
+        *("acting", "algorithms", "deferred", "errors", "optimize", "reduce", "rollout", "runs", "settings", "task"),
+    },
+    "training": {"algorithms", "errors", "loop", "optimize", "runs", "settings", "task"},
     "control": {
         *("algorithms", "core", "errors", "files", "loop", "optimize", "reduce", "rollout", "runs", "settings", "task"),
     },

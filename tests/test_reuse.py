@@ -146,7 +146,7 @@ def hotter(policy: Any) -> Any:
         (lambda: rlhf.train(envs().policy(), envs(), rlhf.PPO(), updates=1, resume=True), "without `out` nothing"),
         (
             lambda: rlhf.train(envs().policy(), envs(), rlhf.PPO(), updates=1, mixed_precision="fp8"),
-            "choose no or bf16",
+            "it must be 'no' or 'bf16'",
         ),
         (
             lambda: rlhf.train(envs(lag=1).policy(replays=True), envs(lag=1), rlhf.SAC(), updates=1),
@@ -165,7 +165,7 @@ def hotter(policy: Any) -> Any:
                 rlhf.BehaviourCloning(),
                 updates=1,
             ),
-            "held_out is -1 and there are 4 demonstrations",
+            "held_out is -1; it must not be negative",
         ),
         (
             lambda: rlhf.train(

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf.rollout import NonFiniteError, Rollout, batch_of, single_steps
+from rlhf.errors import NonFiniteError
+from rlhf.rollout import Rollout, batch_of, single_steps
 
 
 def make_rollout(rows: int = 2, steps: int = 3) -> Rollout:

@@ -39,12 +39,12 @@ from rlhf.control.evaluate import EvaluateEpisodes, Evaluator
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.control.tasks import Envs
 from rlhf.core.random import uniforms
-from rlhf.errors import InputError
+from rlhf.errors import InputError, NonFiniteError
 from rlhf.lm.engine import Sampling
 from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.rewards import Rewards
 from rlhf.loop import Duration, describe
-from rlhf.rollout import Collected, NonFiniteError, Rollout
+from rlhf.rollout import Collected, Rollout
 from rlhf.runs.evaluate import Evaluation
 from rlhf.runs.log import read_lines
 from rlhf.runs.run import Phase, Run, Unsaved

@@ -11,8 +11,8 @@ from rlhf.algorithms import a2c, grpo, impala, off_policy, ppo, ppo_kl, reinforc
 from rlhf.algorithms.checks import fitting
 from rlhf.algorithms.choices import make_method
 from rlhf.errors import InputError
-from rlhf.lm import collect
-from rlhf.training import Duration
+from rlhf.lm.settings import CollectResponses
+from rlhf.loop import Duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class Preset:
 
 
 _TRAIN = Duration(updates=60, eval_every=10, checkpoint_every=10)
-_ONE_EACH = collect.CollectResponses(prompts_per_rollout=512)
-_GROUPS = collect.CollectResponses(prompts_per_rollout=64, responses_per_prompt=8)
+_ONE_EACH = CollectResponses(prompts_per_rollout=512)
+_GROUPS = CollectResponses(prompts_per_rollout=64, responses_per_prompt=8)
 _SEVERAL_STEPS = optimize.Optimize(learning_rate=5e-4, schedule="linear", epochs=2, minibatches=2, whiten="batch")
 _ONE_STEP = optimize.Optimize(learning_rate=1e-3, schedule="linear", epochs=1, minibatches=1, whiten="batch")
 

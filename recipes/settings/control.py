@@ -29,8 +29,7 @@ from rlhf.algorithms.actor_critic import Critic
 from rlhf.algorithms.base import Method
 from rlhf.algorithms.checks import fitting
 from rlhf.algorithms.choices import make_method
-from rlhf.control import collect, evaluate, replay
-from rlhf.control.policy import PolicyConfig
+from rlhf.control.settings import CollectSteps, EvaluateEpisodes, PolicyConfig, Replay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +38,12 @@ class Preset:
 
     steps: int = 100_000
     eval_every_steps: int = 2_560
-    collect: collect.CollectSteps
-    replay: replay.Replay = replay.Replay()
+    collect: CollectSteps
+    replay: Replay = Replay()
     policy: PolicyConfig = PolicyConfig()
     method: Method
     optimize: optimize.Optimize
-    evaluate: evaluate.EvaluateEpisodes = evaluate.EvaluateEpisodes(sampled_episodes=0)
+    evaluate: EvaluateEpisodes = EvaluateEpisodes(sampled_episodes=0)
 
 
 _PPO = optimize.Optimize(learning_rate=1e-3, max_gradient_norm=0.5, whiten="minibatch", adam_eps=1e-5)
@@ -60,8 +59,8 @@ _TWINS = PolicyConfig(critic="action")
 _ROBOTS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 _SCALED = PolicyConfig(normalise_observations=True)
 # An episode has 1,000 steps, which take a tenth of a second.
-_EPISODES = evaluate.EvaluateEpisodes(episodes=50, sampled_episodes=0)
-_FRAGMENTS = collect.CollectSteps(num_envs=8, steps=256, normalise_rewards=True)
+_EPISODES = EvaluateEpisodes(episodes=50, sampled_episodes=0)
+_FRAGMENTS = CollectSteps(num_envs=8, steps=256, normalise_rewards=True)
 _ROBOT_PRESETS = {
     "ppo": Preset(
         steps=1_000_000,
@@ -93,8 +92,8 @@ _ROBOT_PRESETS = {
     "sac": Preset(
         steps=200_000,
         eval_every_steps=20_480,
-        collect=collect.CollectSteps(num_envs=1, steps=32),
-        replay=replay.Replay(random_steps=10_000),
+        collect=CollectSteps(num_envs=1, steps=32),
+        replay=Replay(random_steps=10_000),
         policy=replace(_TWINS, hidden_sizes=(256, 256)),
         method=sac.SAC(),
         optimize=replace(_REPLAY, learning_rate=3e-4),
@@ -105,7 +104,7 @@ _ROBOT_PRESETS = {
 _HALF_CHEETAH = Preset(
     steps=1_000_000,
     eval_every_steps=102_400,
-    collect=collect.CollectSteps(num_envs=4, steps=128, normalise_rewards=True),
+    collect=CollectSteps(num_envs=4, steps=128, normalise_rewards=True),
     # A step size that is small beside a standard deviation of 0.14; the usual ones came to 1,600 in 600k.
     policy=replace(_SCALED, hidden_sizes=(256, 256), initial_log_std=-2.0),
     method=ppo.PPO(gamma=0.98, gae_lambda=0.92, clip=0.1, value_coef=0.58, entropy_coef=4e-4),
@@ -121,14 +120,14 @@ PRESETS: dict[tuple[str, str], Preset] = {
     ("a2c", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
-        collect=collect.CollectSteps(num_envs=16, steps=16),
+        collect=CollectSteps(num_envs=16, steps=16),
         method=a2c.A2C(gamma=0.99, gae_lambda=0.95, critic=_FITTED),
         optimize=_ACTOR_CRITIC,
     ),
     ("a2c", "Pendulum-v1"): Preset(
         steps=1_000_000,
         eval_every_steps=51_200,
-        collect=collect.CollectSteps(num_envs=16, steps=16, normalise_rewards=True),
+        collect=CollectSteps(num_envs=16, steps=16, normalise_rewards=True),
         method=a2c.A2C(gamma=0.95, gae_lambda=0.95, critic=_FITTED),
         optimize=_ACTOR_CRITIC,
     ),
@@ -136,14 +135,14 @@ PRESETS: dict[tuple[str, str], Preset] = {
     ("td_actor_critic", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
-        collect=collect.CollectSteps(num_envs=16, steps=16),
+        collect=CollectSteps(num_envs=16, steps=16),
         method=a2c.A2C(gamma=0.99, gae_lambda=0.0, critic=_FITTED),
         optimize=_ACTOR_CRITIC,
     ),
     ("q_actor_critic", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
-        collect=collect.CollectSteps(num_envs=16, steps=16),
+        collect=CollectSteps(num_envs=16, steps=16),
         policy=PolicyConfig(critic="action"),
         # Without, a policy may be deterministic before its critic knows anything.
         method=q_actor_critic.QActorCritic(gamma=0.99, entropy_coef=0.01, critic=_FITTED),
@@ -152,7 +151,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
     ("td_lambda", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
-        collect=collect.CollectSteps(num_envs=64, steps=1),
+        collect=CollectSteps(num_envs=64, steps=1),
         method=td_lambda.TDLambda(gamma=0.99),
         # Plain steps: a norm that suits Adam would cut every one of them.
         optimize=optimize.Optimize(
@@ -162,7 +161,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
     ("impala", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
-        collect=collect.CollectSteps(num_envs=8, steps=8, lag=4),
+        collect=CollectSteps(num_envs=8, steps=8, lag=4),
         # Truncation at 1 lets a wrong critic push the policy on the way that it last moved, until it is deterministic.
         method=impala.Impala(gamma=0.99, td_lambda=0.95, rho_clip=2.0, entropy_coef=0.01),
         optimize=replace(_ACTOR_CRITIC, learning_rate=7e-4, whiten="none"),
@@ -170,59 +169,59 @@ PRESETS: dict[tuple[str, str], Preset] = {
     ("reinforce", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
-        collect=collect.CollectSteps(episodes=16),
+        collect=CollectSteps(episodes=16),
         method=reinforce.Reinforce(gamma=0.99, baseline="value", critic_epochs=10, units="action"),
         optimize=replace(_ACTOR_CRITIC, learning_rate=5e-3),
     ),
     ("off_policy", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
-        collect=collect.CollectSteps(num_envs=16, steps=16, lag=4),
+        collect=CollectSteps(num_envs=16, steps=16, lag=4),
         method=off_policy.OffPolicy(gamma=0.99),
         optimize=_ACTOR_CRITIC,
     ),
     ("ppo", "CartPole-v1"): Preset(
-        collect=collect.CollectSteps(num_envs=16, steps=32),
+        collect=CollectSteps(num_envs=16, steps=32),
         method=ppo.PPO(gamma=0.99, gae_lambda=0.9, clip=0.2, clip_schedule="linear", value_coef=1.0),
         optimize=replace(_PPO, schedule="linear", epochs=20, minibatches=2),
     ),
     ("ppo", "Pendulum-v1"): Preset(
         eval_every_steps=10_240,
-        collect=collect.CollectSteps(num_envs=4, steps=512, normalise_rewards=True),
+        collect=CollectSteps(num_envs=4, steps=512, normalise_rewards=True),
         method=ppo.PPO(gamma=0.95, gae_lambda=0.95, value_coef=1.0),
         optimize=replace(_PPO, epochs=10, minibatches=8),
     ),
     ("ppo", "Acrobot-v1"): Preset(
         steps=200_000,
         eval_every_steps=20_480,
-        collect=collect.CollectSteps(num_envs=16, steps=256),
+        collect=CollectSteps(num_envs=16, steps=256),
         policy=PolicyConfig(normalise_observations=True),
         method=ppo.PPO(gamma=0.99, gae_lambda=0.94, value_coef=1.0),
         optimize=replace(_PPO, schedule="linear", epochs=4, minibatches=32),
     ),
     ("ppo_kl", "CartPole-v1"): Preset(
-        collect=collect.CollectSteps(num_envs=16, steps=32),
+        collect=CollectSteps(num_envs=16, steps=32),
         # Whitened advantages of a solved policy are noise, along which a KL that stays would go on moving it.
         method=ppo_kl.PPOKL(gamma=0.99, gae_lambda=0.9, penalty=3.0, penalty_target_schedule="linear", value_coef=1.0),
         # While the coefficient is still catching up, an update ends at three times the target of the start.
         optimize=replace(_PPO, schedule="linear", epochs=20, minibatches=2, target_kl=0.03),
     ),
     ("trpo", "CartPole-v1"): Preset(
-        collect=collect.CollectSteps(num_envs=16, steps=64),
+        collect=CollectSteps(num_envs=16, steps=64),
         method=trpo.TRPO(gamma=0.99, gae_lambda=0.95, damping=0.01, max_kl_schedule="linear"),
         optimize=replace(_PPO, epochs=20, minibatches=4, whiten="batch"),
     ),
     ("trpo", "Pendulum-v1"): Preset(
         steps=200_000,
         eval_every_steps=10_240,
-        collect=collect.CollectSteps(num_envs=4, steps=512, normalise_rewards=True),
+        collect=CollectSteps(num_envs=4, steps=512, normalise_rewards=True),
         method=trpo.TRPO(gamma=0.95, gae_lambda=0.95, damping=0.01),
         optimize=replace(_PPO, epochs=20, minibatches=16, whiten="batch"),
     ),
     ("sac", "Pendulum-v1"): Preset(
         steps=20_000,
         eval_every_steps=2_000,
-        collect=collect.CollectSteps(num_envs=1, steps=32),
+        collect=CollectSteps(num_envs=1, steps=32),
         policy=_TWINS,
         method=sac.SAC(),
         optimize=_REPLAY,
@@ -230,28 +229,28 @@ PRESETS: dict[tuple[str, str], Preset] = {
     ("grpo", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
-        collect=collect.CollectSteps(episodes=16, episodes_per_start=8),
+        collect=CollectSteps(episodes=16, episodes_per_start=8),
         method=grpo.GRPO(),
         optimize=replace(_GROUPS, learning_rate=3e-3),
     ),
     ("rloo", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
-        collect=collect.CollectSteps(episodes=16, episodes_per_start=8),
+        collect=CollectSteps(episodes=16, episodes_per_start=8),
         method=rloo.RLOO(),
         optimize=replace(_GROUPS, epochs=1, minibatches=1),
     ),
     ("reinforce_pp", "CartPole-v1"): Preset(
         steps=500_000,
         eval_every_steps=10_240,
-        collect=collect.CollectSteps(episodes=16),
+        collect=CollectSteps(episodes=16),
         method=reinforce_pp.ReinforcePP(gamma=0.99),
         optimize=replace(_GROUPS, learning_rate=3e-3, epochs=4, whiten="batch"),
     ),
     ("discrete_sac", "CartPole-v1"): Preset(
         steps=100_000,
         eval_every_steps=5_120,
-        collect=collect.CollectSteps(num_envs=4, steps=32),
+        collect=CollectSteps(num_envs=4, steps=32),
         policy=_TWINS,
         method=discrete_sac.DiscreteSAC(target_rate=0.02),
         optimize=replace(_REPLAY, schedule="linear", minibatches=64),
@@ -259,7 +258,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
     ("replay_actor_critic", "CartPole-v1"): Preset(
         steps=100_000,
         eval_every_steps=5_120,
-        collect=collect.CollectSteps(num_envs=4, steps=32),
+        collect=CollectSteps(num_envs=4, steps=32),
         policy=_TWINS,
         method=replay_actor_critic.ReplayActorCritic(target_rate=0.02, entropy_coef=0.05),
         optimize=replace(_REPLAY, schedule="linear", minibatches=64),
@@ -284,7 +283,7 @@ def preset(method: str, env_id: str) -> Preset:
     chosen, ppo_settings = make_method(method), PRESETS["ppo", "CartPole-v1"]
     acting = ppo_settings.collect
     if chosen.needs_episodes or chosen.needs_groups:
-        acting = collect.CollectSteps(episodes=16, episodes_per_start=8 if chosen.needs_groups else 1)
+        acting = CollectSteps(episodes=16, episodes_per_start=8 if chosen.needs_groups else 1)
     critic = PolicyConfig(critic="action") if chosen.critic_of == "actions" else PolicyConfig()
     settings = fitting(chosen, ppo_settings.optimize)
     return replace(ppo_settings, collect=acting, policy=critic, method=chosen, optimize=settings)

@@ -9,16 +9,17 @@ from rlhf.algorithms.base import Method
 from rlhf.algorithms.checks import fitting, require_policy, require_rewarded, require_settings, resolved
 from rlhf.algorithms.choices import find_method, make_method, methods
 from rlhf.algorithms.ppo import PPO
-from rlhf.lm.collect import CollectResponses
+from rlhf.lm.settings import CollectResponses
+from rlhf.loop import Duration
 from rlhf.optimize import Optimize, require_rows
-from rlhf.training import Duration
+from rlhf.settings import Count, Settings
 
 # Responses to each prompt where a method compares them and the settings have one.
 GROUP_SIZE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Precision:
+class Precision(Settings):
     """Numbers that the forward passes compute in; weights, gradients and the optimizer stay in float32."""
 
     mixed_precision: Literal["no", "bf16"] = "no"
@@ -28,17 +29,17 @@ class Precision:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CloneConfig:
+class CloneConfig(Settings):
     """Behaviour cloning, which is supervised fine-tuning."""
 
-    rows_per_update: int = 64
+    rows_per_update: Count = 64
     """Demonstrations of one optimizer step, over all processes."""
     train: Duration = Duration(updates=1000, eval_every=0, checkpoint_every=100)
     optimize: Optimize = Optimize(epochs=1, schedule="linear", whiten="none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImproveConfig:
+class ImproveConfig(Settings):
     """A policy-gradient method on the scores of reward functions."""
 
     collect: CollectResponses = CollectResponses()

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from rlhf.algorithms import actor_critic
 from rlhf.algorithms.base import Method
-from rlhf.core import advantages
-from rlhf.errors import InputError
+from rlhf.deferred import deferred
 from rlhf.optimize import Learner
-from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+from rlhf.settings import Count, Share, Size
+
+with deferred():
+    from torch import Tensor
+
+    from rlhf.core import advantages
+    from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,25 +24,20 @@ class A2C(Method):
 
     single_step: ClassVar[bool] = True
 
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per action, in [0, 1]."""
     advantage: Literal["gae", "n_step"] = "gae"
     """How far rewards are summed before the critic's value takes over; TD actor-critic (Sutton and Barto, 2018, section
     13.5) is n_step with one step, or gae_lambda 0."""
-    gae_lambda: float = 1.0
+    gae_lambda: Share = 1.0
     """Lambda of gae, in [0, 1]; 1 sums to the end of the fragment, which is what the paper does."""
-    num_steps: int = 5
+    num_steps: Count = 5
     """Rewards in an n_step advantage."""
-    entropy_coef: float = 0.0
+    entropy_coef: Size = 0.0
     """Weight of the entropy bonus, nats per action; the paper's is 0.01."""
-    kl_coef: float = 0.0
+    kl_coef: Size = 0.0
     """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
     critic: actor_critic.Critic = actor_critic.Critic()
-
-    def __post_init__(self) -> None:
-        actor_critic.check(self, shares=("gamma", "gae_lambda"), sizes=("entropy_coef", "kl_coef"))
-        if self.num_steps < 1:
-            raise InputError(f"num_steps is {self.num_steps}; it must be at least 1, which is the TD error.")
 
     @property
     def needs_critic(self) -> bool:

@@ -7,61 +7,46 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-
 from rlhf import optimize
-from rlhf.acting import rescored
-from rlhf.core import advantages, losses
-from rlhf.core.random import derive_seed
-from rlhf.errors import InputError
+from rlhf.deferred import deferred
 from rlhf.optimize import Learner
-from rlhf.reduce import advantage_metrics
-from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl, single_steps
+from rlhf.settings import Count, CountOrNone, Settings, Share, Size
+
+with deferred():
+    import torch
+    from torch import Tensor, nn
+
+    from rlhf.acting import rescored
+    from rlhf.core import advantages, losses
+    from rlhf.core.random import derive_seed
+    from rlhf.reduce import advantage_metrics
+    from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl, single_steps
 
 Schedule = Literal["constant", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Critic:
+class Critic(Settings):
     """What the critic is fitted to, and whether before the advantages are evaluated or together with the policy."""
 
     target: Literal["monte_carlo", "td0", "n_step", "td_lambda"] = "td_lambda"
     """What values are fitted to; with the td_lambda of the advantages' gae_lambda it is advantage plus value."""
-    num_steps: int = 5
+    num_steps: Count = 5
     """Rewards in an n_step target before the critic's value takes over."""
-    td_lambda: float = 1.0
+    td_lambda: Share = 1.0
     """Lambda of a td_lambda target, in [0, 1]; 0 is td0, 1 monte_carlo."""
-    coef: float = 0.5
+    coef: Size = 0.5
     """Weight of the value loss, half a squared error, beside the policy's; not used if epochs is positive."""
-    epochs: int = 0
+    epochs: CountOrNone = 0
     """Passes that fit the critic alone, before the advantages are evaluated with it. 0: it learns together with the
     policy, and the advantages are those of the values captured while acting."""
     renew_labels: bool = False
     """The targets are computed again, from the critic as it has become, before each of the passes in `epochs`."""
 
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.td_lambda <= 1.0:
-            raise InputError(f"critic.td_lambda is {self.td_lambda}; it must lie in [0, 1].")
-        if self.num_steps < 1:
-            raise InputError(f"critic.num_steps is {self.num_steps}; it must be at least 1, which is td0.")
-        if not self.coef >= 0 or self.epochs < 0:
-            raise InputError(f"critic.coef is {self.coef} and critic.epochs {self.epochs}; neither may be negative.")
-
     @property
     def loss_coef(self) -> float:
         """Weight of the value loss in the policy's step."""
         return 0.0 if self.epochs else self.coef
-
-
-def check(config: Any, *, shares: Iterable[str], sizes: Iterable[str]) -> None:
-    """Refuses a config whose `shares` are not all in [0, 1], or whose `sizes` are negative."""
-    for name in shares:
-        if not 0.0 <= getattr(config, name) <= 1.0:
-            raise InputError(f"{name} is {getattr(config, name)}; it must lie in [0, 1].")
-    for name in sizes:
-        if not getattr(config, name) >= 0:
-            raise InputError(f"{name} is {getattr(config, name)}; it must not be negative.")
 
 
 def scheduled(size: float, schedule: Schedule, state: dict[str, Tensor], like: Tensor | None = None) -> float | Tensor:

@@ -7,19 +7,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
 from rlhf import optimize
-from rlhf.core import kl
+from rlhf.deferred import deferred
 from rlhf.optimize import Learner, Loss
-from rlhf.rollout import Batch, PolicyOutput, Rollout
+from rlhf.settings import Settings
+
+with deferred():
+    import torch
+    from torch import Tensor
+
+    from rlhf.core import kl
+    from rlhf.rollout import Batch, PolicyOutput, Rollout
 
 Whitening = Literal["none", "minibatch", "batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(Settings):
     """The base of every method: a frozen dataclass whose fields are its settings.
 
     A method of your own defines `estimate` and `loss`, both pure functions of `(B, T)` tensors, and overrides whatever

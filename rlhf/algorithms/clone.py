@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from rlhf.algorithms.base import Method, Whitening
-from rlhf.core import losses
-from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of
+from rlhf.deferred import deferred
+
+with deferred():
+    from torch import Tensor
+
+    from rlhf.core import losses
+    from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from rlhf.core import losses
-from rlhf.core.advantages import monte_carlo_returns
+from rlhf.deferred import deferred
 from rlhf.errors import InputError
-from rlhf.rollout import Batch, PolicyOutput, Rollout
+
+with deferred():
+    import torch
+    from torch import Tensor
+
+    from rlhf.core import losses
+    from rlhf.core.advantages import monte_carlo_returns
+    from rlhf.rollout import Batch, PolicyOutput, Rollout
 
 
 def returns_to_go(rollout: Rollout, rewards: Tensor, *, gamma: float) -> Tensor:

@@ -8,15 +8,18 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
-from torch import Tensor
-
 from rlhf import optimize
 from rlhf.algorithms import replayed
 from rlhf.algorithms.base import Method, Whitening
-from rlhf.core import losses
-from rlhf.errors import InputError
+from rlhf.deferred import deferred
 from rlhf.optimize import Learner
-from rlhf.rollout import Batch, Rollout
+from rlhf.settings import Count, Share, ShareAboveZero
+
+with deferred():
+    from torch import Tensor
+
+    from rlhf.core import losses
+    from rlhf.rollout import Batch, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,20 +33,15 @@ class DiscreteSAC(Method):
     actions: ClassVar[Literal["discrete", "vectors", "either"]] = "discrete"
     critic_of: ClassVar[str] = "actions"
 
-    gamma: float = 0.99
+    gamma: Share = 0.99
     """Discount per action, in [0, 1]."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Replayed transitions in each gradient step, over all processes."""
-    target_rate: float = 0.005
+    target_rate: ShareAboveZero = 0.005
     """Share of the way that the target critics go to the critics after each gradient step."""
-    target_entropy: float = 0.3
+    target_entropy: Share = 0.3
     """Share of the entropy of even odds, log |A|, that the temperature steers the entropy to. The paper's 0.98 keeps
     the policy next to even odds, so that the critics never see what a decided policy is worth."""
-
-    def __post_init__(self) -> None:
-        replayed.require_ranges(self)
-        if not 0.0 <= self.target_entropy <= 1.0:
-            raise InputError(f"target_entropy is {self.target_entropy}; it must lie in [0, 1].")
 
     def estimate(self, rollout: Rollout, state: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
         """Nothing yet: the targets are renewed at every gradient step."""

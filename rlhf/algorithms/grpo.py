@@ -9,14 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
-from rlhf.algorithms.actor_critic import check
 from rlhf.algorithms.base import Method, Whitening
 from rlhf.algorithms.critic_free import clipped_loss, groups_of, returns_to_go
-from rlhf.core import groups, kl
-from rlhf.errors import InputError
-from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+from rlhf.deferred import deferred
+from rlhf.settings import Positive, Share, Size
+
+with deferred():
+    from torch import Tensor
+
+    from rlhf.core import groups, kl
+    from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 # Added to a group's standard deviation, so that scores that differ by rounding only stay near 0.
 EPSILON = 1e-4
@@ -30,27 +32,21 @@ class GRPO(Method):
     whitens: ClassVar[tuple[Whitening, ...]] = ("none",)
     critic_of: ClassVar[str] = "none"
 
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per action of the rewards that add up to a row's score, in [0, 1]."""
     scale: Literal["std", "none"] = "std"
     """std: a group's advantages are divided by the standard deviation of its scores; none: they are not."""
     average: Literal["row", "action", "constant"] = "row"
     """row: mean over each row's actions, then over rows; action: mean over all actions; constant: sum over each row's
     actions divided by `constant`, then mean over rows."""
-    constant: float = 1.0
+    constant: Positive = 1.0
     """What the sum over a row is divided by; Dr. GRPO takes the greatest length."""
-    clip: float = 0.2
+    clip: Positive = 0.2
     """The ratio new / old gains nothing beyond 1 +- clip."""
-    entropy_coef: float = 0.0
+    entropy_coef: Size = 0.0
     """Weight of the entropy bonus, nats per action."""
-    kl_coef: float = 0.0
+    kl_coef: Size = 0.0
     """Weight in the loss (not in the rewards) of k3 against the reference, nats per action; 0 needs no reference."""
-
-    def __post_init__(self) -> None:
-        check(self, shares=("gamma",), sizes=("entropy_coef", "kl_coef"))
-        for name in ("constant", "clip"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be positive.")
 
     @property
     def needs_groups(self) -> bool:

@@ -9,15 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from rlhf.algorithms import actor_critic
 from rlhf.algorithms.base import Method, Whitening
-from rlhf.core import kl
-from rlhf.core.vtrace import vtrace
+from rlhf.deferred import deferred
 from rlhf.errors import InputError
-from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+from rlhf.settings import Share, Size
+
+with deferred():
+    import torch
+    from torch import Tensor
+
+    from rlhf.core import kl
+    from rlhf.core.vtrace import vtrace
+    from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,25 +34,23 @@ class Impala(Method):
     single_step: ClassVar[bool] = True
     corrects_lag: ClassVar[bool] = True
 
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per action, in [0, 1]."""
-    td_lambda: float = 1.0
+    td_lambda: Share = 1.0
     """Shortens the traces by this factor per action, in [0, 1]; 1 is the paper's."""
-    rho_clip: float = 1.0
+    rho_clip: Size = 1.0
     """Ratios learner / actor above this count as this in the TD errors and the policy gradient."""
-    c_clip: float = 1.0
+    c_clip: Size = 1.0
     """Ratios learner / actor above this count as this in the traces, which sets how far later errors reach back;
     at most rho_clip."""
-    entropy_coef: float = 0.0
+    entropy_coef: Size = 0.0
     """Weight of the entropy bonus, nats per action."""
-    value_coef: float = 0.5
+    value_coef: Size = 0.5
     """Weight of the value loss, which is half a squared error."""
-    kl_coef: float = 0.0
+    kl_coef: Size = 0.0
     """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
 
     def __post_init__(self) -> None:
-        sizes = ("rho_clip", "c_clip", "entropy_coef", "value_coef", "kl_coef")
-        actor_critic.check(self, shares=("gamma", "td_lambda"), sizes=sizes)
         if not self.rho_clip >= self.c_clip:
             raise InputError(f"rho_clip is {self.rho_clip} and c_clip {self.c_clip}; the first must be the larger.")
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
-
-from rlhf.core.trust_region import acceptable, conjugate_gradient, step_length
+from rlhf.deferred import deferred
+from rlhf.errors import NonFiniteError
 from rlhf.optimize import Loss
-from rlhf.reduce import MetricSums, global_sum
-from rlhf.rollout import Batch, NonFiniteError
+
+with deferred():
+    import torch
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+
+    from rlhf.core.trust_region import acceptable, conjugate_gradient, step_length
+    from rlhf.reduce import MetricSums, global_sum
+    from rlhf.rollout import Batch
 
 # Of |b|: conjugate gradient in float32 gains nothing below it.
 _RESIDUAL = 1e-6
@@ -89,16 +93,15 @@ class Measure:
             # Cloned: a distribution may hold views of parameters, which are about to move.
             self.old = [_cloned(policy(micro.inputs, distribution=True)[1]) for micro in parts]
 
-    @torch.no_grad()
     def __call__(self) -> dict[str, float]:
         sums = MetricSums()
-        for micro, old in zip(self.parts, self.old, strict=True):
-            output, new = self.policy(micro.inputs, distribution=True)
-            sums.add(self.loss(output, micro)[1] | {"kl_old_new": old.kl(new)}, micro.mask)
-        return sums.reduce(self.accelerator)
+        with torch.no_grad():
+            for micro, old in zip(self.parts, self.old, strict=True):
+                output, new = self.policy(micro.inputs, distribution=True)
+                sums.add(self.loss(output, micro)[1] | {"kl_old_new": old.kl(new)}, micro.mask)
+            return sums.reduce(self.accelerator)
 
 
-@torch.no_grad()
 def line_search(
     actor: Sequence[nn.Parameter],
     full: Tensor,
@@ -114,21 +117,23 @@ def line_search(
     Returns:
         What `measure` says there, and `step_share`, the share of the full step that was taken.
     """
-    start = [p.clone() for p in actor]
+    start = [p.detach().clone() for p in actor]
     pieces = full.split([p.numel() for p in actor])
     before = measure()
     share = 1.0
     for _ in range(num_tries):
-        for parameter, old, piece in zip(actor, start, pieces, strict=True):
-            parameter.copy_(old + share * piece.view_as(old))
+        with torch.no_grad():
+            for parameter, old, piece in zip(actor, start, pieces, strict=True):
+                parameter.copy_(old + share * piece.view_as(old))
         after = measure()
         improvement = before["policy_loss"] - after["policy_loss"]
         reached = torch.tensor([improvement, after["kl_old_new"]], dtype=torch.float64)
         if acceptable(*reached, max_kl=max_kl):
             return after | {"surrogate_improvement": improvement, "step_share": share}
         share *= shrinkage
-    for parameter, old in zip(actor, start, strict=True):
-        parameter.copy_(old)
+    with torch.no_grad():
+        for parameter, old in zip(actor, start, strict=True):
+            parameter.copy_(old)
     return before | {"surrogate_improvement": 0.0, "step_share": 0.0}
 
 

@@ -7,13 +7,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
-
 from rlhf.algorithms import actor_critic
 from rlhf.algorithms.base import Method
-from rlhf.core import advantages, importance, kl, losses
-from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+from rlhf.deferred import deferred
+from rlhf.settings import Share, Size
+
+with deferred():
+    import torch
+    from torch import Tensor
+
+    from rlhf.core import advantages, importance, kl, losses
+    from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +26,7 @@ class OffPolicy(Method):
 
     corrects_lag: ClassVar[bool] = True
 
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per action, in [0, 1]."""
     ratios: Literal["action", "trajectory", "decision"] = "action"
     """What corrects for the actor. action: the ratio of this action alone, which is biased; trajectory: the product
@@ -34,15 +38,12 @@ class OffPolicy(Method):
     """Taken off the returns; value: of the state, by the critic, which learns along."""
     units: Literal["episode", "action"] = "action"
     """What the gradient is averaged over: episodes, which is unbiased, or actions."""
-    value_coef: float = 0.5
+    value_coef: Size = 0.5
     """Weight of the value loss, which is half a squared error; without a value baseline there is none."""
-    entropy_coef: float = 0.0
+    entropy_coef: Size = 0.0
     """Weight of the entropy bonus, nats per action."""
-    kl_coef: float = 0.0
+    kl_coef: Size = 0.0
     """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
-
-    def __post_init__(self) -> None:
-        actor_critic.check(self, shares=("gamma",), sizes=("value_coef", "entropy_coef", "kl_coef"))
 
     @property
     def critic_of(self) -> str:  # type: ignore[override]

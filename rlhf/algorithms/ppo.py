@@ -4,47 +4,47 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from rlhf.algorithms.actor_critic import Schedule, check, critic_metrics, scheduled
+from rlhf.algorithms.actor_critic import Schedule, critic_metrics, scheduled
 from rlhf.algorithms.base import Method
-from rlhf.core import losses
-from rlhf.core.advantages import gae
+from rlhf.deferred import deferred
 from rlhf.errors import InputError
-from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+from rlhf.settings import Positive, Share, Size, TotalOrNone
+
+with deferred():
+    import torch
+    from torch import Tensor
+
+    from rlhf.core import losses
+    from rlhf.core.advantages import gae
+    from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 
 @dataclass(frozen=True, kw_only=True)
 class PPO(Method):
     """PPO with generalized advantage estimates and an optional KL charge against a reference policy."""
 
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per action, in [0, 1]."""
-    gae_lambda: float = 0.95
+    gae_lambda: Share = 0.95
     """Bias-variance trade-off of the advantages, in [0, 1]; 1 is Monte Carlo minus the value."""
-    clip: float = 0.2
+    clip: Positive = 0.2
     """The ratio new / old gains nothing beyond 1 +- clip."""
     clip_schedule: Schedule = "constant"
     """linear: the clip shrinks to 0 over the run."""
-    value_clip: float = 0.0
+    value_clip: Size = 0.0
     """The value moves at most this far from the old one before its loss stops falling; 0 is off."""
-    value_coef: float = 0.5
+    value_coef: Size = 0.5
     """Weight of the value loss, which is half a squared error."""
-    entropy_coef: float = 0.0
+    entropy_coef: Size = 0.0
     """Weight of the entropy bonus, nats per action."""
-    critic_warmup: int = 0
+    critic_warmup: TotalOrNone = 0
     """Updates at the start that train the critic only."""
-    kl_coef: float = 0.0
+    kl_coef: Size = 0.0
     """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
-    kl_target: float = 0.0
+    kl_target: Size = 0.0
     """Nats per episode that the coefficient is steered to (Ziegler et al., 2019, section 2.2); 0 keeps it fixed."""
 
     def __post_init__(self) -> None:
-        sizes = ("value_clip", "value_coef", "entropy_coef", "critic_warmup", "kl_coef", "kl_target")
-        check(self, shares=("gamma", "gae_lambda"), sizes=sizes)
-        if not self.clip > 0:
-            raise InputError(f"clip is {self.clip}; it must be positive, 0.2 is usual.")
         if self.kl_target > 0 and self.kl_coef == 0:
             raise InputError("kl_target adapts kl_coef by factors, so kl_coef must be positive; it is 0.")
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from rlhf.algorithms import actor_critic
 from rlhf.algorithms.base import Method
-from rlhf.core import importance, kl, losses
-from rlhf.errors import InputError
-from rlhf.rollout import Batch, PolicyOutput, Rollout
+from rlhf.deferred import deferred
+from rlhf.settings import Positive, Share, Size
+
+with deferred():
+    import torch
+    from torch import Tensor
+
+    from rlhf.core import importance, kl, losses
+    from rlhf.rollout import Batch, PolicyOutput, Rollout
 
 # Where the KL stays below its target for long, as that of a policy that has nothing more to learn, the coefficient must
 # not get so far away that it is not back in time: six halvings or doublings from where it started.
@@ -30,28 +33,22 @@ class PPOKL(Method):
 
     name: ClassVar[str] = "ppo_kl"
 
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per action, in [0, 1]."""
-    gae_lambda: float = 0.95
+    gae_lambda: Share = 0.95
     """Bias-variance trade-off of the advantages, in [0, 1]; 1 is Monte Carlo minus the value."""
-    penalty: float = 1.0
+    penalty: Positive = 1.0
     """Coefficient beta of KL(old || new) at the start, per nat and action; it stays within a factor of 64 of it."""
-    penalty_target: float = 0.01
+    penalty_target: Size = 0.01
     """Nats per action, KL(old || new) of the last epoch, that the coefficient is steered to; 0 keeps it fixed."""
     penalty_target_schedule: actor_critic.Schedule = "constant"
     """linear: the target shrinks to 0 over the run."""
-    value_coef: float = 0.5
+    value_coef: Size = 0.5
     """Weight of the value loss, which is half a squared error."""
-    entropy_coef: float = 0.0
+    entropy_coef: Size = 0.0
     """Weight of the entropy bonus, nats per action."""
-    kl_coef: float = 0.0
+    kl_coef: Size = 0.0
     """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
-
-    def __post_init__(self) -> None:
-        sizes = ("penalty_target", "value_coef", "entropy_coef", "kl_coef")
-        actor_critic.check(self, shares=("gamma", "gae_lambda"), sizes=sizes)
-        if not self.penalty > 0:
-            raise InputError(f"penalty is {self.penalty}; it must be positive, since it adapts by factors.")
 
     def initial_state(self) -> dict[str, Tensor]:
         return {"penalty": torch.tensor(self.penalty, dtype=torch.float64)}

@@ -8,14 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
 from rlhf.algorithms import actor_critic
 from rlhf.algorithms.base import Method
+from rlhf.deferred import deferred
 from rlhf.errors import InputError
 from rlhf.optimize import Learner
-from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+from rlhf.settings import Share, Size
+
+with deferred():
+    import torch
+    from torch import Tensor
+
+    from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +30,15 @@ class QActorCritic(Method):
     actions: ClassVar[Literal["discrete", "vectors", "either"]] = "discrete"
     critic_of: ClassVar[str] = "actions"
 
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per action, in [0, 1]."""
     baseline: Literal["none", "expected"] = "expected"
     """expected: less sum_a pi(a | s) Q(s, a), which changes the variance and not the mean."""
-    entropy_coef: float = 0.0
+    entropy_coef: Size = 0.0
     """Weight of the entropy bonus, nats per action."""
-    kl_coef: float = 0.0
+    kl_coef: Size = 0.0
     """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
     critic: actor_critic.Critic = actor_critic.Critic(target="td0")
-
-    def __post_init__(self) -> None:
-        actor_critic.check(self, shares=("gamma",), sizes=("entropy_coef", "kl_coef"))
 
     @property
     def needs_critic(self) -> bool:
@@ -82,10 +83,10 @@ class QActorCritic(Method):
         return metrics, state
 
 
-@torch.no_grad()
 def less_baseline(model: Any, batch: Batch, method: QActorCritic) -> Batch:
     """Takes sum_a pi Q(s, a) off the advantages."""
     if method.baseline == "none":
         return batch
-    expected = model.state_values(batch.inputs).masked_fill(~batch.mask, 0.0)
+    with torch.no_grad():
+        expected = model.state_values(batch.inputs).masked_fill(~batch.mask, 0.0)
     return batch._replace(advantages=batch.advantages - expected)

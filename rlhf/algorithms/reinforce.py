@@ -5,19 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
-
 from rlhf import optimize
 from rlhf.algorithms import actor_critic
 from rlhf.algorithms.base import Method, Whitening
-from rlhf.core import advantages
-from rlhf.core.baselines import mean_return, mean_return_of_others, squared_gradient_norms
+from rlhf.deferred import deferred
 from rlhf.errors import InputError
 from rlhf.optimize import Learner
-from rlhf.reduce import advantage_metrics, global_max, global_sum
-from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+from rlhf.settings import Count, Share, Size
+
+with deferred():
+    import torch
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+
+    from rlhf.core import advantages
+    from rlhf.core.baselines import mean_return, mean_return_of_others, squared_gradient_norms
+    from rlhf.reduce import advantage_metrics, global_max, global_sum
+    from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 # Gradients of single actions that are held at once for the baseline of least variance.
 CHUNK = 256
@@ -29,7 +33,7 @@ class Reinforce(Method):
 
     single_step: ClassVar[bool] = True
 
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per action, in [0, 1]."""
     returns: Literal["to_go", "total"] = "to_go"
     """What an action is credited with: the rewards from it on, or those of its whole episode."""
@@ -43,19 +47,16 @@ class Reinforce(Method):
     leave_one_out: of the other episodes, unbiased; step_*: the same of the returns at step t of the episodes that reach
     it; value: of the state, by a critic that is fitted to this batch first; least_variance: the constant that minimises
     the variance of single actions, by the other episodes, unbiased."""
-    critic_epochs: int = 10
+    critic_epochs: Count = 10
     """Passes over the batch that fit the critic before a value baseline is evaluated."""
     units: Literal["episode", "action"] = "episode"
     """What the gradient is averaged over: episodes, which is unbiased, or actions."""
-    entropy_coef: float = 0.0
+    entropy_coef: Size = 0.0
     """Weight of the entropy bonus, nats per action."""
-    kl_coef: float = 0.0
+    kl_coef: Size = 0.0
     """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
 
     def __post_init__(self) -> None:
-        actor_critic.check(self, shares=("gamma",), sizes=("entropy_coef", "kl_coef"))
-        if self.critic_epochs < 1:
-            raise InputError(f"critic_epochs is {self.critic_epochs}; it must be at least 1.")
         if self.returns == "total" and self.discounted_states:
             raise InputError("returns is total, whose gradient needs no weight on states; set discounted_states off.")
 

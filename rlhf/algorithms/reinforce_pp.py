@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
-from rlhf.algorithms.actor_critic import check
 from rlhf.algorithms.base import Method, Whitening
 from rlhf.algorithms.critic_free import clipped_loss, groups_of, returns_to_go
-from rlhf.core import groups
-from rlhf.errors import InputError
-from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+from rlhf.deferred import deferred
+from rlhf.settings import Positive, Share, Size
+
+with deferred():
+    from torch import Tensor
+
+    from rlhf.core import groups
+    from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,21 +25,16 @@ class ReinforcePP(Method):
     whitens: ClassVar[tuple[Whitening, ...]] = ("batch",)
     critic_of: ClassVar[str] = "none"
 
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per action, in [0, 1]."""
     baseline: Literal["none", "group"] = "none"
     """group: the mean score of the row's group is taken off before normalising (REINFORCE++-baseline)."""
-    clip: float = 0.2
+    clip: Positive = 0.2
     """The ratio new / old gains nothing beyond 1 +- clip."""
-    entropy_coef: float = 0.0
+    entropy_coef: Size = 0.0
     """Weight of the entropy bonus, nats per action."""
-    kl_coef: float = 0.0
+    kl_coef: Size = 0.0
     """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
-
-    def __post_init__(self) -> None:
-        check(self, shares=("gamma",), sizes=("entropy_coef", "kl_coef"))
-        if not self.clip > 0:
-            raise InputError(f"clip is {self.clip}; it must be positive, 0.2 is usual.")
 
     @property
     def needs_groups(self) -> bool:

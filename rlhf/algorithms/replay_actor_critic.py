@@ -11,17 +11,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from rlhf import optimize
 from rlhf.algorithms import replayed
 from rlhf.algorithms.base import Method, Whitening
 from rlhf.algorithms.discrete_sac import Output
-from rlhf.core import losses
-from rlhf.core.random import categorical, uniforms
-from rlhf.errors import InputError
+from rlhf.deferred import deferred
 from rlhf.optimize import Learner
-from rlhf.rollout import Batch, Rollout
+from rlhf.settings import Count, CountOrNone, Share, ShareAboveZero, Size
+
+with deferred():
+    from torch import Tensor
+
+    from rlhf.core import losses
+    from rlhf.core.random import categorical, uniforms
+    from rlhf.rollout import Batch, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,25 +39,19 @@ class ReplayActorCritic(Method):
     replays: ClassVar[bool] = True
     actions: ClassVar[Literal["discrete", "vectors", "either"]] = "discrete"
 
-    gamma: float = 0.99
+    gamma: Share = 0.99
     """Discount per action, in [0, 1]."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Replayed transitions in each gradient step, over all processes."""
-    target_rate: float = 0.005
+    target_rate: ShareAboveZero = 0.005
     """Share of the way that the target critics go to the critics after each gradient step."""
-    sampled_actions: int = 4
+    sampled_actions: CountOrNone = 4
     """Actions drawn from the policy at each replayed state for its gradient, which only a critic of actions can tell
     apart; 0: the buffer's own action, biased."""
     baseline: bool = True
     """Subtract E_pi[Q(s, .)] from Q(s, a_i), which leaves the expected gradient as it is."""
-    entropy_coef: float = 0.01
+    entropy_coef: Size = 0.01
     """Weight of the entropy bonus, nats per action."""
-
-    def __post_init__(self) -> None:
-        replayed.require_ranges(self)
-        for name in ("sampled_actions", "entropy_coef"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
 
     @property
     def critic_of(self) -> str:  # type: ignore[override]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
+from rlhf.deferred import deferred
 
-from rlhf.core import losses
-from rlhf.errors import InputError
-from rlhf.rollout import Batch, Rollout, batch_of
+with deferred():
+    import torch
+    from torch import Tensor
+
+    from rlhf.core import losses
+    from rlhf.rollout import Batch, Rollout, batch_of
 
 
 def transitions(rollout: Rollout) -> Batch:
@@ -57,18 +59,8 @@ def follow(policy: Any, *, rate: float) -> Callable[[], None]:
     """
     sources, targets = (list(module.parameters()) for module in (policy.critic, policy.target_critic))
 
-    @torch.no_grad()
     def step() -> None:
-        torch._foreach_lerp_(targets, sources, rate)
+        with torch.no_grad():
+            torch._foreach_lerp_(targets, sources, rate)
 
     return step
-
-
-def require_ranges(config: Any) -> None:
-    """Checks the fields that the configs of all replay methods have."""
-    if not 0.0 <= config.gamma <= 1.0:
-        raise InputError(f"gamma is {config.gamma}; it must lie in [0, 1].")
-    if config.batch_size < 1:
-        raise InputError(f"batch_size is {config.batch_size}; it must be at least 1.")
-    if not 0.0 < config.target_rate <= 1.0:
-        raise InputError(f"target_rate is {config.target_rate}; it must lie in (0, 1].")

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from rlhf.algorithms.actor_critic import check
 from rlhf.algorithms.base import Method, Whitening
 from rlhf.algorithms.critic_free import groups_of, plain_loss, returns_to_go
-from rlhf.core import groups
-from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+from rlhf.deferred import deferred
+from rlhf.settings import Share, Size
+
+with deferred():
+    from torch import Tensor
+
+    from rlhf.core import groups
+    from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +26,12 @@ class RLOO(Method):
     critic_of: ClassVar[str] = "none"
     single_step: ClassVar[bool] = True
 
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per action of the rewards that add up to a row's score, in [0, 1]."""
-    entropy_coef: float = 0.0
+    entropy_coef: Size = 0.0
     """Weight of the entropy bonus, nats per action."""
-    kl_coef: float = 0.0
+    kl_coef: Size = 0.0
     """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
-
-    def __post_init__(self) -> None:
-        check(self, shares=("gamma",), sizes=("entropy_coef", "kl_coef"))
 
     @property
     def needs_groups(self) -> bool:

@@ -7,14 +7,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
-from torch import Tensor
-
 from rlhf import optimize
 from rlhf.algorithms import replayed
 from rlhf.algorithms.base import Method, Whitening
-from rlhf.core.random import gaussians, uniforms
+from rlhf.deferred import deferred
 from rlhf.optimize import Learner
-from rlhf.rollout import Batch, Rollout
+from rlhf.settings import Count, Share, ShareAboveZero
+
+with deferred():
+    from torch import Tensor
+
+    from rlhf.core.random import gaussians, uniforms
+    from rlhf.rollout import Batch, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +32,14 @@ class SAC(Method):
     actions: ClassVar[Literal["discrete", "vectors", "either"]] = "vectors"
     critic_of: ClassVar[str] = "actions"
 
-    gamma: float = 0.99
+    gamma: Share = 0.99
     """Discount per action, in [0, 1]."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Replayed transitions in each gradient step, over all processes."""
-    target_rate: float = 0.005
+    target_rate: ShareAboveZero = 0.005
     """Share of the way that the target critics go to the critics after each gradient step."""
     target_entropy: float = -1.0
     """Nats per number of an action that the temperature steers the entropy to, on the scale of bounds -1 and 1."""
-
-    def __post_init__(self) -> None:
-        replayed.require_ranges(self)
 
     def estimate(self, rollout: Rollout, state: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
         """Nothing yet: the targets are renewed at every gradient step."""

@@ -11,18 +11,22 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-
 from rlhf.algorithms import actor_critic
 from rlhf.algorithms.base import Method, Whitening
-from rlhf.core import advantages
-from rlhf.core.traces import accumulate
-from rlhf.errors import InputError
+from rlhf.deferred import deferred
+from rlhf.errors import InputError, NonFiniteError
 from rlhf.optimize import Learner, check_identity, set_learning_rate
-from rlhf.reduce import MetricSums, gather_rows, global_sum
-from rlhf.rollout import Batch, NonFiniteError, PolicyOutput, Rollout, batch_of, charge_kl
+from rlhf.settings import Share, Size
+
+with deferred():
+    import torch
+    from torch import Tensor, nn
+    from torch.func import functional_call, grad, vmap
+
+    from rlhf.core import advantages
+    from rlhf.core.traces import accumulate
+    from rlhf.reduce import MetricSums, gather_rows, global_sum
+    from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +38,16 @@ class TDLambda(Method):
     whitens: ClassVar[tuple[Whitening, ...]] = ("none",)
     single_step: ClassVar[bool] = True
 
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per action, in [0, 1]."""
-    actor_lambda: float = 0.9
+    actor_lambda: Share = 0.9
     """Decay of the policy's traces beside gamma, in [0, 1]; 0 is one-step actor-critic, 1 Monte Carlo."""
-    critic_lambda: float = 0.9
+    critic_lambda: Share = 0.9
     """Decay of the critic's traces beside gamma, in [0, 1]."""
-    critic_rate: float = 1.0
+    critic_rate: Size = 1.0
     """Step size of the critic over that of the policy."""
-    kl_coef: float = 0.0
+    kl_coef: Size = 0.0
     """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
-
-    def __post_init__(self) -> None:
-        actor_critic.check(self, shares=("gamma", "actor_lambda", "critic_lambda"), sizes=("critic_rate", "kl_coef"))
 
     @property
     def needs_memoryless(self) -> bool:
@@ -130,7 +131,6 @@ def _of_each_weight(model: Any, parameters: list[nn.Parameter], method: TDLambda
     return torch.cat(decays).detach(), torch.cat(rates).detach()
 
 
-@torch.no_grad()
 def _step(parameters: list[nn.Parameter], step: Tensor, *, rate: float, most: float) -> float:
     """Adds `rate` times the step, scaled down to the norm `most` (0 is off); returns its norm before that."""
     norm = float(step.norm())
@@ -138,6 +138,7 @@ def _step(parameters: list[nn.Parameter], step: Tensor, *, rate: float, most: fl
         raise NonFiniteError("the update by eligibility traces is not finite.")
     scale = rate * min(1.0, most / norm) if most and norm else rate
     parts = step.split([parameter.numel() for parameter in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.add_(part.view_as(parameter), alpha=scale)
+    with torch.no_grad():
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.add_(part.view_as(parameter), alpha=scale)
     return norm

@@ -10,18 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from accelerate.utils import DistributedType
-from torch import Tensor
-
 from rlhf import optimize
 from rlhf.algorithms import actor_critic, natural
 from rlhf.algorithms.base import Method
-from rlhf.core import importance
+from rlhf.deferred import deferred
 from rlhf.errors import InputError
 from rlhf.optimize import Learner
-from rlhf.reduce import global_whiten
-from rlhf.rollout import Batch, PolicyOutput, Rollout
+from rlhf.settings import Count, Positive, ProperShare, Share, Size
+
+with deferred():
+    import torch
+    from accelerate.utils import DistributedType
+    from torch import Tensor
+
+    from rlhf.core import importance
+    from rlhf.reduce import global_whiten
+    from rlhf.rollout import Batch, PolicyOutput, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,37 +34,27 @@ class TRPO(Method):
 
     stops_early: ClassVar[bool] = False
 
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per action, in [0, 1]."""
-    gae_lambda: float = 0.95
+    gae_lambda: Share = 0.95
     """Bias-variance trade-off of the advantages, in [0, 1]; 1 is Monte Carlo minus the value."""
-    max_kl: float = 0.01
+    max_kl: Positive = 0.01
     """Most nats per action of KL(old || new) in one update: the delta of the paper."""
     max_kl_schedule: actor_critic.Schedule = "constant"
     """linear: the limit shrinks to 0 over the run."""
-    damping: float = 0.1
+    damping: Size = 0.1
     """Added to the Fisher matrix as a multiple of the identity; the surer the policy, the more it takes."""
-    cg_iterations: int = 10
+    cg_iterations: Count = 10
     """Iterations of conjugate gradient, each of which differentiates the KL twice."""
-    fisher_shares: int = 1
+    fisher_shares: Count = 1
     """The Fisher matrix is that of one in so many rows, drawn anew at each update; 1: of all (appendix C: 10). Gradient
     and line search always take all."""
-    backtracks: int = 10
+    backtracks: Count = 10
     """Steps that the line search tries before the policy is left as it is."""
-    shrinkage: float = 0.8
+    shrinkage: ProperShare = 0.8
     """Length of each step of the line search over that of the one before."""
-    kl_coef: float = 0.0
+    kl_coef: Size = 0.0
     """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
-
-    def __post_init__(self) -> None:
-        actor_critic.check(self, shares=("gamma", "gae_lambda"), sizes=("damping", "kl_coef"))
-        if not self.max_kl > 0:
-            raise InputError(f"max_kl is {self.max_kl}; it must be positive, 0.01 is usual.")
-        if not 0.0 < self.shrinkage < 1.0:
-            raise InputError(f"shrinkage is {self.shrinkage}; it must lie between 0 and 1.")
-        for name in ("cg_iterations", "fisher_shares", "backtracks"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
     @property
     def num_parts(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,41 +15,10 @@ from rlhf.control.episodes import Episodes
 from rlhf.control.experience import Experience, episode_metrics, observe, rollout_of, scaled_rewards
 from rlhf.control.normalize import Normalizer
 from rlhf.control.policy import ControlPolicy
+from rlhf.control.settings import CollectSteps
 from rlhf.core.random import uniforms
 from rlhf.errors import InputError
 from rlhf.rollout import Collected
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectSteps:
-    """How much experience each update gets."""
-
-    num_envs: int = 8
-    """Environments over all processes; a multiple of their number."""
-    steps: int = 32
-    """Steps in each environment between updates; episodes go on across updates."""
-    episodes: int = 0
-    """Whole episodes between updates, over all processes, in place of environments that go on; 0: fragments of
-    steps."""
-    episodes_per_start: int = 1
-    """Episodes in a row that begin in one start state, with other actions; divides episodes."""
-    normalise_rewards: bool = False
-    """Divide rewards by the running standard deviation of the discounted return, and clip them to +-10."""
-    lag: int = 0
-    """Updates by which the weights that act lag behind those that learn."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_envs", "steps", "episodes_per_start"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("episodes", "lag"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
-        if self.episodes_per_start > 1 and (self.episodes == 0 or self.episodes % self.episodes_per_start):
-            raise InputError(
-                f"episodes is {self.episodes}, in which starts with episodes_per_start = "
-                f"{self.episodes_per_start} episodes each do not fit; make it a positive multiple."
-            )
 
 
 class EnvCollector:

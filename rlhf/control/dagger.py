@@ -4,7 +4,6 @@ https://proceedings.mlr.press/v15/ross11a.html).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,30 +16,11 @@ from rlhf.control.demonstrations import Controller, actions_of, step_rows
 from rlhf.control.envs import spaces_of
 from rlhf.control.episodes import Episodes
 from rlhf.control.policy import ControlPolicy
+from rlhf.control.settings import Dagger
 from rlhf.core.random import uniforms
 from rlhf.errors import InputError
 from rlhf.reduce import global_sum
 from rlhf.rollout import Collected
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dagger:
-    """How many states the expert labels before each update, and who leads to them."""
-
-    num_envs: int = 8
-    """Environments over all processes; a multiple of their number."""
-    steps: int = 32
-    """Steps in each environment between updates, each of which the expert labels."""
-    expert_share: float = 0.0
-    """p in [0, 1): update i = 0, 1, ... takes a step with the expert's action with probability beta_i = p^i. 0: the
-    expert acts in the first update, and never again."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_envs", "steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not 0.0 <= self.expert_share < 1.0:
-            raise InputError(f"expert_share is {self.expert_share}; it must lie in [0, 1).")
 
 
 class DaggerCollector:

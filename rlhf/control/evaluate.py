@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from safetensors.numpy import save_file
 from rlhf.control.cartpole import BatchedCartPole
 from rlhf.control.envs import EnvSource, Singles, close, make_env, make_many, name_of
 from rlhf.control.policy import ControlPolicy
+from rlhf.control.settings import EvaluateEpisodes
 from rlhf.core.random import derive_seed, uniforms
 from rlhf.errors import InputError
 from rlhf.runs.evaluate import Evaluation
@@ -29,23 +29,6 @@ _STEPS_PER_DRAW = 256
 
 Act = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 """Raw observations `(M, O)`, which of the episodes these are `(M,)`, and the step, to actions for the environment."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateEpisodes:
-    """How many episodes an evaluation plays; the same ones each time."""
-
-    episodes: int = 200
-    """Greedy episodes, the same ones each time."""
-    sampled_episodes: int = 200
-    """Episodes with actions drawn from the policy, from the same starts as the greedy ones; 0: none."""
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1 or self.sampled_episodes < 0:
-            raise InputError(
-                f"episodes is {self.episodes} and sampled_episodes {self.sampled_episodes}; "
-                "the first must be at least 1 and the second not negative."
-            )
 
 
 class Episode(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rlhf.control import saved
 from rlhf.control.normalize import Normalizer
+from rlhf.control.settings import PolicyConfig
 from rlhf.core.losses import entropy_of_logprobs, gaussian_entropy
 from rlhf.core.random import categorical, derive_seed, gaussians
 from rlhf.errors import InputError
@@ -52,25 +53,6 @@ class Spaces:
         if self.num_actions:
             return torch.as_tensor(actions, dtype=torch.int64) - self.first_action
         return torch.as_tensor(actions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyConfig:
-    """Size of the networks and where they start."""
-
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    """Units of each hidden layer, of the actor and of the critic alike."""
-    initial_log_std: float = 0.0
-    """Logarithm of the standard deviation of vector actions at the start, in every dimension; it is learned and no
-    function of the state."""
-    normalise_observations: bool = False
-    """Standardise observations by the mean and variance of all that were acted on."""
-    critic: Literal["state", "action"] = "state"
-    """What the critic values: V(s), or Q(s, a) of each discrete action; `values` are then those of the taken ones."""
-
-    def __post_init__(self) -> None:
-        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
-            raise InputError(f"hidden_sizes is {self.hidden_sizes}; give at least one layer of at least one unit.")
 
 
 class Mlp(nn.Sequential):

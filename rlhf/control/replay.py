@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,27 +14,11 @@ from rlhf.control.envs import spaces_of
 from rlhf.control.episodes import Episodes
 from rlhf.control.experience import Experience, episode_metrics, observe
 from rlhf.control.policy import Spaces
+from rlhf.control.settings import Replay
 from rlhf.control.twin_policy import TwinPolicy
 from rlhf.core.random import uniforms
 from rlhf.errors import InputError
 from rlhf.rollout import Collected, Rollout
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replay:
-    """What a method with a replay buffer remembers."""
-
-    capacity: int = 200_000
-    """Transitions kept, over all processes; the oldest make room. Every checkpoint holds all of them: 200k of CartPole
-    are 9 MB, saved in 0.2 s; a million of HalfCheetah are 165 MB and 2 s, once in 100k steps is then often enough."""
-    random_steps: int = 1_000
-    """Steps with evenly drawn actions before the first update, over all processes."""
-
-    def __post_init__(self) -> None:
-        if self.capacity < 1:
-            raise InputError(f"capacity is {self.capacity}; it must be at least 1.")
-        if self.random_steps < 0:
-            raise InputError(f"random_steps is {self.random_steps}; it must not be negative.")
 
 
 class ReplayBuffer:

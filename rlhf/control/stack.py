@@ -22,9 +22,9 @@ from rlhf.algorithms.base import Method, Whitening
 from rlhf.algorithms.off_policy import OffPolicy
 from rlhf.core.masked import whiten
 from rlhf.core.random import hashed_orders
-from rlhf.errors import InputError
+from rlhf.errors import InputError, NonFiniteError
 from rlhf.optimize import Learner
-from rlhf.rollout import Batch, NonFiniteError, Rollout, batch_of
+from rlhf.rollout import Batch, Rollout, batch_of
 
 _ESTIMATES = ("advantages", "returns", "weights", "units")
 

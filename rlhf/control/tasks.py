@@ -23,7 +23,7 @@ from rlhf.control.twin_policy import TwinPolicy
 from rlhf.errors import InputError
 from rlhf.optimize import Optimize
 from rlhf.runs.evaluate import Evaluation
-from rlhf.settings import made
+from rlhf.settings import Seed, checked, made
 from rlhf.task import CollectorTask, Here
 
 
@@ -43,6 +43,7 @@ class Envs(CollectorTask):
         InputError: There is no such environment or setting.
     """
 
+    @checked
     def __init__(
         self,
         env: EnvSource,
@@ -63,7 +64,8 @@ class Envs(CollectorTask):
         self.spaces = spaces_of(make_env(env))
         self._evaluator: Any = None
 
-    def policy(self, *, replays: bool = False, seed: int = 0, **settings: Any) -> ControlPolicy | TwinPolicy:
+    @checked
+    def policy(self, *, replays: bool = False, seed: Seed = 0, **settings: Any) -> ControlPolicy | TwinPolicy:
         """A policy for this environment, with random weights.
 
         Args:

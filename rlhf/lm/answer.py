@@ -12,10 +12,12 @@ from rlhf.lm.engine import Sampling
 from rlhf.lm.generate import Decoder
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.prompts import require_tokenizer
+from rlhf.settings import Count, Seed, checked
 
 
+@checked
 def answer(
-    policy: CausalLM, message: str | list[dict[str, Any]], *, max_new_tokens: int = 256, seed: int | None = None
+    policy: CausalLM, message: str | list[dict[str, Any]], *, max_new_tokens: Count = 256, seed: Seed | None = None
 ) -> str:
     """The policy's answer as text.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 from rlhf.core.random import hashed_order
 from rlhf.errors import InputError
 from rlhf.lm.data import load_data
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifierConfig:
-    """How long and how fast a classifier learns."""
-
-    epochs: int = 10
-    """Passes over its texts."""
-    rows_per_step: int = 32
-    """Texts of one optimizer step."""
-    learning_rate: float = 1e-3
-    """Step size of AdamW; it falls linearly to 0."""
-    weight_decay: float = 0.01
-    """AdamW's weight decay."""
+from rlhf.lm.settings import ClassifierConfig
 
 
 def labelled_texts(source: str, split: str) -> tuple[list[str], list[int]]:

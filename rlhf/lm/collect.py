@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,38 +21,8 @@ from rlhf.lm.policy import CausalLM
 from rlhf.lm.responses import response_records, score_responses
 from rlhf.lm.rewards import Rewards, Scores
 from rlhf.lm.scoring import response_inputs
+from rlhf.lm.settings import CollectResponses
 from rlhf.rollout import Collected, Rollout
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectResponses:
-    """How many responses make a rollout, and what their scores become."""
-
-    prompts_per_rollout: int = 64
-    """Prompts of one rollout, over all processes."""
-    responses_per_prompt: int = 1
-    """Responses to each prompt of a rollout; methods that compare the rows of a group need several."""
-    normalise_scores: bool = False
-    """Divide rewards by the running standard deviation of all scores so far."""
-    score_clip: float | None = None
-    """Rewards are kept within +- this, after normalise_scores; None is off."""
-    missing_eos_penalty: float | None = None
-    """Taken off the last token's reward where the response was cut instead of ending itself; None is off."""
-    lag: int = 0
-    """Updates by which the weights that respond lag behind those that learn."""
-
-    def __post_init__(self) -> None:
-        for name in ("prompts_per_rollout", "responses_per_prompt"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.lag < 0:
-            raise InputError(f"lag is {self.lag}; it must not be negative.")
-        if self.score_clip is not None and not self.score_clip > 0:
-            raise InputError(f"score_clip is {self.score_clip}; it must be positive, or None to be off.")
-        if self.missing_eos_penalty is not None and not self.missing_eos_penalty >= 0:
-            raise InputError(
-                f"missing_eos_penalty is {self.missing_eos_penalty}; it is taken off, so give it positive."
-            )
 
 
 def require_prompts(prompts: Sequence[Prompt], config: CollectResponses, accelerator: Accelerator) -> None:

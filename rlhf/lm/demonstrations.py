@@ -19,6 +19,7 @@ from rlhf.optimize import Optimize, micro_batches
 from rlhf.reduce import global_sum
 from rlhf.rollout import Rollout
 from rlhf.runs.evaluate import Evaluation
+from rlhf.settings import Count, CountOrNone, checked
 from rlhf.task import CollectorTask, Here, Task
 
 
@@ -34,8 +35,14 @@ class Demonstrations(CollectorTask):
         also: Another task by which the policy is evaluated as well, such as the Prompts that come next.
     """
 
+    @checked
     def __init__(
-        self, data: Source, *, rows_per_update: int = 64, held_out: int | Source = 0, also: Task | None = None
+        self,
+        data: Source,
+        *,
+        rows_per_update: Count = 64,
+        held_out: CountOrNone | Source = 0,
+        also: Task | None = None,
     ) -> None:
         self.data, self.rows_per_update, self.also = loaded(data), rows_per_update, also
         self.held_out = held_out if isinstance(held_out, int) else loaded(held_out)

@@ -12,37 +12,30 @@ from torch import Tensor
 from rlhf.errors import InputError
 from rlhf.lm.policy import CausalLM
 from rlhf.rollout import require_finite
+from rlhf.settings import Count, CountOrNone, Settings, ShareAboveZero, TotalOrNone
 
 # A probability above 1 is rounding up to here, also in half precision.
 MAX_LOGPROB = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Sampling(Settings):
     """How responses are drawn. The temperature is the policy's, so that scoring uses the same."""
 
-    max_new_tokens: int
+    max_new_tokens: Count
     """Longest response, in tokens."""
     stop_tokens: tuple[int, ...] = ()
     """Token ids that end a response; the token itself is an action and is kept."""
     stop_strings: tuple[str, ...] = ()
     """Texts that end a response once it contains them; kept too. They need a tokenizer."""
-    top_k: int = 0
+    top_k: CountOrNone = 0
     """Draw from the k likeliest tokens only; 0 is off. Evaluation only."""
-    top_p: float = 1.0
+    top_p: ShareAboveZero = 1.0
     """Draw from the fewest likeliest tokens of this much probability; 1 is off. Evaluation only."""
-    token_budget: int = 0
+    token_budget: TotalOrNone = 0
     """Most tokens, prompts and room for responses together, that are decoded at a time; 0 is no limit."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
-        if self.top_k < 0:
-            raise InputError(f"top_k is {self.top_k}; it must be 0 (off) or more.")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (off).")
-        if self.token_budget < 0:
-            raise InputError(f"token_budget is {self.token_budget}; it must be 0 (no limit) or more.")
         if "" in self.stop_strings:
             raise InputError("A stop string is empty; it would end every response at once.")
 

@@ -25,22 +25,22 @@ from transformers.utils import find_adapter_config_file
 from rlhf.errors import InputError
 from rlhf.lm.model import Model, trunk_of
 from rlhf.lm.policy import VALUE_HEAD, CausalLM
-from rlhf.settings import made
+from rlhf.settings import CountOrNone, Location, Positive, Seed, Settings, checked, made
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """Which model to train, and how much of it."""
 
-    model: str
+    model: Location
     """Hub id or folder of a model or LoRA adapter; or a folder that a policy was saved to (with its critic)."""
     critic: Literal["shared", "separate", "none"] = "shared"
     """Value head on the policy's own trunk; on a trunk of its own, all of it trained; or no values."""
-    critic_model: str = ""
+    critic_model: Location = ""
     """Model whose trunk a separate critic starts from, such as a reward model; empty is the policy's own."""
-    lora_rank: int = 0
+    lora_rank: CountOrNone = 0
     """Rank of a fresh LoRA adapter; 0 trains all weights. A model that is an adapter already is trained on as it is."""
-    lora_alpha: float = 32.0
+    lora_alpha: Positive = 32.0
     """Scale of a fresh LoRA adapter, which adds alpha / rank times its product."""
     lora_targets: tuple[str, ...] = ()
     """Modules that get a fresh adapter; empty is every linear layer but the head."""
@@ -50,8 +50,6 @@ class ModelConfig:
     """Precision of a frozen reference copy. In bfloat16 its KL is not exactly 0 at the start."""
 
     def __post_init__(self) -> None:
-        if self.lora_rank < 0:
-            raise InputError(f"lora_rank is {self.lora_rank}; it must be 0 (all weights) or more.")
         if self.critic_model and self.critic != "separate":
             raise InputError(f"critic_model is given but critic is {self.critic}; use critic separate.")
 
@@ -92,7 +90,8 @@ def stop_tokens(model: str, tokenizer: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(token for token in found if token is not None))
 
 
-def load_policy(model: str, *, temperature: float = 1.0, seed: int = 0, **settings: Any) -> CausalLM:
+@checked
+def load_policy(model: str, *, temperature: Positive = 1.0, seed: Seed = 0, **settings: Any) -> CausalLM:
     """A pretrained model as a policy, with its tokenizer and with what ends its responses.
 
     Args:

@@ -23,7 +23,7 @@ from rlhf.lm.policy import CausalLM
 from rlhf.lm.rewards import Rewards, load_reward
 from rlhf.optimize import Optimize
 from rlhf.runs.evaluate import Evaluation
-from rlhf.settings import made
+from rlhf.settings import Count, CountOrNone, checked, made
 from rlhf.task import CollectorTask, Here
 
 Source = str | Path | Sequence[Mapping[str, Any]] | Data
@@ -51,16 +51,17 @@ class Prompts(CollectorTask):
         InputError: The data or the reward cannot be used; or there is no such setting.
     """
 
+    @checked
     def __init__(
         self,
         data: Source,
         reward: Reward | Sequence[Reward],
         *,
-        max_new_tokens: int,
-        held_out: int | Source = 16,
+        max_new_tokens: Count,
+        held_out: CountOrNone | Source = 16,
         reward_weights: Sequence[float] = (),
         allow_none: bool = False,
-        stop_strings: tuple[str, ...] = (),
+        stop_strings: str | tuple[str, ...] = (),
         engine: Engine | None = None,
         **collecting: Any,
     ) -> None:

@@ -11,12 +11,15 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeVar, cast
 
-import torch
 import tyro
 
-from rlhf.errors import InputError
-from rlhf.rollout import NonFiniteError
+from rlhf.deferred import deferred, settle
+from rlhf.errors import InputError, NonFiniteError
 from rlhf.runs.stop import Stopped
+
+with deferred():
+    import torch
+
 
 C = TypeVar("C")
 
@@ -46,6 +49,7 @@ def launch(
     def parse_and_run() -> None:
         given, arguments = (None, sys.argv[1:]) if default is None else _picked(default, config)
         parsed = tyro.cli(config, args=arguments, default=given, description=description, console_outputs=first)
+        settle()
         main(cast(C, parsed))
 
     leave(_run(parse_and_run))
@@ -71,7 +75,7 @@ def leave(status: int) -> NoReturn:
     A thread of gloo frees what the last collective held a little after that has returned, and needs the interpreter's
     lock to do so; if the interpreter is being taken down by then, the thread aborts the process (status 134).
     """
-    if not torch.distributed.is_initialized():
+    if "torch" not in sys.modules or not torch.distributed.is_initialized():
         sys.exit(status)
     # Ranks that failed alone must not wait for the others here.
     if status == 0:

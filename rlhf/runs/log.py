@@ -18,8 +18,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from rlhf.errors import InputError
-from rlhf.rollout import NonFiniteError
+from rlhf.errors import InputError, NonFiniteError
 
 # What the console shows: a heading and the metrics it may come from, of which the first that was logged counts.
 COLUMNS = {

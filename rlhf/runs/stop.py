@@ -8,10 +8,13 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-import torch
-from accelerate import Accelerator
+from rlhf.deferred import deferred
 
-from rlhf.reduce import global_max
+with deferred():
+    import torch
+    from accelerate import Accelerator
+
+    from rlhf.reduce import global_max
 
 
 class Stopped(Exception):

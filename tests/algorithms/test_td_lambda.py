@@ -14,8 +14,8 @@ from rlhf import optimize
 from rlhf.acting import rescored
 from rlhf.algorithms.td_lambda import TDLambda
 from rlhf.core.advantages import gae
-from rlhf.errors import InputError
-from rlhf.rollout import NonFiniteError, Rollout, single_steps
+from rlhf.errors import InputError, NonFiniteError
+from rlhf.rollout import Rollout, single_steps
 from tests.algorithms.batches_of_episodes import CPU
 from tests.algorithms.test_enumeration import TinyLm, TinyMdp, rollout_of
 from tests.batches import make_rollout

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf.errors import InputError
+from rlhf.errors import InputError, NonFiniteError
 from rlhf.lm.engine import Sampling, respond
-from rlhf.rollout import NonFiniteError
 from rlhf.runs.log import read_lines
 from tests.lm.engines import Altered, Cacheless, coarse
 from tests.lm.test_lm_evaluate import evaluator

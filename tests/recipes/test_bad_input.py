@@ -67,7 +67,7 @@ BEFORE_LOADING = {
     "unknown option": (["--improve.optimize.lerning-rate", "1"], "--improve.optimize.learning-rate"),
     "no number": (["--temperature", "warm"], "warm"),
     "out of range": (["--improve.method.clip", "0"], "clip is 0.0; it must be positive"),
-    "temperature": (["--temperature", "0"], "temperature is 0.0; it must be above 0."),
+    "temperature": (["--temperature", "0"], "temperature is 0.0; it must be positive."),
     "length": (["--max-new-tokens", "0"], "max_new_tokens is 0; it must be at least 1."),
     "minibatches": (
         ["--improve.optimize.minibatches", "9"],

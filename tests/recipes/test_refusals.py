@@ -44,7 +44,7 @@ CASES = {
         ("--method reinforce --improve.method.baseline least_variance", "a pass for every token"),
         ("--method a2c --critic none --improve.method.critic.epochs 3", "critic is none, but a2c with these"),
         ("--improve.collect.prompts-per-rollout 9999", "there are 9000 prompts, fewer than prompts_per_rollout"),
-        ("--held-out 0", "held_out is 0; hold out some sums"),
+        ("--held-out 0", "held_out is 0; it must be at least 1"),
         ("--held-out 10000", "10000 rows cannot be held out of 10000"),
         ("--dropped-carries 3", "dropped_carries is 3.0; it must lie in [0, 1]"),
     ],

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from rlhf.errors import InputError
-from rlhf.rollout import NonFiniteError
+from rlhf.errors import InputError, NonFiniteError
 from rlhf.runs.launch import launch
 from rlhf.runs.stop import Stopped
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from rlhf.errors import InputError
-from rlhf.rollout import NonFiniteError
+from rlhf.errors import InputError, NonFiniteError
 from rlhf.runs import log
 from rlhf.runs.log import Display, Lines, check_row, read_lines, trackers
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from rlhf.errors import InputError
-from rlhf.rollout import NonFiniteError
+from rlhf.errors import InputError, NonFiniteError
 from rlhf.runs.log import read_lines
 from rlhf.runs.run import Run
 
