@@ -3,8 +3,9 @@
     python recipes/loop.py --model gpt2
 
 It is what `rlhf.train` does with PPO and these settings, to the last digit (a test holds it to that), less what makes a
-run of it: several processes, half precision, micro-batches, logs, evaluation, checkpoints. To run one, copy
-custom_reward.py; to see or to change what happens in it, read on.
+run of it: several processes, half precision, micro-batches, updates whose scores are all alike (there the policy stays
+as it is), logs, evaluation, checkpoints. To run one, copy custom_reward.py; to see or to change what happens in it,
+read on.
 """
 
 from __future__ import annotations
@@ -92,12 +93,15 @@ def train(policy: CausalLM, data: list[dict[str, str]], reward: Callable[[list[s
         # The score is paid on the last token, less the charge for leaving the reference on every one.
         rewards = torch.where(dones, torch.tensor(reward(texts)).unsqueeze(1), 0.0)
         inputs = response_inputs(asked, given.tokens, given.lengths)
-        rewards = rewards - c.kl_coef * kl.k1(given.logprobs, policy.reference_logprobs(inputs))
+        # At first the policy is the reference: two passes would differ by rounding, which whitening below blows up.
+        reference = policy.reference_logprobs(inputs) if update else given.logprobs
+        rewards = rewards - c.kl_coef * kl.k1(given.logprobs, reference)
         # Estimate: what each token was worth beyond what the critic expected, and what the critic should have said.
         values: Any = given.values
         next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1).masked_fill(dones, 0.0)
         advantages = gae(rewards, values, next_values, dones, gamma=1.0, gae_lambda=0.95).masked_fill(~mask, 0.0)
-        returns, advantages = advantages + values, global_whiten(here, advantages, mask)
+        returns = advantages + values
+        advantages = global_whiten(here, advantages, mask, returns, values)
         # Learn: a few steps on these responses, none of which gains by moving a token's probability beyond the clip.
         passes = [f"minibatches of epoch {epoch}" for epoch in range(c.epochs)]
         for order in hashed_orders(c.seed, passes, update, ids):

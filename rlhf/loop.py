@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlhf.algorithms import alike
+from rlhf.algorithms.actor_critic import stepping_only
 from rlhf.algorithms.base import Method
 from rlhf.deferred import deferred
 from rlhf.errors import InputError
@@ -119,7 +121,7 @@ def learn(
         if restored is None:
             _log_evaluation(phase, task.evaluate(policy, here), update=0, steps=0, row={})
             save(0)
-        done = steps if duration.steps else update
+        done, told = steps if duration.steps else update, False
         while done < duration.target:
             learner = replace(learner, update_index=update, progress=done / duration.target)
             state, row, samples = _collect_and_learn(learner, task, lag, here, state)
@@ -127,6 +129,9 @@ def learn(
             row["steps"] = steps
             update, before, stopped = update + 1, done, signals.requested()
             done = steps if duration.steps else update
+            if row.get("scores_alike") and not told:
+                told = True
+                phase.say(alike.words(method, update))
             last = done >= duration.target
             phase.record([{"update": update, "kind": "training", **s} for s in samples[: duration.record_samples]])
             if last or _passed(duration.eval_every, before, done):
@@ -210,6 +215,9 @@ def _collect_and_learn(
             )
         elif rollout.logprobs is None:
             rollout = rollout.unscored()
+        if rollout.ref_logprobs is not None and task.at_reference(policy):
+            # Two passes round differently, and a charge for that would be whitened into a step.
+            rollout = replace(rollout, ref_logprobs=rollout.logprobs)
         if method.needs_reference and rollout.ref_logprobs is None:
             raise InputError(
                 f"{method.name} charges for the KL to a reference, and the task gives none; fill `ref_logprobs` of its "
@@ -221,12 +229,28 @@ def _collect_and_learn(
         batch, cells = method.estimate(rollout, state)
         # A task that hands over other steps than it took says itself how many it took.
         metrics = describe(rollout, batch, cells, accelerator) | seen | metrics
-        learned, state = method.update(learner, rollout, framed(method, policy, rollout, batch), state)
+        if method.compares:
+            taught = alike.teaches(method, rollout, batch, accelerator)
+            metrics |= alike.share_of_groups(rollout, accelerator) | {"scores_alike": float(not taught)}
+            state["teaches"] = torch.tensor(taught)
+        with _stepping(method, learner, state):
+            learned, state = method.update(learner, rollout, framed(method, policy, rollout, batch), state)
         metrics |= learned
     state = method.adapt(state, metrics)
     # With several seeds side by side there is one each: their mean.
     metrics |= {name: float(state[name].double().mean()) for name in method.initial_state()}
     return state, metrics | _speed(metrics["steps"], seconds) | _memory(accelerator), samples
+
+
+@contextmanager
+def _stepping(method: Method, learner: optimize.Learner, state: dict[str, Tensor]) -> Iterator[None]:
+    """An update that fits the critic alone leaves every other parameter as it is, also those that the two share."""
+    if not (method.compares and method.fits_critic_only(state)):
+        yield
+        return
+    own = [] if method.critic_of == "none" else learner.module.critic_parameters()
+    with stepping_only(learner.optimizer, own):
+        yield
 
 
 def framed(method: Method, policy: Policy, rollout: Rollout, batch: Batch) -> Batch:

@@ -161,14 +161,14 @@ def update(
     policy, optimizer, config, accelerator = learner.policy, learner.optimizer, learner.config, learner.accelerator
     rate = set_learning_rate(learner)
     if config.whitens_batch:
-        batch = batch._replace(advantages=global_whiten(accelerator, batch.advantages, batch.mask))
+        batch = whitened(batch, accelerator)
     parameters = list(policy.parameters())
     filler = filler_of(batch)
     history: list[dict[str, float]] = []
     stopped_at: dict[str, float] = {}
     for rows in minibatches(learner, batch, config.passes, config.minibatches):
         if config.whitens_minibatches:
-            rows = rows._replace(advantages=global_whiten(accelerator, rows.advantages, rows.mask))
+            rows = whitened(rows, accelerator)
         optimizer.zero_grad()
         metrics = gradient(
             policy, rows, filler, loss, accelerator=accelerator, micro_batch_cost=config.micro_batch_cost
@@ -192,6 +192,12 @@ def update(
         history.append(metrics)
     optimizer.zero_grad()
     return averaged(history, config) | stopped_at | {"learning_rate": rate, "gradient_steps": len(history)}
+
+
+def whitened(batch: Batch, accelerator: Accelerator) -> Batch:
+    """The batch with advantages of mean 0 and variance 1 over all ranks; 0 where they differ by rounding only."""
+    sources = (batch.returns, batch.values)
+    return batch._replace(advantages=global_whiten(accelerator, batch.advantages, batch.mask, *sources))
 
 
 def filler_of(batch: Batch) -> Batch:

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rlhf.core.masked import standardise
+from rlhf.core.masked import largest, standardise
 
 
 def global_sum(accelerator: Accelerator, tensor: Tensor) -> Tensor:
@@ -49,14 +49,15 @@ def advantage_metrics(accelerator: Accelerator, advantages: Tensor, mask: Tensor
     return {"advantage_mean": float(mean), "advantage_std": float(variance.sqrt())}
 
 
-def global_whiten(accelerator: Accelerator, x: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over the masked cells of all ranks; equal cells become exactly 0."""
+def global_whiten(accelerator: Accelerator, x: Tensor, mask: Tensor, *sources: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the masked cells of all ranks; cells that are equal, to the rounding of the largest of
+    them and of the `sources` that x was computed from, become exactly 0."""
     # Shifted by one of their own values, equal cells are 0 before anything can round.
     cells = torch.cat([x[mask], x.new_full((1,), -torch.inf)])
-    peak = global_max(accelerator, cells.amax())
+    peak, size = global_max(accelerator, torch.stack([cells.amax(), largest(mask, x, *sources)]))
     shifted = (x - peak).masked_fill(~mask, 0.0)
     mean, variance = global_moments(accelerator, shifted, mask)
-    return standardise(shifted, mask, mean=mean, variance=variance)
+    return standardise(shifted, mask, mean=mean, variance=variance, size=size)
 
 
 class MetricSums:

@@ -56,6 +56,10 @@ class Task:
         """One rollout of this process, its metrics over all processes, and a record a sample for people to read."""
         raise NotImplementedError
 
+    def at_reference(self, policy: Any) -> bool:
+        """The policy is still the reference of `ref_logprobs`, weight for weight, so there is no KL between them."""
+        return False
+
     def evaluate(self, policy: Any, here: Here) -> Evaluation:
         """How good the policy is, by means of its own: other seeds or prompts than those of training."""
         return Evaluation({}, [])

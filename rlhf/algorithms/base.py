@@ -28,7 +28,8 @@ class Method(Settings):
 
     A method of your own defines `estimate` and `loss`, both pure functions of `(B, T)` tensors, and overrides whatever
     fact below is not so. Facts that depend on the settings are properties. `state` holds what the method adapts and
-    what the loop counts: `update` (updates done) and `progress` (share of the run, in [0, 1)).
+    what the loop says: `update` (updates done), `progress` (share of the run, in [0, 1)), and after the estimates
+    `teaches` (whether some action was paid better than another).
     """
 
     name: ClassVar[str]
@@ -87,6 +88,12 @@ class Method(Settings):
         return getattr(self, "kl_coef", 0.0) > 0
 
     @property
+    def needs_rewards(self) -> bool:
+        """Where no action was paid better than another, its loss has nothing to move the policy by: no entropy bonus,
+        no demonstrations. Such an update fits the critic, and leaves the policy as it is to the last bit."""
+        return self.compares and not self.demonstrated and getattr(self, "entropy_coef", 0.0) == 0
+
+    @property
     def discount(self) -> float:
         """Of the returns that rewards are scaled by, where a task scales them; 1 without a `gamma`."""
         return getattr(self, "gamma", 1.0)
@@ -117,6 +124,10 @@ class Method(Settings):
         """The ratio of an action counts as clipped beyond 1 +- this, of the type of `like`; None: none is clipped."""
         return None
 
+    def fits_critic_only(self, state: dict[str, Tensor]) -> bool:
+        """In this update only the critic's own parameters step, though its loss may reach others that it shares."""
+        return self.needs_rewards and not state["teaches"]
+
     def update(
         self, learner: Learner, rollout: Rollout, batch: Batch, state: dict[str, Tensor]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -138,6 +149,9 @@ class Method(Settings):
     def _objective(
         self, output: PolicyOutput, batch: Batch, *, state: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if not state.get("teaches", True):
+            # The critic's error is all that they are.
+            batch = batch._replace(advantages=torch.zeros_like(batch.advantages))
         if batch.importance is not None:
             batch = batch._replace(advantages=batch.advantages * batch.importance)
         terms, metrics = self.loss(output, batch, state)

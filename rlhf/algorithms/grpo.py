@@ -23,6 +23,10 @@ with deferred():
 # Added to a group's standard deviation, so that scores that differ by rounding only stay near 0.
 EPSILON = 1e-4
 
+# Nats an action that k3 counts at most in the loss, as in verl and OpenRLHF: one action that the reference finds e^10
+# times likelier would outweigh all others, and beyond e^88 be infinite.
+MOST_K3 = 10.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class GRPO(Method):
@@ -46,7 +50,8 @@ class GRPO(Method):
     entropy_coef: Size = 0.0
     """Weight of the entropy bonus, nats per action."""
     kl_coef: Size = 0.0
-    """Weight in the loss (not in the rewards) of k3 against the reference, nats per action; 0 needs no reference."""
+    """Weight in the loss (not in the rewards) of k3 against the reference, at most 10 nats an action; 0 needs no
+    reference."""
 
     @property
     def needs_groups(self) -> bool:
@@ -77,5 +82,5 @@ class GRPO(Method):
         """Clipped surrogate and KL to the reference (eq. 3 and 4) less the entropy bonus, per action."""
         terms, metrics = clipped_loss(output, batch, clip=self.clip, entropy_coef=self.entropy_coef)
         if batch.ref_logprobs is not None:
-            terms = terms + self.kl_coef * kl.k3(output.logprobs, batch.ref_logprobs)
+            terms = terms + self.kl_coef * kl.k3(output.logprobs, batch.ref_logprobs).clamp(max=MOST_K3)
         return terms, metrics

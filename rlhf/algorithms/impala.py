@@ -55,7 +55,7 @@ class Impala(Method):
             raise InputError(f"rho_clip is {self.rho_clip} and c_clip {self.c_clip}; the first must be the larger.")
 
     def estimate(self, rollout: Rollout, state: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
-        """V-trace targets (eq. 1) and advantages rho_t (r_t + gamma v_{t+1} - V(s_t)) (section 4.2)."""
+        """V-trace targets (eq. 1) and policy-gradient advantages (section 4.2)."""
         rewards, metrics = charge_kl(rollout, self.kl_coef)
         ratios = torch.exp(rollout.logprobs - rollout.behaviour_logprobs)
         targets, advantages = vtrace(

@@ -38,7 +38,7 @@ class PPO(Method):
     entropy_coef: Size = 0.0
     """Weight of the entropy bonus, nats per action."""
     critic_warmup: TotalOrNone = 0
-    """Updates at the start that train the critic only."""
+    """Updates at the start that train the critic only; the policy stays as it is, also where they share a trunk."""
     kl_coef: Size = 0.0
     """Charge on the reward per nat of log p(action) - log p_ref(action); 0 is off and needs no reference."""
     kl_target: Size = 0.0
@@ -83,6 +83,9 @@ class PPO(Method):
         warm = (state["update"] >= self.critic_warmup).to(output.logprobs)
         terms = warm * (policy_loss - self.entropy_coef * output.entropy) + self.value_coef * value_loss
         return terms, {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach()}
+
+    def fits_critic_only(self, state: dict[str, Tensor]) -> bool:
+        return bool(state["update"] < self.critic_warmup) or super().fits_critic_only(state)
 
     def adapt(self, state: dict[str, Tensor], metrics: dict[str, float]) -> dict[str, Tensor]:
         """Steers the KL coefficient by the very KL that is logged: x (1 + 0.1 clip(KL / target - 1, -0.2, 0.2))."""

@@ -24,7 +24,6 @@ with deferred():
     from torch import Tensor
 
     from rlhf.core import importance
-    from rlhf.reduce import global_whiten
     from rlhf.rollout import Batch, PolicyOutput, Rollout
 
 
@@ -83,9 +82,7 @@ class TRPO(Method):
         model = learner.module
         critic = {id(parameter) for parameter in model.critic_parameters()}
         actor = [p for p in model.parameters() if p.requires_grad and id(p) not in critic]
-        acting = batch
-        if learner.config.whiten != "none":
-            acting = batch._replace(advantages=global_whiten(accelerator, batch.advantages, batch.mask))
+        acting = batch if learner.config.whiten == "none" else optimize.whitened(batch, accelerator)
         filler = optimize.filler_of(acting)
         budget: dict[str, Any] = {"accelerator": accelerator, "micro_batch_cost": learner.config.micro_batch_cost}
         surrogate = self.objective(state)

@@ -82,6 +82,9 @@ class PolicyStack(nn.Module):
             return self.alone.sample(outputs, uniforms)
         return self._each("sample", outputs, uniforms)
 
+    def critic_parameters(self) -> list[nn.Parameter]:
+        return self.stack.critic_parameters()
+
     def normalise(self, observations: Tensor) -> Tensor:
         return observations.to(self.weight.dtype)
 

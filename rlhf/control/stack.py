@@ -68,6 +68,10 @@ class StackedMethod(Method):
         return self.method.needs_reference
 
     @property
+    def needs_rewards(self) -> bool:
+        return self.method.needs_rewards
+
+    @property
     def needs_groups(self) -> bool:
         return self.method.needs_groups
 
@@ -78,6 +82,9 @@ class StackedMethod(Method):
     def initial_state(self) -> dict[str, Tensor]:
         alone = self.method.initial_state()
         return {name: torch.stack([tensor] * len(self.seeds)) for name, tensor in alone.items()}
+
+    def fits_critic_only(self, state: dict[str, Tensor]) -> bool:
+        return self.method.fits_critic_only(state)
 
     def estimate(self, rollout: Rollout, state: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
         def alone(tensors: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -97,13 +104,13 @@ class StackedMethod(Method):
         rate = optimize.set_learning_rate(learner)
         tensors = {name: self._split(value) for name, value in batch._asdict().items() if value is not None}
         if settings.whitens_batch:
-            tensors["advantages"] = vmap(whiten)(tensors["advantages"], tensors["mask"])
+            tensors["advantages"] = _whitened(tensors)
         parameters = policy.stacked()
         objective = vmap(partial(self._on_minibatch, policy.alone), in_dims=(0, 0, self._axes(state)))
         history: list[dict[str, Tensor]] = []
         for rows in self._minibatches(tensors, settings, learner.update_index):
             if settings.whitens_minibatches:
-                rows["advantages"] = vmap(whiten)(rows["advantages"], rows["mask"])
+                rows["advantages"] = _whitened(rows)
             optimizer.zero_grad()
             losses, metrics = objective(parameters, rows, state)
             if not history and "ratio_error_max" in metrics:
@@ -174,6 +181,11 @@ class StackedMethod(Method):
             for i, row in enumerate(metrics)
         ]
         return {name: torch.stack([one[name] for one in states]) if x.dim() else x for name, x in state.items()}
+
+
+def _whitened(tensors: dict[str, Any]) -> Tensor:
+    """Each seed's advantages, as `optimize.whitened`."""
+    return vmap(whiten)(*(tensors[name] for name in ("advantages", "mask", "returns", "values")))
 
 
 def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 from accelerate import Accelerator
+from torch import equal
 
 from rlhf import optimize
 from rlhf.algorithms.base import Method
@@ -126,6 +127,13 @@ class Envs(CollectorTask):
         self._evaluator = Evaluator(
             self.env, config=self.evaluation, seed=here.seed, accelerator=here.accelerator, cache=cache
         )
+
+    def at_reference(self, policy: Any) -> bool:
+        """Moments of observations count too: by other ones the same weights choose otherwise."""
+        if self.reference is None:
+            return False
+        own, kept = policy.state_dict(), self.reference.state_dict()
+        return own.keys() == kept.keys() and all(equal(own[name], kept[name]) for name in own)
 
     def evaluate(self, policy: Any, here: Here) -> Evaluation:
         """The same greedy episodes each time, and the same sampled ones."""

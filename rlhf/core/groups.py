@@ -1,12 +1,15 @@
 """Scores of rows compared within their group: rows that share a start need no critic to say what it was worth.
 
 `groups` names each row's group by any number. Rows outside `mask` (those without a score) count for nothing and get 0;
-so does a row that is alone. Where all scores of a group are equal, the result is exactly 0.
+so does a row that is alone. Where all scores of a group are equal, to what float32 leaves of sums of their size, the
+result is exactly 0: Adam's steps are of one size, however small the scores' differences.
 """
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
+
+from rlhf.core.masked import rounding
 
 
 def centred(scores: Float[Tensor, " B"], groups: Int64[Tensor, " B"], mask: Bool[Tensor, " B"]) -> Float[Tensor, " B"]:
@@ -36,15 +39,23 @@ def standardised(
     """(score - mean) / (standard deviation + epsilon) of the group (Shao et al., 2024, section 4.1.2;
     https://arxiv.org/abs/2402.03300).
 
-    The deviation is that of the population, divided by N.
+    The paper does not say which deviation; it is the one that TRL, verl and OpenRLHF take: squares over N - 1.
 
     Args:
         epsilon: Keeps small what differs by rounding only; in the unit of the scores.
     """
     mates = _mates(groups, mask)
     deviations = _deviations(scores, mates)
-    variances = torch.where(mates, deviations.square(), 0.0).sum(1) / mates.sum(1).clamp(min=1)
+    variances = torch.where(mates, deviations.square(), 0.0).sum(1) / (mates.sum(1) - 1).clamp(min=1)
     return deviations / (variances.sqrt() + epsilon)
+
+
+def group_ranges(
+    scores: Float[Tensor, " B"], groups: Int64[Tensor, " B"], mask: Bool[Tensor, " B"]
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Int64[Tensor, " B"]]:
+    """For each row the least and the greatest score of its group, and the number of its scored rows."""
+    mates = _mates(groups, mask)
+    return *_range(scores, mates), mates.sum(1)
 
 
 def row_shares(mask: Bool[Tensor, "B T"]) -> Float64[Tensor, "B T"]:
@@ -61,4 +72,14 @@ def _deviations(scores: Float[Tensor, " B"], mates: Bool[Tensor, "B B"]) -> Floa
     """score - mean over the mates, 0 without any."""
     # Pair by pair, since the mean of equal scores may be a rounding off.
     differences = torch.where(mates, scores.unsqueeze(1) - scores, 0.0)
-    return differences.sum(1) / mates.sum(1).clamp(min=1)
+    deviations = differences.sum(1) / mates.sum(1).clamp(min=1)
+    lowest, highest = _range(scores, mates)
+    alike = highest - lowest <= rounding(torch.maximum(highest.abs(), lowest.abs()))
+    return torch.where(alike, 0.0, deviations)
+
+
+def _range(scores: Float[Tensor, " B"], mates: Bool[Tensor, "B B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Least and greatest score of each row's mates; 0 and 0 without any."""
+    some = mates.any(1)
+    lowest = torch.where(mates, scores, torch.inf).amin(1)
+    return torch.where(some, lowest, 0.0), torch.where(some, torch.where(mates, scores, -torch.inf).amax(1), 0.0)

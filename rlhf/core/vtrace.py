@@ -23,8 +23,11 @@ def vtrace(
     https://arxiv.org/abs/1802.01561).
 
     v_t = V(s_t) + delta_t + gamma * c_t * (v_{t+1} - V(s_{t+1})),  delta_t = rho_t (r_t + gamma V(s_{t+1}) - V(s_t)),
-    v_t = V(s_t) + delta_t at an episode's end;  A_t = rho_t (r_t + gamma v_{t+1} - V(s_t)),
-    rho_t = min(rho_clip, ratio_t),  c_t = lambda * min(c_clip, ratio_t).
+    v_t = V(s_t) + delta_t at an episode's end;  A_t = rho_t (r_t + gamma (lambda v_{t+1} + (1 - lambda) V(s_{t+1}))
+    - V(s_t)),  rho_t = min(rho_clip, ratio_t),  c_t = lambda * min(c_clip, ratio_t).
+
+    The paper gives A_t for lambda = 1. Below, what a step leads to is mixed as in its target, as in rlax: with equal
+    clips A_t = v_t - V(s_t), which at ratio 1 is GAE.
 
     Args:
         values: Of the learner, as are `next_values`.
@@ -41,5 +44,5 @@ def vtrace(
     targets = values + discounted_sums(deltas, dones, gamma * traces)
     following = torch.cat([targets[:, 1:], next_values[:, -1:]], dim=1)
     # An end's next column belongs to another episode, or is padding.
-    following = torch.where(dones, next_values, following)
+    following = torch.where(dones, next_values, lambda_ * following + (1.0 - lambda_) * next_values)
     return targets, rho * (rewards + gamma * following - values)

@@ -18,7 +18,14 @@ from transformers.utils import logging
 
 from rlhf.errors import InputError
 from rlhf.lm.model import Abilities, Model, base_of, cached, head_of, prepare, probe, probe_trunk, trunk_of
-from rlhf.lm.reference import freeze_adapter, freeze_copy, reference_adapter
+from rlhf.lm.reference import (
+    adds_nothing,
+    freeze_adapter,
+    freeze_copy,
+    reference_adapter,
+    same_adapter,
+    same_weights,
+)
 from rlhf.lm.scoring import action_states, hidden_and_logits, lay_out, run, score, score_all, spread
 from rlhf.rollout import Categorical, PolicyOutput
 
@@ -211,6 +218,14 @@ class CausalLM(nn.Module):
         else:
             self._reference = "copy"
             self._frozen = (freeze_copy(self.model, self.reference_dtype),)
+
+    def at_reference(self) -> bool:
+        """The weights are still those of the reference, in its precision: there is no KL between the two."""
+        if self._reference == "copy":
+            return same_weights(self.model, self._frozen[0])
+        if self._reference is None or not isinstance(self.model, PeftModel):
+            return False
+        return same_adapter(self.model) if self._reference == "adapter" else adds_nothing(self.model)
 
     @torch.no_grad()
     def reference_logprobs(self, inputs: dict[str, Tensor]) -> Tensor:

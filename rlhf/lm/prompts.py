@@ -152,6 +152,9 @@ class Prompts(CollectorTask):
         self._evaluator = ResponseEvaluator(evaluated, policy.tokenizer, self.rewards, **where)
         self.collector = PromptCollector(training, policy.tokenizer, self.rewards, config=self.config, **where)
 
+    def at_reference(self, policy: Any) -> bool:
+        return policy.at_reference()
+
     def evaluate(self, policy: Any, here: Here) -> Evaluation:
         """The held-out prompts, answered once sampled and once greedily."""
         assert self._evaluator is not None

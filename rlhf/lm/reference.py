@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf.lm.model import Model, prepare
@@ -25,16 +26,34 @@ def freeze_copy(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrained
 
 def freeze_adapter(model: PeftModel) -> bool:
     """Keeps the adapter as it is now beside the one that learns; False if it adds nothing yet, so needs no copy."""
-    weights = get_peft_model_state_dict(model, adapter_name="default")
-    fresh = [tensor for name, tensor in weights.items() if "lora_B" in name or "lora_embedding_B" in name]
-    if fresh and all(not tensor.any() for tensor in fresh):
+    if adds_nothing(model):
         return False
+    weights = get_peft_model_state_dict(model, adapter_name="default")
     if _ADAPTER not in model.peft_config:
         with torch.random.fork_rng(devices=[]):
             model.add_adapter(_ADAPTER, copy.deepcopy(model.peft_config["default"]))
         prepare(model)
     set_peft_model_state_dict(model, weights, adapter_name=_ADAPTER)
     return True
+
+
+def adds_nothing(model: PeftModel) -> bool:
+    """The adapter is as it was made: it leaves every output as it is."""
+    weights = get_peft_model_state_dict(model, adapter_name="default")
+    fresh = [tensor for name, tensor in weights.items() if "lora_B" in name or "lora_embedding_B" in name]
+    return bool(fresh) and all(not tensor.any() for tensor in fresh)
+
+
+def same_adapter(model: PeftModel) -> bool:
+    """The adapter that learns is still the one that was kept."""
+    own, kept = (get_peft_model_state_dict(model, adapter_name=name) for name in ("default", _ADAPTER))
+    return all(torch.equal(own[name], kept[name]) for name in own)
+
+
+def same_weights(model: nn.Module, frozen: nn.Module) -> bool:
+    """The model is still what the copy was made of, as far as the copy's precision shows."""
+    pairs = zip(model.parameters(), frozen.parameters(), strict=True)
+    return all(torch.equal(own.detach().to(kept), kept) for own, kept in pairs)
 
 
 @contextmanager

@@ -135,6 +135,10 @@ class Display:
             self._console.print(f"{self._title}  {line}", soft_wrap=True, highlight=False, markup=False)
             self._last = now
 
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._console.print(f"{self._title}  {text}", soft_wrap=True, highlight=False, markup=False)
+
     def close(self) -> None:
         """Leaves the last table on the screen and gives the cursor back."""
         if self._live is not None:

@@ -156,6 +156,11 @@ class Phase:
         if self.accelerator.log_with:
             self.accelerator.log({f"{self.folder.name}/{name}": value for name, value in row.items()}, step=update)
 
+    def say(self, text: str) -> None:
+        """Tells the user something in words, on the console of the main process."""
+        if self.accelerator.is_main_process:
+            self._display.say(text)
+
     def record(self, samples: Collection[Mapping[str, Any]]) -> None:
         """Writes records for people to read, those of the main process only."""
         if self.accelerator.is_main_process and samples:
@@ -265,6 +270,10 @@ class Unsaved:
         self._rows.append(dict(row))
         if self.shown and self.accelerator.is_main_process:
             self._display.show(row, self._target, self._unit)
+
+    def say(self, text: str) -> None:
+        if self.shown and self.accelerator.is_main_process:
+            self._display.say(text)
 
     def record(self, samples: Collection[Mapping[str, Any]]) -> None:
         pass

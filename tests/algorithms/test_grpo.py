@@ -13,7 +13,7 @@ from rlhf.algorithms.choices import methods
 from rlhf.algorithms.grpo import GRPO
 from rlhf.core import kl
 from rlhf.errors import InputError
-from rlhf.rollout import PolicyOutput, Rollout
+from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of
 from tests.algorithms.batches_of_episodes import gradient_of_return
 from tests.algorithms.groups_of_episodes import (
     expected_gradient,
@@ -51,8 +51,14 @@ def test_a_mean_that_includes_the_row_itself_shrinks_the_gradient(size: int) -> 
     check(ours, (size - 1) / size * gradient_of_return(policy, problem, 1.0))
 
 
+def group_rollout_of_one_action(*, ref_logprobs: Tensor) -> Batch:
+    """Whose advantage is 0."""
+    rollout = make_rollout(TabularPolicy(4, 3), rows=1, steps=1)
+    return batch_of(replace(rollout, ref_logprobs=ref_logprobs), advantages=torch.zeros_like(ref_logprobs))
+
+
 def standardised(scores: list[float]) -> list[float]:
-    mean, deviation = statistics.fmean(scores), statistics.pstdev(scores)
+    mean, deviation = statistics.fmean(scores), statistics.stdev(scores)
     return [(score - mean) / (deviation + 1e-4) for score in scores]
 
 
@@ -84,9 +90,9 @@ def test_losses_are_averaged_as_published(average: str, expected: float) -> None
 
 
 def test_every_action_gets_the_advantage_of_its_row() -> None:
-    """Scores 1, 5 and 6 have mean 4 and variance (9 + 1 + 4) / 3."""
+    """Scores 1, 5 and 6 have mean 4 and variance (9 + 1 + 4) / (3 - 1)."""
     batch, _ = GRPO().estimate(group_rollout(), {})
-    scale = math.sqrt(14 / 3) + 1e-4
+    scale = math.sqrt(14 / 2) + 1e-4
     expected = torch.tensor([[-3.0, -3, 0], [1, 1, 0], [2, 0, 0]], dtype=torch.float64) / scale
     check(batch.advantages, expected)
 
@@ -138,6 +144,21 @@ def test_the_reference_is_charged_in_the_loss_and_not_in_the_rewards() -> None:
     check(charged - free, 0.7 * kl.k3(output.logprobs, batch.ref_logprobs))
 
 
+@pytest.mark.parametrize(
+    ("gap", "expected", "slope"),
+    [(-2.0, math.exp(-2) + 1, 1.0), (2.0, math.exp(2) - 3, 1.0), (3.0, 10.0, 0.0), (99.0, 10.0, 0.0)],
+)
+def test_the_charge_in_the_loss_is_at_most_10_nats_an_action(gap: float, expected: float, slope: float) -> None:
+    """As in verl and OpenRLHF: exp(x) - x - 1, x = log ref - log pi, and no gradient beyond."""
+    logprobs = torch.full((1, 1), -3.0, dtype=torch.float64, requires_grad=True)
+    zeros = torch.zeros_like(logprobs).detach()
+    batch = group_rollout_of_one_action(ref_logprobs=logprobs.detach() + gap)
+    terms, _ = GRPO(kl_coef=1.0).loss(PolicyOutput(logprobs, zeros, zeros), batch, {})
+    check(terms.detach(), torch.full_like(zeros, expected))
+    (gradient,) = torch.autograd.grad(terms.sum(), logprobs)
+    check(gradient, torch.full_like(zeros, slope * (1.0 - math.exp(min(gap, 5.0)))))
+
+
 @PROBLEMS
 def test_the_charge_in_the_loss_pulls_by_the_kl_from_the_reference(problem: TinyMdp | TinyLm) -> None:
     """With x = ref / pi, grad k3 = grad(x - 1 - log x) = (1 - x) grad log pi at fixed samples. Over actions of pi the
@@ -145,6 +166,9 @@ def test_the_charge_in_the_loss_pulls_by_the_kl_from_the_reference(problem: Tiny
     KL(ref || pi), in the states that pi visits."""
     policy, reference = problem.policy(), problem.policy(seed=7)
     inputs, mask, _ = problem.trajectories()
+    # Near enough that no action is charged the most there is.
+    for near, own in zip(reference.parameters(), policy.parameters(), strict=True):
+        near.data.lerp_(own.data, 0.5)
     with torch.no_grad():
         ref = distributions(problem, reference, inputs)
         ref_logprobs = problem.trajectory_logprobs(reference, inputs, mask)

@@ -89,6 +89,7 @@ def moments(mean: float, variance: float) -> dict[str, torch.Tensor]:
     return {
         "mean": torch.tensor(mean, dtype=torch.float64),
         "variance": torch.tensor(variance, dtype=torch.float64),
+        "size": torch.tensor(0.0, dtype=torch.float64),
     }
 
 
@@ -114,10 +115,18 @@ def test_standardise_does_not_change_its_input():
 
 def test_standardise_keeps_the_deviation_above_1e_8():
     x = cells(1e-8, 2e-8, 0.0, 0.0)
-    check(standardise(x, MASK, **moments(0.0, 0.0)), cells(1.0, 2.0, 0.0, 0.0, outside=0.0))
+    check(standardise(x, MASK, **moments(0.0, 1e-40)), cells(1.0, 2.0, 0.0, 0.0, outside=0.0))
 
 
 def test_whiten_under_vmap_equals_a_loop():
     generator = torch.Generator().manual_seed(0)
     x, mask = torch.randn(3, 4, 5, generator=generator).double(), torch.rand(3, 4, 5, generator=generator) < 0.6
     check(torch.func.vmap(whiten)(x, mask), torch.stack([whiten(x[i], mask[i]) for i in range(3)]))
+
+
+# Four units in the last place of the largest are rounding: 4 x 2^-23 of 1 in float32.
+@pytest.mark.parametrize(("spread", "source", "expected"), [(1e-7, 1.0, 0.0), (1e-4, 1.0, 1.0), (1e-4, 1e3, 0.0)])
+def test_whiten_of_what_rounding_left_is_0(spread, source, expected):
+    x = cells(spread, -spread, spread, -spread, dtype=torch.float32)
+    whitened = whiten(x, MASK, cells(source, 0.0, 0.0, 0.0, dtype=torch.float32))
+    torch.testing.assert_close(whitened, cells(*(expected * x.sign()[MASK]).tolist(), outside=0.0).float())

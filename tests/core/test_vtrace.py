@@ -35,18 +35,37 @@ def check(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0.0, atol=1e-9)
 
 
-def test_vtrace_matches_published_numbers() -> None:
-    values = row(2.1, 1.1, -3.1, 0.0)
-    targets, _ = targets_of(
-        row(-1.3, -1.3, 2.3, 42.0),
+def published(*, lambda_: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, targets and advantages of the rows that rlax tests its V-trace with (`rlax/_src/vtrace_test.py`)."""
+    actor = [[[8.9, 0.7], [5.0, 1.0], [0.6, 0.1], [-0.9, -0.1]], [[0.3, -5.0], [1.0, -8.0], [0.3, 1.7], [4.7, 3.3]]]
+    learner = [[[0.4, 0.5], [9.2, 8.8], [0.7, 4.4], [7.9, 1.4]], [[1.0, 0.9], [1.0, -1.0], [-4.3, 8.7], [0.8, 0.3]]]
+    logprobs = [torch.tensor(logits).double().log_softmax(-1) for logits in (learner, actor)]
+    taken = torch.tensor([[0, 1, 0, 0], [1, 0, 0, 1]]).unsqueeze(-1)
+    ratios = (logprobs[0] - logprobs[1]).exp().gather(-1, taken).squeeze(-1)
+    values = torch.tensor([[2.1, 1.1, -3.1, 0.0], [3.1, 0.1, -1.1, 7.4]]).double()
+    targets, advantages = targets_of(
+        torch.tensor([[-1.3, -1.3, 2.3, 42.0], [1.3, 5.3, -3.3, -5.0]]).double(),
         values,
-        row(1.1, -3.1, 0.0, 8.4),
-        torch.zeros(1, 4, dtype=torch.bool),
-        row(0.47515128, 22.31222368, 0.03876080, 3.22069880),
-        gamma=row(0.0, 0.89, 0.85, 0.99),
+        torch.cat([values[:, 1:], torch.tensor([[8.4], [-1.2]]).double()], dim=1),
+        torch.zeros(2, 4, dtype=torch.bool),
+        ratios,
+        gamma=torch.tensor([[0.0, 0.89, 0.85, 0.99], [0.88, 1.0, 0.83, 0.95]]).double(),
+        lambda_=lambda_,
     )
-    expected = row(-1.61551435, -3.49732243, 1.86705345, 50.316)
-    torch.testing.assert_close(targets - values, expected, rtol=0.0, atol=1e-7)
+    return values, targets, advantages
+
+
+def test_vtrace_matches_published_numbers() -> None:
+    values, targets, advantages = published(lambda_=1.0)
+    expected = torch.tensor([[-1.6155143, -3.4973226, 1.8670533, 50.316002], [1.4662437, 3.6116405, -8.33e-5, -13.54]])
+    torch.testing.assert_close(targets - values, expected.double(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(advantages, expected.double(), rtol=1e-6, atol=1e-6)
+
+
+def test_vtrace_advantages_below_lambda_1_are_those_published() -> None:
+    """rlax holds its own to targets = V + min(1, rho) (q - V) at lambda 0.8, with advantages min(1, rho) (q - V)."""
+    values, targets, advantages = published(lambda_=0.8)
+    check(advantages, targets - values)
 
 
 @pytest.mark.parametrize("lambda_", [1.0, 0.7, 0.0])
@@ -65,7 +84,9 @@ def test_targets_are_the_sum_of_corrected_td_errors(rho_clip: float, c_clip: flo
             if dones[b, t]:
                 break
     for b, s in torch.cartesian_prod(torch.arange(4), torch.arange(9)).tolist():
-        after = next_values[b, s] if dones[b, s] or s == 8 else expected[b, s + 1]
+        after = next_values[b, s]
+        if not dones[b, s] and s < 8:
+            after = lambda_ * expected[b, s + 1] + (1 - lambda_) * after
         weighted[b, s] = min(rho_clip, float(ratios[b, s])) * (rewards[b, s] + GAMMA * after - values[b, s])
     targets, advantages = targets_of(*steps(), lambda_=lambda_, rho_clip=rho_clip, c_clip=c_clip)
     check(targets, expected)
@@ -83,7 +104,13 @@ def test_on_policy_advantages_are_monte_carlo_minus_values() -> None:
     rewards, values, next_values, dones, ratios = steps()
     _, advantages = targets_of(rewards, values, next_values, dones, torch.ones_like(ratios))
     check(advantages, monte_carlo_returns(rewards, next_values, dones, gamma=GAMMA) - values)
-    check(advantages, gae(rewards, values, next_values, dones, gamma=GAMMA, gae_lambda=1.0))
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.7, 1.0])
+def test_on_policy_advantages_are_gae(lambda_: float) -> None:
+    rewards, values, next_values, dones, ratios = steps()
+    _, advantages = targets_of(rewards, values, next_values, dones, torch.ones_like(ratios), lambda_=lambda_)
+    check(advantages, gae(rewards, values, next_values, dones, gamma=GAMMA, gae_lambda=lambda_))
 
 
 def test_what_the_learner_never_does_teaches_nothing() -> None:

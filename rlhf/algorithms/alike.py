@@ -1,0 +1,81 @@
+"""Where all that was paid is alike, nothing was learned about the actions, and the policy has no reason to move.
+
+What then still differs between advantages is the critic's error, or rounding. Whitening would make a full step of
+either, and so would Adam, whose steps are of one size whatever the gradient's.
+"""
+
+from __future__ import annotations
+
+from rlhf.algorithms.base import Method
+from rlhf.deferred import deferred
+
+with deferred():
+    import torch
+    from accelerate import Accelerator
+    from torch import Tensor
+
+    from rlhf.core.advantages import monte_carlo_returns
+    from rlhf.core.groups import group_ranges
+    from rlhf.core.masked import rounding
+    from rlhf.reduce import global_max, global_sum
+    from rlhf.rollout import Batch, Rollout
+
+
+def teaches(method: Method, rollout: Rollout, batch: Batch, accelerator: Accelerator) -> bool:
+    """Whether what was paid tells one action from another.
+
+    It does not where every action of every rank has the same return to go, to rounding, in episodes that are whole
+    (what a cut one would still have earned is not known), or, for methods that compare the rows of a group, where no
+    group's rows differ; and where the policy is still the reference, if its KL to one is charged.
+    """
+    charged = unknown = torch.zeros_like(rollout.mask)
+    if method.needs_reference and rollout.ref_logprobs is not None:
+        charged = rollout.logprobs != rollout.ref_logprobs
+    if method.needs_groups:
+        returns = batch.advantages.double()
+    else:
+        returns = _returns(rollout, method.discount)
+        unknown = _cut(rollout)
+    inside = torch.stack([returns, -returns]).masked_fill(~rollout.mask, -torch.inf).flatten(1)
+    open_ends = ((charged | unknown) & rollout.mask).any().double().expand(1)
+    highest, minus_lowest, differs = global_max(accelerator, torch.cat([inside.amax(1), open_ends])).tolist()
+    if method.needs_groups:
+        return bool(differs or highest > 0.0 or minus_lowest > 0.0)
+    return bool(differs or highest + minus_lowest > rounding(max(abs(highest), abs(minus_lowest))))
+
+
+def share_of_groups(rollout: Rollout, accelerator: Accelerator) -> dict[str, float]:
+    """`groups_alike`: of the groups of several rows, the share whose rows were paid alike; nothing without groups."""
+    if rollout.groups is None:
+        return {}
+    scored = rollout.mask.any(1)
+    lowest, highest, sizes = group_ranges(rollout.rewards.double().sum(1), rollout.groups, scored)
+    alike = highest - lowest <= rounding(torch.maximum(highest.abs(), lowest.abs()))
+    # Row by row, each by its part of the group: groups are no axis.
+    shares = torch.where(scored & (sizes > 1), 1.0 / sizes.clamp(min=1), 0.0)
+    same, groups = global_sum(accelerator, torch.stack([shares[alike].sum(), shares.sum()])).tolist()
+    return {"groups_alike": same / groups} if groups else {}
+
+
+def words(method: Method, update: int) -> str:
+    """What the user is told the first time."""
+    rows = "the rows of each group" if method.needs_groups else "all rows"
+    rest = "stays as it is" if method.needs_rewards else "moves by the rest of its loss alone"
+    return (
+        f"update {update}: {rows} were paid alike, so nothing was learned about the actions, and the policy {rest} "
+        "until they differ (scores_alike in the metrics counts such updates). If they never do, look at the reward, or "
+        "give starts from which some rows succeed and others fail."
+    )
+
+
+def _returns(rollout: Rollout, discount: float) -> Tensor:
+    rewards = rollout.rewards.double()
+    return monte_carlo_returns(rewards, torch.zeros_like(rewards), rollout.dones, gamma=discount)
+
+
+def _cut(rollout: Rollout) -> Tensor:
+    """Steps of episodes that go on after the row, or were cut at the end that they have in it."""
+    dones = rollout.dones & rollout.mask
+    followed = dones.flip(1).cumsum(1).flip(1) > 0
+    terminals = rollout.dones if rollout.terminals is None else rollout.terminals
+    return (rollout.mask & ~followed) | (dones & ~terminals)
