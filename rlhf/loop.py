@@ -102,7 +102,7 @@ def learn(
     lag = acting.Lag(task.lag)
     optimizer = optimize.make_optimizer(policy, settings)
     restored = phase.restore()
-    state, update, steps = method.initial_state(), 0, 0
+    state, update, steps = {**method.initial_state(), "paid": torch.tensor(False)}, 0, 0
     if restored is not None:
         state, update, steps = _take_up(restored, policy, optimizer, task, lag, accelerator)
     # Accelerate's wrapper looks for optional packages at every step (7 % of an update on control), and only serves
@@ -230,9 +230,10 @@ def _collect_and_learn(
         # A task that hands over other steps than it took says itself how many it took.
         metrics = describe(rollout, batch, cells, accelerator) | seen | metrics
         if method.compares:
-            taught = alike.teaches(method, rollout, batch, accelerator)
+            paid = bool(state.get("paid", True)) or alike.pays(rollout, accelerator)
+            taught = alike.teaches(method, rollout, batch, accelerator, paid=paid)
             metrics |= alike.share_of_groups(rollout, accelerator) | {"scores_alike": float(not taught)}
-            state["teaches"] = torch.tensor(taught)
+            state |= {"paid": torch.tensor(paid), "teaches": torch.tensor(taught)}
         with _stepping(method, learner, state):
             learned, state = method.update(learner, rollout, framed(method, policy, rollout, batch), state)
         metrics |= learned

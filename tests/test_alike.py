@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
 import rlhf
+from rlhf.algorithms import checks
 from rlhf.algorithms.a2c import A2C
 from rlhf.algorithms.actor_critic import Critic
 from rlhf.algorithms.alike import share_of_groups, teaches
@@ -22,6 +25,7 @@ from rlhf.algorithms.ppo_kl import PPOKL
 from rlhf.algorithms.reinforce import Reinforce
 from rlhf.algorithms.reinforce_pp import ReinforcePP
 from rlhf.algorithms.rloo import RLOO
+from rlhf.algorithms.td_lambda import TDLambda
 from rlhf.algorithms.trpo import TRPO
 from rlhf.optimize import Optimize
 from rlhf.rollout import Rollout
@@ -146,8 +150,8 @@ def one_episode_a_row(rewards: list[list[float]], lengths: list[int]) -> Rollout
     )
 
 
-def told(rollout: Rollout, method: Method) -> bool:
-    return teaches(method, rollout, method.estimate(rollout, {**method.initial_state()})[0], HERE)
+def told(rollout: Rollout, method: Method, *, paid: bool = True) -> bool:
+    return teaches(method, rollout, method.estimate(rollout, method.initial_state())[0], HERE, paid=paid)
 
 
 ALIKE, FIRST_BETTER = [[0.0, 0.3], [0.3, 0.0]], [[0.0, 0.3], [0.2, 0.0]]
@@ -183,6 +187,8 @@ def test_what_a_cut_episode_would_still_have_earned_is_not_known() -> None:
     cut = replace(whole, terminals=torch.zeros_like(whole.dones))
     open_ended = replace(whole, dones=torch.tensor([[True, False], [False, True]]))
     assert [told(rollout, PPO()) for rollout in (whole, cut, open_ended)] == [False, True, True]
+    # Unless nothing was ever paid: its value is the critic's invention.
+    assert [told(rollout, PPO(), paid=False) for rollout in (whole, cut, open_ended)] == [False] * 3
 
 
 def test_groups_are_told_apart_within_themselves() -> None:
@@ -213,6 +219,44 @@ def test_the_share_of_groups_that_scored_alike() -> None:
     assert share_of_groups(replace(rollout, mask=mask), HERE) == {"groups_alike": pytest.approx(0.5)}
     assert share_of_groups(replace(rollout, groups=torch.arange(6)), HERE) == {}
     assert share_of_groups(replace(rollout, groups=None), HERE) == {}
+
+
+class Late(gymnasium.Env):
+    """Pays nothing for its first `free` steps, episodes and all, then the action."""
+
+    observation_space, action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,)), gymnasium.spaces.Discrete(2)
+
+    def __init__(self, free: int, length: int) -> None:
+        self.left, self.length = free, length
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.step_number = 0
+        return self._seen(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.left, self.step_number = self.left - 1, self.step_number + 1
+        return self._seen(), float(action) * (self.left < 0), self.step_number == self.length, False, {}
+
+    def _seen(self) -> np.ndarray:
+        return np.array([self.step_number / self.length, 1.0], np.float32)
+
+
+@pytest.mark.parametrize(
+    "method", [PPO(gamma=0.9), PPOKL(gamma=0.9), A2C(gamma=0.9), TRPO(gamma=0.9), TDLambda(gamma=0.9)]
+)
+def test_control_stays_as_it_is_until_something_is_paid(method: Method) -> None:
+    """Fragments of episodes, whose values at the cut are noise of a critic that has seen no reward."""
+    task = rlhf.Envs(lambda: Late(free=16, length=12), num_envs=4, steps=8)
+    policy = task.policy()
+    settings = checks.fitting(method, Optimize(learning_rate=1e-2, epochs=2, minibatches=2))
+    actor = [x.detach().clone() for x in policy.actor.parameters()]
+    critic = [x.detach().clone() for x in policy.critic.parameters()]
+    rlhf.train(policy, task, method, settings, updates=2)
+    assert all(map(torch.equal, actor, policy.actor.parameters()))
+    assert not all(map(torch.equal, critic, policy.critic.parameters()))
+    rlhf.train(policy, rlhf.Envs(lambda: Late(free=16, length=12), num_envs=4, steps=8), method, settings, updates=4)
+    assert not all(map(torch.equal, actor, policy.actor.parameters()))
 
 
 def test_cartpole_always_teaches() -> None:

@@ -15,18 +15,25 @@ with deferred():
     from torch import Tensor
 
     from rlhf.core.advantages import monte_carlo_returns
-    from rlhf.core.groups import group_ranges
     from rlhf.core.masked import rounding
     from rlhf.reduce import global_max, global_sum
     from rlhf.rollout import Batch, Rollout
 
 
-def teaches(method: Method, rollout: Rollout, batch: Batch, accelerator: Accelerator) -> bool:
+def pays(rollout: Rollout, accelerator: Accelerator) -> bool:
+    """Whether any reward of any rank is other than 0."""
+    return bool(global_max(accelerator, (rollout.rewards != 0.0).any().long()))
+
+
+def teaches(method: Method, rollout: Rollout, batch: Batch, accelerator: Accelerator, *, paid: bool) -> bool:
     """Whether what was paid tells one action from another.
 
     It does not where every action of every rank has the same return to go, to rounding, in episodes that are whole
     (what a cut one would still have earned is not known), or, for methods that compare the rows of a group, where no
     group's rows differ; and where the policy is still the reference, if its KL to one is charged.
+
+    Args:
+        paid: Some reward of the run so far was not 0. Before, a cut episode's value is the critic's invention.
     """
     charged = unknown = torch.zeros_like(rollout.mask)
     if method.needs_reference and rollout.ref_logprobs is not None:
@@ -35,7 +42,7 @@ def teaches(method: Method, rollout: Rollout, batch: Batch, accelerator: Acceler
         returns = batch.advantages.double()
     else:
         returns = _returns(rollout, method.discount)
-        unknown = _cut(rollout)
+        unknown = _cut(rollout) if paid else unknown
     inside = torch.stack([returns, -returns]).masked_fill(~rollout.mask, -torch.inf).flatten(1)
     open_ends = ((charged | unknown) & rollout.mask).any().double().expand(1)
     highest, minus_lowest, differs = global_max(accelerator, torch.cat([inside.amax(1), open_ends])).tolist()
@@ -49,11 +56,15 @@ def share_of_groups(rollout: Rollout, accelerator: Accelerator) -> dict[str, flo
     if rollout.groups is None:
         return {}
     scored = rollout.mask.any(1)
-    lowest, highest, sizes = group_ranges(rollout.rewards.double().sum(1), rollout.groups, scored)
+    scores = rollout.rewards[scored].double().sum(1)
+    _, index, sizes = rollout.groups[scored].unique(return_inverse=True, return_counts=True)
+    unset = scores.new_zeros(len(sizes))
+    highest = unset.scatter_reduce(0, index, scores, "amax", include_self=False)
+    lowest = unset.scatter_reduce(0, index, scores, "amin", include_self=False)
     alike = highest - lowest <= rounding(torch.maximum(highest.abs(), lowest.abs()))
-    # Row by row, each by its part of the group: groups are no axis.
-    shares = torch.where(scored & (sizes > 1), 1.0 / sizes.clamp(min=1), 0.0)
-    same, groups = global_sum(accelerator, torch.stack([shares[alike].sum(), shares.sum()])).tolist()
+    several = sizes > 1
+    counts = torch.stack([(alike & several).sum(), several.sum()])
+    same, groups = global_sum(accelerator, counts).tolist()
     return {"groups_alike": same / groups} if groups else {}
 
 

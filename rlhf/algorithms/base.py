@@ -29,7 +29,7 @@ class Method(Settings):
     A method of your own defines `estimate` and `loss`, both pure functions of `(B, T)` tensors, and overrides whatever
     fact below is not so. Facts that depend on the settings are properties. `state` holds what the method adapts and
     what the loop says: `update` (updates done), `progress` (share of the run, in [0, 1)), and after the estimates
-    `teaches` (whether some action was paid better than another).
+    `paid` (some reward of the run was not 0) and `teaches` (of this update some action was paid better than another).
     """
 
     name: ClassVar[str]

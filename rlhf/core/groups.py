@@ -50,14 +50,6 @@ def standardised(
     return deviations / (variances.sqrt() + epsilon)
 
 
-def group_ranges(
-    scores: Float[Tensor, " B"], groups: Int64[Tensor, " B"], mask: Bool[Tensor, " B"]
-) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Int64[Tensor, " B"]]:
-    """For each row the least and the greatest score of its group, and the number of its scored rows."""
-    mates = _mates(groups, mask)
-    return *_range(scores, mates), mates.sum(1)
-
-
 def row_shares(mask: Bool[Tensor, "B T"]) -> Float64[Tensor, "B T"]:
     """1 / length of the row in the mask, 0 outside it: weights that add up to 1 in each row with any action."""
     return mask.double() / mask.sum(1, keepdim=True).clamp(min=1)
@@ -73,13 +65,7 @@ def _deviations(scores: Float[Tensor, " B"], mates: Bool[Tensor, "B B"]) -> Floa
     # Pair by pair, since the mean of equal scores may be a rounding off.
     differences = torch.where(mates, scores.unsqueeze(1) - scores, 0.0)
     deviations = differences.sum(1) / mates.sum(1).clamp(min=1)
-    lowest, highest = _range(scores, mates)
+    highest = torch.where(mates, scores, -torch.inf).amax(1)
+    lowest = torch.where(mates, scores, torch.inf).amin(1)
     alike = highest - lowest <= rounding(torch.maximum(highest.abs(), lowest.abs()))
     return torch.where(alike, 0.0, deviations)
-
-
-def _range(scores: Float[Tensor, " B"], mates: Bool[Tensor, "B B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """Least and greatest score of each row's mates; 0 and 0 without any."""
-    some = mates.any(1)
-    lowest = torch.where(mates, scores, torch.inf).amin(1)
-    return torch.where(some, lowest, 0.0), torch.where(some, torch.where(mates, scores, -torch.inf).amax(1), 0.0)

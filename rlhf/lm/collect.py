@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhf import acting
 from rlhf.core.epochs import epoch_rows
+from rlhf.core.masked import rounding
 from rlhf.core.random import uniforms
 from rlhf.errors import InputError
 from rlhf.lm.data import Prompt
@@ -224,6 +225,6 @@ class Moments(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """The standard deviation; 1 where all scores are equal, which cannot be scaled to spread."""
+        """The standard deviation; 1 where all scores are equal to rounding, which cannot be scaled to spread."""
         deviation = math.sqrt(self.squares / self.num_scores) if self.num_scores else 0.0
-        return deviation if deviation > 1e-8 * max(1.0, abs(self.mean)) else 1.0
+        return deviation if deviation > max(1e-8, rounding(abs(self.mean))) else 1.0

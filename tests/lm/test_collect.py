@@ -134,7 +134,8 @@ def test_scores_are_divided_by_the_deviation_of_all_so_far(policy):
 
 
 def test_equal_scores_are_not_blown_up_by_their_deviation(policy):
-    collector = word_collector(lambda completions: [0.1] * len(completions), normalise_scores=True)
+    # Up to the rounding of float32, in which models score.
+    collector = word_collector(lambda completions: [0.1, 0.10000001] * (len(completions) // 2), normalise_scores=True)
     for update in range(3):
         rollout = collector.collect(policy, update).rollout
         torch.testing.assert_close(rollout.rewards.sum(dim=1), torch.full((12,), 0.1, dtype=torch.float64))
