@@ -138,7 +138,9 @@ def test_equal_scores_are_not_blown_up_by_their_deviation(policy):
     collector = word_collector(lambda completions: [0.1, 0.10000001] * (len(completions) // 2), normalise_scores=True)
     for update in range(3):
         rollout = collector.collect(policy, update).rollout
-        torch.testing.assert_close(rollout.rewards.sum(dim=1), torch.full((12,), 0.1, dtype=torch.float64))
+        torch.testing.assert_close(
+            rollout.rewards.sum(dim=1), torch.full((12,), 0.1, dtype=torch.float64), rtol=1e-6, atol=0
+        )
 
 
 def test_moments_join_like_one_set():
