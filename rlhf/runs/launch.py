@@ -15,6 +15,7 @@ import tyro
 
 from rlhf.deferred import deferred, settle
 from rlhf.errors import InputError, NonFiniteError
+from rlhf.runs.console import lenient_streams, visible
 from rlhf.runs.stop import Stopped
 
 with deferred():
@@ -52,7 +53,8 @@ def launch(
         settle()
         main(cast(C, parsed))
 
-    leave(_run(parse_and_run))
+    with lenient_streams():
+        leave(_run(parse_and_run))
 
 
 def _picked(default: Callable[..., C], config: type[C]) -> tuple[C, list[str]]:
@@ -104,5 +106,6 @@ def _run(main: Callable[[], object]) -> int:
 def _say(message: str, status: int) -> int:
     """Prints on every rank, since one may fail alone; which one it was is said on all but the first."""
     rank = os.environ.get("RANK", "0")
-    print(message if rank == "0" else f"[rank {rank}] {message}", file=sys.stderr, flush=True)
+    message = visible(message if rank == "0" else f"[rank {rank}] {message}")
+    print(message, file=sys.stderr, flush=True)
     return status

@@ -17,8 +17,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from rlhf.errors import InputError, NonFiniteError
+from rlhf.runs.console import plain_console, visible
 
 # What the console shows: a heading and the metrics it may come from, of which the first that was logged counts.
 COLUMNS = {
@@ -103,8 +105,8 @@ class Display:
     """The newest rows and how far the run is: a live table on a terminal, else a line at most every second."""
 
     def __init__(self, title: str, console: Console | None = None) -> None:
-        self._title = title
-        self._console = console or Console()
+        self._title = visible(title)
+        self._console = console or plain_console()
         self._rows: deque[dict[str, str]] = deque(maxlen=ROWS_SHOWN)
         self._start: tuple[float, int] | None = None
         self._last = -math.inf
@@ -152,11 +154,22 @@ class Display:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
             atexit.register(self._live.stop)
-        headings = [name for name in ("update", "steps", *COLUMNS, "left") if any(name in row for row in self._rows)]
-        table = Table(*headings, title=self._title, title_justify="left")
+        table = Table(title=Text(self._title), title_justify="left")
+        headings = self._headings()
+        for heading in headings:
+            table.add_column(heading, no_wrap=True)
         for row in self._rows:
             table.add_row(*(row.get(heading, "") for heading in headings))
         self._live.update(Group(table, ProgressBar(total=1.0, completed=fraction, width=40)), refresh=True)
+
+    def _headings(self) -> list[str]:
+        """Those that the terminal is wide enough for: a number is shown whole or not at all."""
+        headings = [name for name in ("update", "steps", *COLUMNS, "left") if any(name in row for row in self._rows)]
+        widths = {name: max(len(name), *(len(row.get(name, "")) for row in self._rows)) for name in headings}
+        # Beside its text, each takes a bar and two spaces.
+        while len(headings) > 1 and sum(widths[name] + 3 for name in headings) + 1 > self._console.width:
+            headings.pop(-2 if headings[-1] == "left" else -1)
+        return headings
 
 
 def _line(record: Mapping[str, Any], path: Path) -> str:

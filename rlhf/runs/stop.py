@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -64,4 +65,5 @@ class StopSignals:
         if self._accelerator.is_main_process:
             # A handler may run in the middle of a print, so it writes past the buffers.
             again = " Ctrl-C again stops at once." if number == signal.SIGINT else ""
-            os.write(2, f"\nStopping after this update.{again}\n".encode())
+            with suppress(OSError):
+                os.write(2, f"\nStopping after this update.{again}\n".encode())

@@ -9,9 +9,10 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from rlhf.runs.console import plain_console, visible
 from rlhf.runs.report import evaluated_pairs, phase_folders, write_report
 from rlhf.runs.run import Run
 
@@ -28,21 +29,22 @@ def conclude(run: Run, result: Mapping[str, float | str | None]) -> None:
 
 def print_summary(run_folder: Path, console: Console | None = None) -> None:
     """Samples of the last phase's first and last evaluation, spread over all of them, and result.json."""
-    console = console or Console()
+    console = console or plain_console()
     before, after, pairs = evaluated_pairs(phase_folders(run_folder)[-1])
     if pairs:
         console.print(_beside(before, after, pairs))
     result = json.loads((run_folder / "result.json").read_text(encoding="utf-8"))
-    headline = Table("result", "", box=box.SIMPLE, show_header=False)
+    headline = Table(Column(overflow="fold"), Column(overflow="fold"), box=box.SIMPLE, show_header=False)
     for name, value in result.items():
-        headline.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        headline.add_row(Text(visible(name)), f"{value:.4g}" if isinstance(value, float) else str(value))
     console.print(headline)
-    console.print(f"Curves and more samples: {run_folder / 'report.html'}")
+    console.print(Text(f"Curves and more samples: {visible(str(run_folder / 'report.html'))}"), soft_wrap=True)
 
 
 def _beside(before: int, after: int, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> Table:
     """Some samples, as they were and as they are."""
-    table = Table("sample", f"before (update {before})", f"after (update {after})", box=box.SIMPLE)
+    headings = ("sample", f"before (update {before})", f"after (update {after})")
+    table = Table(*(Column(heading, overflow="fold") for heading in headings), box=box.SIMPLE)
     for i in range(0, len(pairs), max(len(pairs) // SAMPLES_SHOWN, 1)):
         old, new = pairs[i]
         common = {name for name in old if name in new and old[name] == new[name]}
@@ -58,4 +60,4 @@ def _fields(sample: Mapping[str, Any], names: list[str]) -> Text:
         for name in names
         if isinstance(value := sample[name], (str, float))
     ]
-    return Text("\n".join(shown))
+    return Text(visible("\n".join(shown)))
