@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf.core import kl
-from rlhf.errors import NonFiniteError
+from rlhf.errors import InputError, NonFiniteError
 
 
 class PolicyOutput(NamedTuple):
@@ -237,7 +237,12 @@ def batch_of(
 
 
 def charge_kl(rollout: Rollout, coef: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Rewards less coef * k1 per action, and the KL to the reference as metrics; the rewards alone without one."""
+    """Rewards less coef * k1 per action, and the KL to the reference as metrics; the rewards alone without one.
+
+    Raises:
+        InputError: There is a charge and no reference.
+    """
+    require_reference(rollout, coef)
     if rollout.ref_logprobs is None:
         return rollout.rewards, {}
     charge = kl.k1(rollout.logprobs, rollout.ref_logprobs)
@@ -247,6 +252,19 @@ def charge_kl(rollout: Rollout, coef: float | Tensor) -> tuple[Tensor, dict[str,
         "kl_ref_per_episode": charge,
     }
     return rollout.rewards - torch.as_tensor(coef, dtype=charge.dtype, device=charge.device) * charge, metrics
+
+
+def require_reference(rollout: Rollout, coef: float | Tensor) -> None:
+    """Refuses a charge for the KL to what is not there; a coefficient that is a tensor is one that adapts, from above 0.
+
+    Raises:
+        InputError: There is a charge and no reference.
+    """
+    if rollout.ref_logprobs is None and (isinstance(coef, Tensor) or coef > 0):
+        raise InputError(
+            "kl_coef charges for the KL to a reference, and the rollout has none; give it `ref_logprobs`, or set "
+            "kl_coef to 0."
+        )
 
 
 def single_steps(batch: Batch) -> Batch:

@@ -18,7 +18,7 @@ with deferred():
     from torch import Tensor
 
     from rlhf.core import groups, kl
-    from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl
+    from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl, require_reference
 
 # Added to a group's standard deviation, so that scores that differ by rounding only stay near 0.
 EPSILON = 1e-4
@@ -59,6 +59,7 @@ class GRPO(Method):
 
     def estimate(self, rollout: Rollout, state: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
         """A row's score, its whole return, against its group; every action of the row gets it (section 4.1.2)."""
+        require_reference(rollout, self.kl_coef)
         _, metrics = charge_kl(rollout, 0.0)
         scores = returns_to_go(rollout, rollout.rewards, gamma=self.gamma)[:, 0]
         scored = rollout.mask.any(1)

@@ -57,7 +57,7 @@ class PPO(Method):
 
     def estimate(self, rollout: Rollout, state: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
         """Rewards less the KL charge, their GAE, and advantage plus value, which the values are fitted to."""
-        rewards, metrics = charge_kl(rollout, state["kl_coef"])
+        rewards, metrics = charge_kl(rollout, state["kl_coef"] if self.kl_coef else 0.0)
         advantages = gae(
             rewards,
             rollout.values,

@@ -224,3 +224,15 @@ def test_every_method_has_a_row_in_the_docs() -> None:
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows if row.count(" | ") != 7] == []
     assert {row.split("`")[1] for row in rows} == {*METHODS, "td_actor_critic", "rlhf/control/a3c.py"}
+
+
+CHARGING = [kind for kind in methods().values() if "kl_coef" in {field.name for field in dataclasses.fields(kind)}]
+
+
+@pytest.mark.parametrize("kind", CHARGING, ids=lambda kind: kind.name)
+def test_a_charge_without_a_reference_is_refused_and_not_forgotten(kind: type[Method]) -> None:
+    rollout = replace(make_rollout(TabularPolicy(4, 3), rows=4, steps=4), groups=torch.tensor([0, 0, 1, 1]))
+    method = kind(kl_coef=0.1)
+    state = {**method.initial_state(), "update": torch.tensor(0), "progress": torch.tensor(0.0)}
+    with pytest.raises(InputError, match="kl_coef charges for the KL to a reference, and the rollout has none"):
+        method.estimate(rollout, state)
