@@ -27,8 +27,8 @@ with deferred():
     from accelerate import Accelerator
 
     from rlhf.control import a3c, evaluate
-    from rlhf.control.envs import make_env, spaces_of
     from rlhf.control.policy import ControlPolicy
+    from rlhf.control.trial import tried
     from rlhf.runs.evaluate import judged
     from rlhf.runs.log import read_lines
     from rlhf.runs.run import Run
@@ -40,7 +40,8 @@ class Config(Settings):
     """Asynchronous advantage actor-critic on a gymnasium environment."""
 
     env_id: str = "CartPole-v1"
-    """A registered gymnasium environment with vector observations."""
+    """A registered gymnasium environment, module:Name-v0 of one that a module registers, or path/to/file.py:Class of
+    your own; arguments follow after commas (Pendulum-v1,g=9.8)."""
     solved: float = 475.0
     """Mean return at which it counts as solved, for first_hit_step and stays_from_step."""
     seed: Seed = 0
@@ -69,7 +70,7 @@ def main(config: Config) -> dict[str, float | None]:
     workers = {"num_workers": config.num_workers, "eval_every_steps": config.eval_every_steps}
     a3c.check(config.policy, job, **workers)
     accelerator = Accelerator(cpu=True)
-    policy = ControlPolicy(spaces_of(make_env(config.env_id)), config.policy, seed=config.seed)
+    policy = ControlPolicy(tried(config.env_id), config.policy, seed=config.seed)
     run = Run(config.output_dir, config, resume=False, accelerator=accelerator)
     phase = run.phase("a3c")
     phase.finished(config.steps, "steps")

@@ -52,7 +52,8 @@ class Config(Settings):
     """A policy-gradient method on a gymnasium environment."""
 
     env_id: str = "CartPole-v1"
-    """A registered gymnasium environment with vector observations."""
+    """A registered gymnasium environment, module:Name-v0 of one that a module registers, or path/to/file.py:Class of
+    your own; arguments follow after commas (Pendulum-v1,g=9.8)."""
     seed: Seed = 0
     """Everything random follows from it."""
     num_seeds: Count = 1

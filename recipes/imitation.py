@@ -33,11 +33,12 @@ with deferred():
 
     from rlhf.control.dagger import DaggerCollector
     from rlhf.control.demonstrations import demonstrations
-    from rlhf.control.envs import make_env, make_envs, spaces_of
+    from rlhf.control.envs import make_envs
     from rlhf.control.evaluate import Evaluator
     from rlhf.control.load import load_control_policy
-    from rlhf.control.policy import ControlPolicy
+    from rlhf.control.policy import ControlPolicy, Spaces
     from rlhf.control.tasks import Envs, Imitation
+    from rlhf.control.trial import tried
     from rlhf.core.random import derive_seed
     from rlhf.demonstrations import DemonstrationCollector
     from rlhf.runs.log import read_lines, trackers
@@ -53,7 +54,8 @@ class Config(Settings):
     expert: Path | None = None
     """Folder of a saved policy, such as PHASE/final/policy of recipes/cartpole.py; None: train one for expert_steps."""
     env_id: str = "CartPole-v1"
-    """A registered gymnasium environment with vector observations."""
+    """A registered gymnasium environment, module:Name-v0 of one that a module registers, or path/to/file.py:Class of
+    your own; arguments follow after commas (Pendulum-v1,g=9.8)."""
     seed: Seed = 0
     """Everything random follows from it."""
     output_dir: Path = Path("runs/imitation")
@@ -93,7 +95,8 @@ class Config(Settings):
 def main(config: Config) -> dict[str, float]:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True, **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir))
-    expert: Any = None if config.expert is None else load_expert(config.expert, config.env_id)
+    spaces = tried(config.env_id)
+    expert: Any = None if config.expert is None else load_expert(config.expert, config.env_id, spaces)
     run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator)
     settings = preset("ppo", config.env_id)
     usual = cast(PPO, settings.method)
@@ -116,10 +119,10 @@ def main(config: Config) -> dict[str, float]:
     cloned: ControlPolicy | None = None
     if expert is None:
         # Not the weights from which the learners start, who would have the expert half learned.
-        expert = new_policy(config, "expert weights")
+        expert = new_policy(config, spaces, "expert weights")
         improve(expert, run.phase("expert"), settings.collect, usual, config.expert_steps)
 
-    learner = new_policy(config)
+    learner = new_policy(config, spaces)
     shown = demonstrations(expert, learner, config.env_id, episodes=config.demonstrations, seed=config.seed)
     dealt = partial(DemonstrationCollector, shown, rows_per_update=config.rows_per_update)
     clone_phase = clone(learner, "clone", config.clone_updates, config.clone_optimize, dealt)
@@ -129,14 +132,14 @@ def main(config: Config) -> dict[str, float]:
     # At their own size they saturate its tanh units, which never recover.
     acting = replace(settings.collect, normalise_rewards=True)
     for name, kl_coef in (("ppo", 0.0), ("ppo_kl", config.kl_coef)):
-        policy, phase = new_policy(config), run.phase(name)
+        policy, phase = new_policy(config, spaces), run.phase(name)
         policy.load(clone_phase.final_policy)
         method = replace(usual, critic_warmup=config.critic_warmup, kl_coef=kl_coef)
         improve(policy, phase, acting, method, config.improve_steps)
 
     envs = make_envs(config.env_id, config.dagger.num_envs, num_processes=accelerator.num_processes)
     labelled = partial(DaggerCollector, envs, expert, config=config.dagger)
-    clone(new_policy(config), "dagger", config.dagger_updates, config.dagger_optimize, labelled)
+    clone(new_policy(config, spaces), "dagger", config.dagger_updates, config.dagger_optimize, labelled)
 
     evaluator = Evaluator(config.env_id, config=config.evaluate, seed=config.seed, accelerator=accelerator)
     result = {"expert_return": evaluator(expert).metrics["eval_return_mean"], "clone_labels": len(shown.mask)}
@@ -145,13 +148,12 @@ def main(config: Config) -> dict[str, float]:
     return result
 
 
-def new_policy(config: Config, purpose: str = "learner weights") -> ControlPolicy:
-    spaces, settings = spaces_of(make_env(config.env_id)), preset("ppo", config.env_id)
-    return ControlPolicy(spaces, settings.policy, seed=derive_seed(config.seed, purpose))
+def new_policy(config: Config, spaces: Spaces, purpose: str = "learner weights") -> ControlPolicy:
+    return ControlPolicy(spaces, preset("ppo", config.env_id).policy, seed=derive_seed(config.seed, purpose))
 
 
-def load_expert(folder: Path, env_id: str) -> Any:
-    expert, spaces = load_control_policy(folder), spaces_of(make_env(env_id))
+def load_expert(folder: Path, env_id: str, spaces: Spaces) -> Any:
+    expert = load_control_policy(folder)
     if expert.spaces != spaces:
         raise InputError(f"{folder} holds a policy for {expert.spaces}, but {env_id} has {spaces}.")
     return expert

@@ -16,4 +16,4 @@ def act(policy: ControlPolicy | TwinPolicy, observation: np.ndarray) -> Any:
     environment's `step` takes.
     """
     actions, _, _ = policy.act(torch.as_tensor(np.asarray(observation)).unsqueeze(0), None)
-    return policy.spaces.for_env(actions)[0]
+    return policy.for_env(actions)[0]

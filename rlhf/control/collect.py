@@ -74,7 +74,7 @@ class EnvCollector:
             seen.observations[:, t] = self.episodes.observations
             outputs.append(policy.actor(policy.normalise(torch.as_tensor(seen.observations[:, t]).to(device))))
             actions.append(policy.sample(outputs[-1], draws[:, t]))
-            step = self.episodes.step(self.spaces.for_env(actions[-1]))
+            step = self.episodes.step(policy.for_env(actions[-1]))
             for name in ("next_observations", "rewards", "terminated", "truncated", "mask"):
                 getattr(seen, name)[:, t] = getattr(step, name)
             samples += step.finished

@@ -93,13 +93,13 @@ class DaggerCollector:
         for t in range(num_steps):
             observations = self.episodes.observations.copy()
             labels = actions_of(self.expert, observations)
-            own = self.spaces.for_env(policy.act(torch.as_tensor(observations), draws[:, t])[0])
+            own = policy.for_env(policy.act(torch.as_tensor(observations), draws[:, t])[0])
             agreed.append(np.isclose(own, labels).reshape(len(ids), -1).all(1))
             expert_leads = leads[:, t].reshape(-1, *[1] * (own.ndim - 1))
             step = self.episodes.step(np.where(expert_leads, labels, own))
             acted = torch.as_tensor(step.mask)
             numbers = (update * self.config.num_envs + ids) * num_steps + t
-            named = self.spaces.from_env(labels)
+            named = policy.from_env(labels)
             parts.append((torch.as_tensor(observations)[acted], named[acted], numbers[acted]))
             samples += step.finished
         names = ("observations", "actions", "sample_ids")

@@ -48,7 +48,7 @@ def demonstrations(
     if learner.config.normalise_observations:
         # Every process has played all of them: nothing is left to add up.
         learner.normalizer.update(raw, lambda sums: sums)
-    actions = learner.spaces.from_env(np.concatenate(done)).to(raw.device)
+    actions = learner.from_env(np.concatenate(done)).to(raw.device)
     return step_rows(learner, raw, actions, torch.arange(len(raw), device=raw.device))
 
 
@@ -67,7 +67,7 @@ def actions_of(controller: ControlPolicy | Controller, observations: np.ndarray)
     """What it does on each raw observation, as the environment takes it; a policy acts greedily."""
     if isinstance(controller, nn.Module):
         policy: Any = controller
-        return policy.spaces.for_env(policy.act(torch.as_tensor(observations), None)[0])
+        return policy.for_env(policy.act(torch.as_tensor(observations), None)[0])
     return np.array([controller(observation) for observation in observations])
 
 

@@ -135,7 +135,7 @@ class _Actor:
         self._rows.append(rows)
         self._outputs.append(policy.actor(policy.normalise(torch.as_tensor(observations).to(rows.device))))
         self._actions.append(policy.sample(self._outputs[-1], self._draws[rows, step]))
-        return policy.spaces.for_env(self._actions[-1])
+        return policy.for_env(self._actions[-1])
 
     def taken(self, num_steps: int) -> tuple[Tensor, Tensor]:
         """Outputs of the actor and actions, `(N, T, ...)`, 0 after an episode's end."""

@@ -19,12 +19,11 @@ from rlhf.control.cartpole import BatchedCartPole
 from rlhf.control.envs import EnvSource, Singles, close, make_env, make_many, name_of
 from rlhf.control.policy import ControlPolicy
 from rlhf.control.settings import EvaluateEpisodes
+from rlhf.control.trial import no_global_draws
 from rlhf.core.random import derive_seed, uniforms
 from rlhf.errors import InputError
 from rlhf.runs.evaluate import Evaluation
 
-# An episode this long means an environment without a time limit, which a good policy may never leave.
-MAX_STEPS = 100_000
 _STEPS_PER_DRAW = 256
 
 Act = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
@@ -66,8 +65,9 @@ class Evaluator:
         self.envs = make_many(env_id, len(self._share(max(config.episodes, config.sampled_episodes))))
 
     def __call__(self, policy: ControlPolicy) -> Evaluation:
-        episodes = self._play(policy, self.config.episodes, sampled=False)
-        episodes += self._play(policy, self.config.sampled_episodes, sampled=True)
+        with no_global_draws(name_of(self.env_id)):
+            episodes = self._play(policy, self.config.episodes, sampled=False)
+            episodes += self._play(policy, self.config.sampled_episodes, sampled=True)
         if self.accelerator.num_processes > 1:
             episodes = sorted(gather_object(episodes), key=lambda episode: (episode.sampled, episode.number))
         if self.cache is not None and self.accelerator.is_main_process:
@@ -115,8 +115,6 @@ def run_episodes(act: Act, envs: Sequence[gymnasium.Env] | BatchedCartPole, seed
     taken: list[np.ndarray] = []
     paid: list[np.ndarray] = []
     while len(active):
-        if len(taken) == MAX_STEPS:
-            raise InputError(f"{envs} have not ended after {MAX_STEPS} steps; register them with max_episode_steps.")
         taken.append(act(observations, active, len(taken)))
         observations, rewards, terminated, truncated = group.step_some(active, taken[-1])
         rows.append(active)
@@ -186,7 +184,7 @@ def replay_episodes(path: Path) -> list[Episode]:
 
 def _greedy(policy: ControlPolicy) -> Act:
     def act(observations: np.ndarray, episodes: np.ndarray, step: int) -> np.ndarray:
-        return policy.spaces.for_env(policy.act(torch.as_tensor(observations), None)[0])
+        return policy.for_env(policy.act(torch.as_tensor(observations), None)[0])
 
     return act
 
@@ -202,7 +200,7 @@ def _sampled(policy: ControlPolicy, seed: int, numbers: Sequence[int]) -> Act:
             flat = uniforms(seed, "evaluation actions", block, ids, _STEPS_PER_DRAW * size)
             draws = flat.view(len(ids), _STEPS_PER_DRAW, size)
         actions, _, _ = policy.act(torch.as_tensor(observations), draws[torch.as_tensor(episodes), offset])
-        return policy.spaces.for_env(actions)
+        return policy.for_env(actions)
 
     return act
 

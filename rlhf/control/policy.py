@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,16 @@ from rlhf.core.losses import entropy_of_logprobs, gaussian_entropy
 from rlhf.core.random import categorical, derive_seed, gaussians
 from rlhf.errors import InputError
 from rlhf.rollout import Categorical, Gaussian, PolicyOutput
+
+# Half of float32's largest number: what an environment writes that means no bound.
+_UNBOUNDED = 1.7e38
+
+
+class UnitScale(NamedTuple):
+    """An action of the environment is middle + half x a, where the policy's own is a."""
+
+    middle: np.ndarray
+    half: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +55,37 @@ class Spaces:
         array = actions.cpu().numpy()
         if self.num_actions:
             return array + self.first_action
-        low = [-math.inf if bound is None else bound for bound in self.action_low]
-        high = [math.inf if bound is None else bound for bound in self.action_high]
-        return np.clip(array, np.array(low, array.dtype), np.array(high, array.dtype))
+        low, high = self._limits
+        return np.clip(array, low.astype(array.dtype), high.astype(array.dtype))
 
     def from_env(self, actions: np.ndarray) -> Tensor:
         """The policy's name for what the environment was given."""
         if self.num_actions:
             return torch.as_tensor(actions, dtype=torch.int64) - self.first_action
         return torch.as_tensor(actions)
+
+    @cached_property
+    def unit(self) -> UnitScale | None:
+        """Where bounds become -1 and 1 for a Gaussian that begins with mean 0 and deviation 1; None: nowhere.
+
+        It stays on the environment's scale where it reaches both bounds and is not most of the time at one: where 0
+        lies between them and neither is nearer than a quarter of a deviation or further than four.
+        """
+        low, high = self._limits
+        narrow, wide = 0.25, 4.0
+        reached = (-wide <= low) & (low <= -narrow) & (narrow <= high) & (high <= wide)
+        # Bounds at the end of the floats are none.
+        bounded = (low > -_UNBOUNDED) & (high < _UNBOUNDED) & (low < high)
+        scaled = bounded & ~reached
+        if not scaled.any():
+            return None
+        return UnitScale(np.where(scaled, (low + high) / 2, 0.0), np.where(scaled, (high - low) / 2, 1.0))
+
+    @cached_property
+    def _limits(self) -> tuple[np.ndarray, np.ndarray]:
+        low = [-math.inf if bound is None else bound for bound in self.action_low]
+        high = [math.inf if bound is None else bound for bound in self.action_high]
+        return np.array(low), np.array(high)
 
 
 class Mlp(nn.Sequential):
@@ -76,6 +109,12 @@ class ControlPolicy(nn.Module):
     def __init__(self, spaces: Spaces, config: PolicyConfig, *, seed: int) -> None:
         super().__init__()
         self.spaces, self.config = spaces, config
+        for low, high in zip(spaces.action_low, spaces.action_high, strict=True):
+            if (high is None and (low or 0.0) > 1.0) or (low is None and (high or 0.0) < -1.0):
+                raise InputError(
+                    f"actions lie between {low} and {high} (None: no bound), where a Gaussian that begins at 0 would "
+                    "stay at the bound; give the action_space two finite bounds, to which it is scaled."
+                )
         generator = torch.Generator().manual_seed(derive_seed(seed, "control policy weights"))
         num_outputs = spaces.num_actions or spaces.action_size
         self.actor = _mlp(spaces.observation_size, config.hidden_sizes, num_outputs, 0.01, generator)
@@ -149,6 +188,19 @@ class ControlPolicy(nn.Module):
             return outputs.argmax(-1)
         return categorical(outputs, uniforms).squeeze(-1)
 
+    def for_env(self, actions: Tensor) -> np.ndarray:
+        """Actions as the environment takes them, within its bounds and on its scale."""
+        unit = self.spaces.unit
+        if unit is not None:
+            middle, half = (torch.as_tensor(x).to(actions) for x in unit)
+            actions = middle + half * actions
+        return self.spaces.for_env(actions)
+
+    def from_env(self, actions: np.ndarray) -> Tensor:
+        """The policy's own name for what the environment was given."""
+        unit = self.spaces.unit
+        return self.spaces.from_env(actions if unit is None else (actions - unit.middle) / unit.half)
+
     def normalise(self, observations: Tensor) -> Tensor:
         """Raw observations as the networks take them."""
         scaled = self.normalizer(observations) if self.config.normalise_observations else observations
@@ -158,7 +210,7 @@ class ControlPolicy(nn.Module):
     def act(self, observations: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, their log-probabilities and the values, for raw observations `(N, O)`; greedy without uniforms.
 
-        `spaces.for_env(actions)` is what the environment takes.
+        `for_env(actions)` is what the environment takes.
         """
         observations = self.normalise(observations.to(self.weight.device))
         outputs = self.actor(observations)

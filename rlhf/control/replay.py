@@ -150,7 +150,7 @@ class ReplayCollector:
                 actions.append(_even(self.spaces, draws[:, t], policy.weight))
             else:
                 actions.append(policy.act(torch.as_tensor(seen.observations[:, t]), draws[:, t])[0])
-            step = self.episodes.step(self.spaces.for_env(actions[-1]))
+            step = self.episodes.step(policy.for_env(actions[-1]))
             for name in ("next_observations", "rewards", "terminated", "truncated", "mask"):
                 getattr(seen, name)[:, t] = getattr(step, name)
             samples += step.finished

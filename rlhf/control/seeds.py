@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -84,6 +85,9 @@ class PolicyStack(nn.Module):
 
     def critic_parameters(self) -> list[nn.Parameter]:
         return self.stack.critic_parameters()
+
+    def for_env(self, actions: Tensor) -> np.ndarray:
+        return self.alone.for_env(actions)
 
     def normalise(self, observations: Tensor) -> Tensor:
         return observations.to(self.weight.dtype)

@@ -15,11 +15,12 @@ from rlhf import optimize
 from rlhf.algorithms.base import Method
 from rlhf.algorithms.checks import require_rewarded
 from rlhf.control.collect import CollectSteps, EnvCollector
-from rlhf.control.envs import EnvSource, make_env, make_envs, make_many, name_of, spaces_of
+from rlhf.control.envs import EnvSource, make_envs, make_many, name_of
 from rlhf.control.episode_collect import EpisodeCollector
 from rlhf.control.evaluate import EvaluateEpisodes, Evaluator
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.control.replay import Replay, ReplayCollector
+from rlhf.control.trial import tried
 from rlhf.control.twin_policy import TwinPolicy
 from rlhf.errors import InputError
 from rlhf.optimize import Optimize
@@ -32,8 +33,9 @@ class Envs(CollectorTask):
     """A gymnasium environment, several copies at a time.
 
     Args:
-        env: Id of a registered environment, with arguments after commas if there are any; path/to/file.py:Class of your
-            own; a class or function that makes one; or an environment, of which copies are made.
+        env: Id of a registered environment, or module:Name-v0 of one that a module registers, or path/to/file.py:Class
+            of your own, with arguments after commas if there are any; a class or function that makes one; or an
+            environment, of which copies are made.
         replay: What a method with a replay buffer remembers.
         evaluate: Episodes of an evaluation.
         reference: A policy that methods with a kl_coef charge for the KL to.
@@ -41,7 +43,7 @@ class Envs(CollectorTask):
         acting: Fields of CollectSteps: num_envs, steps, episodes, ...
 
     Raises:
-        InputError: There is no such environment or setting.
+        InputError: There is no such environment or setting, or the environment does not keep gymnasium's contract.
     """
 
     @checked
@@ -62,7 +64,7 @@ class Envs(CollectorTask):
         self.reference, self.starts = copy.deepcopy(reference), starts
         self.group_size, self.lag = self.config.episodes_per_start, self.config.lag
         self.whole_episodes = self.config.episodes > 0
-        self.spaces = spaces_of(make_env(env))
+        self.spaces = tried(env)
         self._evaluator: Any = None
 
     @checked

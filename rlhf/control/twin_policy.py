@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -113,6 +114,10 @@ class TwinPolicy(nn.Module):
     def _to_unit(self, actions: Tensor) -> Tensor:
         return 2.0 * (actions - self.low) / (self.high - self.low) - 1.0
 
+    def for_env(self, actions: Tensor) -> np.ndarray:
+        """Actions as the environment takes them."""
+        return self.spaces.for_env(actions)
+
     def normalise(self, observations: Tensor) -> Tensor:
         """Raw observations as the networks take them."""
         scaled = self.normalizer(observations) if self.config.normalise_observations else observations
@@ -123,7 +128,7 @@ class TwinPolicy(nn.Module):
         """Actions, their log-probabilities and the lower of their values, for raw observations `(N, O)`.
 
         Drawn by inverse CDF from `uniforms`, `(N, action size)`; greedy without: the likeliest action, or the squashed
-        mean. `spaces.for_env(actions)` is what the environment takes.
+        mean. `for_env(actions)` is what the environment takes.
         """
         observations = self.normalise(observations.to(self.weight.device))
         outputs = self.actor(observations)

@@ -280,7 +280,9 @@ def test_collector_refuses_to_resume_environments_that_reset_themselves(mode: Au
 def test_collect_measures_the_reference_by_its_own_moments() -> None:
     envs = make_envs("Pendulum-v1", 2)
     reference = ControlPolicy(spaces_of(envs), PolicyConfig(normalise_observations=True), seed=5)
-    reference.normalizer.update(torch.randn(50, 3) * 2 + 1, lambda sums: sums)
+    reference.normalizer.update(
+        torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * 2 + 1, lambda sums: sums
+    )
     policy = copy.deepcopy(reference)
     collector = collector_of(envs, 20, reference=reference)
     first, second = (collector.collect(policy, update).rollout for update in range(2))

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -27,6 +30,42 @@ def test_make_env_names_a_missing_module() -> None:
         make_env("no_such_module:World-v0")
 
 
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("ALE/Pong-v5", "Have you installed the proper package for ALE"),
+        ("PongNoFrameskip-v4", "Environment `PongNoFrameskip` doesn't exist"),
+        ("Qbert-ram-v0", "If a module registers it, write module:Name-v0"),
+        ("HalfCheetah-v2", "cannot be made: .*gymnasium-robotics"),
+        ("tests.control.worlds:Wander-v0", "no environment tests.control.worlds:Wander-v0"),
+        ("a:b:c", "more than one colon"),
+        ("", "Malformed"),
+        ("corridor.py", r"must be given as path/to/file.py:Class"),
+    ],
+)
+def test_make_env_does_not_suggest_a_stranger(env_id: str, message: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(InputError, match=message) as refused:
+            make_env(env_id)
+    assert "Did you mean" not in str(refused.value)
+
+
+def test_make_env_suggests_a_name_in_other_letters() -> None:
+    with pytest.raises(InputError, match=r"no environment cartpole-v1\. Did you mean CartPole-v"):
+        make_env("cartpole-v1")
+
+
+def test_make_env_takes_what_a_module_registers_and_what_a_file_defines(tmp_path: Path) -> None:
+    assert make_env("tests.control.worlds:Lottery-v0").observation_space.shape == (1,)
+    folder = tmp_path / "my, own"
+    folder.mkdir()
+    file = folder / "worlds.py"
+    file.write_text("from tests.control.worlds import Walk as Corridor\n")
+    env = make_env(f"{file}:Corridor,terminal=7,max_episode_steps=3")
+    assert (env.unwrapped.terminal, env.get_wrapper_attr("_max_episode_steps")) == (7, 3)
+
+
 def test_make_env_takes_arguments_after_commas() -> None:
     """JSON where it is that: 7 is a number; the time limit is gymnasium's own argument."""
     env = make_env("Walk-v0,terminal=7,limit=9,max_episode_steps=3")
@@ -36,7 +75,14 @@ def test_make_env_takes_arguments_after_commas() -> None:
 
 @pytest.mark.parametrize(
     ("env_id", "message"),
-    [("Walk-v0,7", "argument '7'; write it as name=value"), ("Walk-v0,length=7", "'length'")],
+    [
+        ("Walk-v0,7", "argument '7'; write it as name=value"),
+        ("Walk-v0,length=7", "'length'"),
+        ("Walk-v0,max_episode_steps=-3", "max_episode_steps"),
+        ("Walk-v0,max_episode_steps=soon", "max_episode_steps"),
+        ("tests/control/worlds.py:Walk,length=7", "'length'"),
+        ("tests/control/worlds.py:Walk,max_episode_steps=-3", "max_episode_steps"),
+    ],
 )
 def test_make_env_refuses_arguments_it_does_not_know(env_id: str, message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.control import evaluate
 from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.evaluate import (
     EvaluateEpisodes,
@@ -112,12 +111,6 @@ def test_run_episodes_drops_environments_that_are_done() -> None:
     assert [episode.rewards.tolist() for episode in played] == [[1], [1, 2, 3], [1, 2]]
     assert [episode.observations.flatten().tolist() for episode in played] == [[0, 1], [0, 1, 2, 3], [0, 1, 2]]
     assert [episode.terminated for episode in played] == [True, False, True]
-
-
-def test_run_episodes_stops_where_there_is_no_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "MAX_STEPS", 50)
-    with pytest.raises(InputError, match="max_episode_steps"):
-        run_episodes(lambda _, which, __: np.zeros(len(which), dtype=np.int64), [make_env("Endless-v0")], [0])
 
 
 @pytest.mark.parametrize("bad", [{"episodes": 0}, {"sampled_episodes": -1}])

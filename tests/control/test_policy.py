@@ -166,6 +166,47 @@ def test_spaces_clip_vector_actions_to_their_bounds() -> None:
     assert given.dtype == np.float32
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "middle", "half"),
+    [
+        (5.0, 10.0, 7.5, 2.5),
+        (-100.0, 100.0, 0.0, 100.0),
+        (0.0, 1.0, 0.5, 0.5),
+        (-0.01, 0.01, 0.0, 0.01),
+        (-1.0, 9.0, 4.0, 5.0),
+        # Where a Gaussian of deviation 1 around 0 reaches both bounds, where there is none, and where nothing is free.
+        (-1.0, 1.0, 0.0, 1.0),
+        (-2.0, 2.0, 0.0, 1.0),
+        (-0.4, 3.0, 0.0, 1.0),
+        (None, None, 0.0, 1.0),
+        (0.0, None, 0.0, 1.0),
+        (-3.4e38, 3.4e38, 0.0, 1.0),
+        (7.0, 7.0, 0.0, 1.0),
+    ],
+)
+def test_vector_actions_are_scaled_where_the_first_policy_would_stay_at_a_bound(
+    low: float | None, high: float | None, middle: float, half: float
+) -> None:
+    """-1, 0 and 1 of the policy's own are low, middle and high of the environment, and back."""
+    spaces = Spaces(observation_size=3, action_low=(low, -1.0), action_high=(high, 1.0))
+    policy = ControlPolicy(spaces, PolicyConfig(), seed=0)
+    own = torch.tensor([[-1.0, -1.0], [0.0, 0.5], [1.0, 1.0], [2.0, 2.0]])
+    given = policy.for_env(own)
+    least, most = -math.inf if low is None else low, math.inf if high is None else high
+    expected = [[min(max(middle + half * a, least), most), min(max(b, -1.0), 1.0)] for a, b in own.tolist()]
+    assert given.dtype == np.float32
+    assert given == pytest.approx(np.array(expected), rel=1e-6)
+    inside = given[1:2]
+    if low != high:
+        assert policy.from_env(inside).float().numpy() == pytest.approx(own[1:2].numpy(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("low", "high"), [(100.0, None), (None, -5.0)])
+def test_a_policy_refuses_one_bound_that_lies_away_from_0(low: float | None, high: float | None) -> None:
+    with pytest.raises(InputError, match="would stay at the bound"):
+        ControlPolicy(Spaces(observation_size=3, action_low=(low,), action_high=(high,)), PolicyConfig(), seed=0)
+
+
 def test_policy_config_refuses_layers_without_units() -> None:
     with pytest.raises(InputError, match="hidden_sizes"):
         PolicyConfig(hidden_sizes=(64, 0))

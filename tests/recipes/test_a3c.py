@@ -43,7 +43,7 @@ def test_two_processes_train_one_policy(tmp_path, monkeypatch):
 def test_a_worker_that_fails_ends_the_run(tmp_path):
     with pytest.raises(mp.ProcessRaisedException, match="there is no environment CartPole-v7"):
         a3c.a3c.train(
-            a3c.ControlPolicy(a3c.spaces_of(a3c.make_env("CartPole-v1")), a3c.PolicyConfig(), seed=0),
+            a3c.ControlPolicy(a3c.tried("CartPole-v1"), a3c.PolicyConfig(), seed=0),
             a3c.a3c.Job("CartPole-v7", 100, collect.CollectSteps(), a3c.a2c.A2C(), a3c.optimize.Optimize(epochs=1), 0),
             num_workers=2,
             eval_every_steps=10,
