@@ -115,5 +115,5 @@ def test_run_episodes_drops_environments_that_are_done() -> None:
 
 @pytest.mark.parametrize("bad", [{"episodes": 0}, {"sampled_episodes": -1}])
 def test_evaluation_config_refuses_numbers_of_episodes_below_the_least(bad: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="at least 1|must not be negative"):
+    with pytest.raises(InputError, match=r"at least 1|must not be negative"):
         EvaluateEpisodes(**bad)
