@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -226,7 +226,7 @@ def test_every_method_has_a_row_in_the_docs() -> None:
     assert {row.split("`")[1] for row in rows} == {*METHODS, "td_actor_critic", "rlhf/control/a3c.py"}
 
 
-CHARGING = [kind for kind in methods().values() if "kl_coef" in {field.name for field in dataclasses.fields(kind)}]
+CHARGING = [kind for kind in methods().values() if "kl_coef" in {field.name for field in fields(kind)}]
 
 
 @pytest.mark.parametrize("kind", CHARGING, ids=lambda kind: kind.name)
