@@ -43,7 +43,7 @@ with deferred():
     from rlhf.runs.log import read_lines, trackers
     from rlhf.runs.run import Run
     from rlhf.runs.summary import conclude
-    from rlhf.training import train_phase
+    from rlhf.training import require, train_phase
 
 DIGITS = 2
 CONTEXT = 2 * DIGITS + 2 + DIGITS + 2
@@ -159,11 +159,13 @@ def main(config: Config) -> dict[str, float]:
     for task in (prompts, cloning):
         task.read(tokenizer, context=CONTEXT)
     prompts.require_size(accelerator)
+    policy = new_policy(config, tokenizer)
+    clone, improve, method = config.clone, config.improve, config.improve.method
+    require(policy, cloning, BehaviourCloning(), clone.optimize, accelerator)
+    require(policy, prompts, method, improve.optimize, accelerator)
     run = Run(
         config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}
     )
-    policy = new_policy(config, tokenizer)
-    clone, improve, method = config.clone, config.improve, config.improve.method
     first, phase = run.phase("clone"), run.phase(method.name)
     for task, learned, settings, folder in (
         (cloning, BehaviourCloning(), clone, first),

@@ -40,10 +40,11 @@ with deferred():
     from rlhf.lm.data import load_data
     from rlhf.lm.load import context_length, load_policy, load_tokenizer
     from rlhf.lm.prompts import Prompts
+    from rlhf.runs.door import require_new_or_resumed
     from rlhf.runs.log import read_lines, trackers
     from rlhf.runs.run import Run
     from rlhf.runs.summary import conclude
-    from rlhf.training import train_phase
+    from rlhf.training import require, train_phase
 
 BEGINNINGS = (
     "The story of",
@@ -123,7 +124,7 @@ def main(config: Config) -> dict[str, float | None]:
         mixed_precision=config.precision.mixed_precision,
         **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir),
     )
-    # Whatever can be wrong with the input shows before the folder of the run is made and before the weights load.
+    # Whatever can be wrong with the input shows before the weights load, and all else before the folder is made.
     names = {} if config.prompt_column == "prompt" else {config.prompt_column: "prompt"}
     task = Prompts(
         load_data(config.data or PROMPTS, split=config.split, subset=config.subset, rename=names),
@@ -135,11 +136,8 @@ def main(config: Config) -> dict[str, float | None]:
     )
     task.read(load_tokenizer(config.model), context=context_length(config.model))
     task.require_size(accelerator)
-    run = Run(
-        config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}
-    )
+    require_new_or_resumed(config.output_dir, resume=config.resume)
     method = config.improve.method
-    phase = run.phase(method.name)
     policy = load_policy(
         config.model,
         critic=config.critic,
@@ -148,6 +146,11 @@ def main(config: Config) -> dict[str, float | None]:
         temperature=config.temperature,
         seed=derive_seed(config.seed, "weights"),
     )
+    require(policy, task, method, config.improve.optimize, accelerator)
+    run = Run(
+        config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}
+    )
+    phase = run.phase(method.name)
     train_phase(
         policy, task, method, config.improve.optimize, duration=config.improve.train, phase=phase, seed=config.seed
     )

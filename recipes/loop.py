@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.deferred import deferred
+from rlhf.optimize import require_rows
 from rlhf.runs.launch import launch
 from rlhf.settings import Count, Location, Positive, Seed, Settings, Size, Total
 
@@ -67,6 +68,9 @@ class Config(Settings):
     """Optimizer steps of each pass."""
     kl_coef: Size = 0.01
     """Charge per nat of log p(token) - log p_reference(token)."""
+
+    def __post_init__(self) -> None:
+        require_rows(self.prompts * self.responses, self.minibatches)
 
 
 def train(policy: CausalLM, data: list[dict[str, str]], reward: Callable[[list[str]], list[float]], c: Config) -> None:

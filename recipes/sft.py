@@ -30,10 +30,11 @@ with deferred():
     from rlhf.lm.data import load_data
     from rlhf.lm.demonstrations import Demonstrations
     from rlhf.lm.load import context_length, load_policy, load_tokenizer
+    from rlhf.runs.door import require_new_or_resumed
     from rlhf.runs.log import trackers
     from rlhf.runs.run import Run
     from rlhf.runs.summary import conclude
-    from rlhf.training import train_phase
+    from rlhf.training import require, train_phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +80,13 @@ def main(config: Config) -> dict[str, float]:
         mixed_precision=config.precision.mixed_precision,
         **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir),
     )
-    # Whatever can be wrong with the input shows before the folder of the run is made and before the weights load.
+    # Whatever can be wrong with the input shows before the weights load, and all else before the folder is made.
     data = load_data(config.data, split=config.split, subset=config.subset)
     task = Demonstrations(data, rows_per_update=config.rows_per_update, held_out=config.held_out)
     task.read(load_tokenizer(config.model), context=context_length(config.model))
     task.require_size(accelerator)
+    require_new_or_resumed(config.output_dir, resume=config.resume)
     updates = max(round(config.passes * (len(data.rows) - config.held_out) / config.rows_per_update), 1)
-    run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"passes"})
-    phase = run.phase("clone")
     policy = load_policy(
         config.model,
         critic="none",
@@ -94,6 +94,9 @@ def main(config: Config) -> dict[str, float]:
         gradient_checkpointing=config.precision.gradient_checkpointing,
         seed=derive_seed(config.seed, "weights"),
     )
+    require(policy, task, BehaviourCloning(), config.optimize, accelerator)
+    run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"passes"})
+    phase = run.phase("clone")
     every = -(-updates // config.evaluations)
     duration = Duration(updates=updates, eval_every=every, checkpoint_every=every)
     before, after, _ = train_phase(

@@ -255,7 +255,7 @@ def charge_kl(rollout: Rollout, coef: float | Tensor) -> tuple[Tensor, dict[str,
 
 
 def require_reference(rollout: Rollout, coef: float | Tensor) -> None:
-    """Refuses a charge for the KL to what is not there. A coefficient that is a tensor adapts, from above 0.
+    """Refuses a charge for the KL to what is not there. A tensor is a coefficient that adapts, which is never 0.
 
     Raises:
         InputError: There is a charge and no reference.

@@ -95,14 +95,16 @@ class Settings:
 
 
 def require_declared(settings: Any) -> None:
-    """Refuses a value that is not what its field declares.
+    """Refuses a value that is not what its field declares; expands a path that begins with `~`.
 
     Raises:
         InputError: With the field, the value and what is needed.
     """
     declared = _declared(type(settings))  # type: ignore[arg-type]
     for field in fields(settings):
-        _require(field.name, getattr(settings, field.name), declared[field.name])
+        value = getattr(settings, field.name)
+        _require(field.name, value, declared[field.name])
+        object.__setattr__(settings, field.name, _at_home(value, declared[field.name]))
 
 
 def checked(function: F) -> F:
@@ -115,6 +117,7 @@ def checked(function: F) -> F:
         declared = get_type_hints(function, include_extras=True)
         for name in named & keywords.keys():
             _require(name, keywords[name], declared[name])
+            keywords[name] = _at_home(keywords[name], declared[name])
         return function(*arguments, **keywords)
 
     return after_the_gate  # type: ignore[return-value]
@@ -163,6 +166,16 @@ def _require(name: str, value: Any, hint: Any) -> None:
     if value is not MISSING:
         shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
         raise InputError(f"{name} is {shown}; it must {needed}.")
+
+
+def _at_home(value: Any, hint: Any) -> Any:
+    """A path with its `~` expanded, which no shell does behind an `=`; any other value as it is."""
+    if not isinstance(value, str | Path) or not str(value).startswith("~"):
+        return value
+    arms = [hint, *get_args(hint)]
+    if Path in arms or any(NamesPath() in get_args(arm) for arm in arms):
+        return type(value)(os.path.expanduser(value))
+    return value
 
 
 def _fault(value: Any, hint: Any) -> str | None:
@@ -224,6 +237,8 @@ def _text_fault(value: str) -> str | None:
 def _path_fault(value: str | os.PathLike[str]) -> str | None:
     text = os.fspath(value)
     fits = all(len(os.fsencode(part)) <= LONGEST_NAME for part in text.replace(os.sep, "/").split("/"))
+    if text.startswith("~") and os.path.expanduser(text) == text:
+        return "begin with a home folder that there is"
     return _text_fault(text) or (None if fits else f"have no name of more than {LONGEST_NAME} bytes in it")
 
 

@@ -17,6 +17,7 @@ from rlhf.algorithms import checks
 from rlhf.algorithms.base import Method
 from rlhf.errors import InputError
 from rlhf.loop import Duration, learn
+from rlhf.runs.processes import require_processes
 from rlhf.runs.run import Phase, Run, Unsaved
 from rlhf.runs.summary import conclude
 from rlhf.settings import CountOrNone, Location, Seed, TotalOrNone, checked
@@ -213,6 +214,7 @@ def require(policy: Any, task: Task, method: Method, settings: optimize.Optimize
         InputError: With what was given, what is needed, and what to do.
     """
     require_parts(policy, task, method, settings)
+    require_processes(accelerator)
     if policy.memoryless and accelerator.mixed_precision != "no":
         raise InputError(
             f"mixed precision is {accelerator.mixed_precision}, but control computes in its weights' own; set it to no."

@@ -17,6 +17,8 @@ import rlhf.algorithms
 import rlhf.control
 import rlhf.lm
 from rlhf.algorithms.ppo import PPO
+from rlhf.control.load import load_control_policy
+from rlhf.control.settings import EvaluateEpisodes
 from rlhf.control.tasks import Envs
 from rlhf.errors import InputError
 from rlhf.lm.load import load_policy
@@ -75,6 +77,12 @@ def interval(hint: Any) -> Interval | None:
         if (found := interval(argument)) is not None and get_origin(hint) is not tuple:
             return found
     return None
+
+
+def paths(hint: Any) -> list[Any]:
+    """Path and Location, alone or with None; what is in a list is expanded by whoever opens it."""
+    found = [hint, *(get_args(hint) if get_origin(hint) is not tuple else ())]
+    return [one for one in found if one is Path or NamesPath() in get_args(one)]
 
 
 def refused(hint: Any) -> list[Any]:
@@ -198,3 +206,39 @@ def test_train_refuses_arguments_by_name(wrong: dict[str, Any], message: str) ->
     task = Envs("CartPole-v1")
     with pytest.raises(InputError, match=message):
         train(task.policy(), task, PPO(), **wrong)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+PATHS = [(kind, name) for kind, name in FIELDS if paths(_declared(kind)[name])]
+
+
+@pytest.mark.parametrize(("kind", "name"), PATHS, ids=lambda x: x if isinstance(x, str) else x.__module__)
+def test_every_path_may_begin_at_home(kind: type[Any], name: str, home: Path) -> None:
+    """No shell expands the ~ of --model=~/m."""
+    changes = {"critic": "separate"} if name == "critic_model" else {}
+    of_type = Path if Path in arms(_declared(kind)[name]) else str
+    made = dataclasses.replace(base(kind), **changes, **{name: of_type("~/a/b")})
+    assert getattr(made, name) == of_type(home / "a/b")
+    assert getattr(dataclasses.replace(base(kind), **changes, **{name: of_type("a/~")}), name) == of_type("a/~")
+    with pytest.raises(InputError, match=f"{name} is .*~nobody-of-this-name/x.*; it must begin with a home folder"):
+        dataclasses.replace(base(kind), **changes, **{name: of_type("~nobody-of-this-name/x")})
+
+
+def test_what_is_given_in_python_may_begin_at_home(home: Path) -> None:
+    task = Envs("CartPole-v1", num_envs=2, steps=4, evaluate=EvaluateEpisodes(episodes=1, sampled_episodes=0))
+    train(task.policy(), task, PPO(), updates=1, out="~/run")
+    assert (home / "run" / "result.json").exists()
+    assert load_control_policy(Path("~/run/ppo/final/policy")).spaces == task.spaces
+    assert not (home / "~").exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "../up", "x" * 101, "two words"])
+def test_the_name_of_a_method_is_one_of_a_folder(name: str) -> None:
+    with pytest.raises(InputError, match=r"the name of method Mine is .*; a folder bears it"):
+        type("Mine", (PPO,), {"name": name})

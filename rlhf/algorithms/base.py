@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from rlhf import optimize
 from rlhf.deferred import deferred
+from rlhf.errors import InputError
 from rlhf.optimize import Learner, Loss
 from rlhf.settings import Settings
 
@@ -61,6 +62,11 @@ class Method(Settings):
         super().__init_subclass__(**options)
         if "name" not in vars(cls):
             cls.name = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+        if isinstance(cls.name, str) and not re.fullmatch(r"[\w-]{1,100}", cls.name):
+            raise InputError(
+                f"the name of method {cls.__name__} is {cls.name!r:.120}; a folder bears it, so make it up to 100 "
+                "letters, digits, _ and -."
+            )
 
     @property
     def needs_critic(self) -> bool:

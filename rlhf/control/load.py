@@ -16,6 +16,7 @@ KINDS: dict[str, type[ControlPolicy] | type[TwinPolicy]] = {kind.__name__: kind 
 
 def load_control_policy(folder: Path) -> ControlPolicy | TwinPolicy:
     """The policy that was saved in `folder`, ready to act on raw observations."""
+    folder = Path(folder).expanduser()
     description = read_description(folder)
     if description["kind"] not in KINDS:
         raise InputError(f"{folder} holds a {description['kind']}; this version knows {', '.join(KINDS)}.")

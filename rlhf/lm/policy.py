@@ -88,6 +88,8 @@ class CausalLM(nn.Module):
         self.temperature = temperature
         self.reference_dtype = reference_dtype
         self.model = model
+        if isinstance(model, PeftModel):
+            _name_base_in_full(model)
         self._dropout = prepare(model)
         self.abilities: Abilities = probe(model)
         self.critic_trunk, self._critic_packs, width = self._build_critic(critic)
@@ -298,3 +300,11 @@ class CausalLM(nn.Module):
         finally:
             for config, dropout in zeroed:
                 vars(config).update(dropout)
+
+
+def _name_base_in_full(model: PeftModel) -> None:
+    """A saved adapter is found by others from wherever they are, so its base, if a folder, is named from the root."""
+    for config in model.peft_config.values():
+        base = config.base_model_name_or_path
+        if base and Path(base).is_dir():
+            config.base_model_name_or_path = str(Path(base).absolute())

@@ -20,6 +20,7 @@ from rlhf.lm.data import Data, Prompt, hold_out, load_data, prompt_rows
 from rlhf.lm.engine import Engine, Sampling, require_engine
 from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.policy import CausalLM
+from rlhf.lm.responses import try_rewards
 from rlhf.lm.rewards import Rewards, load_reward
 from rlhf.optimize import Optimize
 from rlhf.runs.evaluate import Evaluation
@@ -88,7 +89,8 @@ class Prompts(CollectorTask):
             context: The most tokens the model can take; None where there is no limit.
 
         Raises:
-            InputError: A prompt is missing, empty or too long, or a reward asks for what the data do not have.
+            InputError: A prompt is missing, empty or too long, or a reward asks for what the data do not have, or does
+                not answer two rows as it must.
         """
 
         def prompts(data: Data) -> list[Prompt]:
@@ -98,6 +100,7 @@ class Prompts(CollectorTask):
         apart = [] if isinstance(self.held_out, int) else prompts(self.held_out)
         self._rows = prompts(self.data), apart
         self.rewards.require_columns(self._rows[0][0].columns)
+        try_rewards(self.rewards, self._rows[0][:2], tokenizer)
         if isinstance(self.held_out, int) and not 0 < self.held_out < len(self._rows[0]):
             raise InputError(
                 f"held_out is {self.held_out} and there are {len(self._rows[0])} prompts; hold out at least one to "

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rlhf.lm.data import Prompt
 from rlhf.lm.engine import Generation
@@ -36,6 +37,15 @@ def score_responses(
     # Models inside reward functions keep their own precision.
     with torch.autocast(generation.tokens.device.type, enabled=False):
         return texts, rewards(samples)
+
+
+def try_rewards(rewards: Rewards, prompts: Sequence[Prompt], tokenizer: Any) -> None:
+    """Has some prompts paid with their own words for responses, so that a mistake shows before anything is loaded."""
+    lengths = torch.tensor([len(prompt.tokens) for prompt in prompts])
+    tokens = pad_sequence([torch.tensor(prompt.tokens) for prompt in prompts], batch_first=True)
+    finished, logprobs = torch.ones(len(prompts), dtype=torch.bool), torch.zeros(tokens.shape)
+    parroted = Generation(tokens=tokens, lengths=lengths, finished=finished, logprobs=logprobs, values=None)
+    score_responses(rewards, prompts, parroted, tokenizer, [prompt.row for prompt in prompts])
 
 
 def response_records(

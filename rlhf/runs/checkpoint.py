@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -76,14 +76,15 @@ def commit_folder(folder: Path, write: Writer) -> Path:
     If it replaces, a kill between two renames leaves neither the old nor the new one.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
+    # Not mkdtemp, whose folders are private: what is committed is as readable as any other.
+    temporary = folder.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+    temporary.mkdir()
     try:
-        # mkdtemp makes it private; what is committed should be as readable as any other folder.
-        temporary.chmod(folder.parent.stat().st_mode)
         write(temporary)
         (temporary / MANIFEST).write_text(_canonical(_contents(temporary)), encoding="utf-8")
+        _as_readable_as(temporary / MANIFEST, temporary)
         _flush_tree(temporary)
-        if folder.exists():
+        if os.path.lexists(folder):
             _remove(folder)
         temporary.rename(folder)
         _flush(folder.parent)
@@ -119,10 +120,7 @@ def verify_folder(folder: Path) -> None:
 def remove_leftovers(root: Path) -> None:
     """Removes what a kill left half written, or half removed."""
     for path in root.glob(f"{TEMPORARY}*"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        _delete(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -169,14 +167,31 @@ def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
 def _remove(folder: Path) -> None:
     """Removes a committed folder; a kill on the way leaves a leftover, never a folder that looks committed."""
     doomed = folder.with_name(f"{TEMPORARY}removed-{folder.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
+    if os.path.lexists(doomed):
+        _delete(doomed)
     folder.rename(doomed)
-    shutil.rmtree(doomed)
+    _delete(doomed)
+
+
+def _delete(path: Path) -> None:
+    """A link is removed, and what it leads to is not."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _as_readable_as(one: Path, folder: Path) -> None:
+    """Gives every file the mode of this one, which is what the umask says; safetensors makes its own private."""
+    mode = one.stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _flush_tree(folder: Path) -> None:

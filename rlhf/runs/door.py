@@ -32,6 +32,23 @@ def enter(
     Raises:
         InputError: The folder holds another run, or none to resume.
     """
+    require_new_or_resumed(folder, resume=resume)
+    versions = _versions(accelerator)
+    if resume:
+        _compare(folder, config, extendable)
+        _warn_of_new_versions(folder, versions)
+    make_folder(folder)
+    # The configuration last: a folder that has one is a run.
+    write_json(folder / "versions.json", versions)
+    write_json(folder / "config.json", config)
+
+
+def require_new_or_resumed(folder: Path, *, resume: bool) -> None:
+    """Refuses a folder in which no run can start, or go on; also for recipes, before they load a model.
+
+    Raises:
+        InputError: The folder holds another run, or none to resume.
+    """
     require_folder(folder)
     # What a run that was killed on its way through this door may have left does not count.
     harmless = (f"{TEMPORARY}versions.json", f"{TEMPORARY}config.json", "versions.json")
@@ -46,14 +63,6 @@ def enter(
             else "is not empty and holds no run;"
         )
         raise InputError(f"{folder} {what} another --output-dir starts anew.")
-    versions = _versions(accelerator)
-    if resume:
-        _compare(folder, config, extendable)
-        _warn_of_new_versions(folder, versions)
-    make_folder(folder)
-    # The configuration last: a folder that has one is a run.
-    write_json(folder / "versions.json", versions)
-    write_json(folder / "config.json", config)
 
 
 def require_folder(folder: Path) -> None:

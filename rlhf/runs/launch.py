@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import tyro
 
@@ -23,6 +23,17 @@ with deferred():
 
 
 C = TypeVar("C")
+
+# What torch and numpy say where memory ends, beside MemoryError.
+MEMORY_ENDED = (
+    *("out of memory", "can't allocate memory", "not enough memory", "size calculation overflowed"),
+    *("integer multiplication overflow", "array is too big", "Maximum allowed dimension"),
+)
+SIZES = (
+    *("micro_batch_cost", "max_new_tokens", "prompts_per_rollout", "responses_per_prompt", "prompts", "responses"),
+    *("rows_per_update", "num_envs", "steps", "episodes", "capacity", "batch_size", "hidden_size", "hidden_sizes"),
+    *("vocabulary", "num_seeds"),
+)
 
 
 def launch(
@@ -51,7 +62,15 @@ def launch(
         given, arguments = (None, sys.argv[1:]) if default is None else _picked(default, config)
         parsed = tyro.cli(config, args=arguments, default=given, description=description, console_outputs=first)
         settle()
-        main(cast(C, parsed))
+        try:
+            main(cast(C, parsed))
+        except (MemoryError, RuntimeError, ValueError) as error:
+            if not _memory_ended(error):
+                raise
+            raise InputError(
+                f"memory ended ({str(error).strip().splitlines()[0] if str(error) else 'MemoryError'}). Lower what is "
+                f"held at once: {', '.join(_sizes(parsed)) or 'the sizes'}."
+            ) from None
 
     with lenient_streams():
         leave(_run(parse_and_run))
@@ -69,6 +88,22 @@ def _picked(default: Callable[..., C], config: type[C]) -> tuple[C, list[str]]:
     for name in plain & chosen.keys():
         rest += [f"--{name.replace('_', '-')}", chosen[name]]
     return default(**chosen), rest
+
+
+def _memory_ended(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(text in str(error) for text in MEMORY_ENDED)
+
+
+def _sizes(config: Any, prefix: str = "") -> list[str]:
+    """The options of a configuration that memory grows with; first those that change no result."""
+    found = []
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            found += _sizes(value, f"{name}.")
+        elif field.name in SIZES:
+            found.append(f"--{name.replace('_', '-')}")
+    return sorted(found, key=lambda option: SIZES.index(option.lstrip("-").rpartition(".")[2].replace("-", "_")))
 
 
 def leave(status: int) -> NoReturn:

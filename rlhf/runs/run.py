@@ -26,6 +26,7 @@ from rlhf.runs.checkpoint import (
 )
 from rlhf.runs.door import enter, flatten, plain_config
 from rlhf.runs.log import Display, Lines, check_row, read_lines
+from rlhf.runs.processes import require_processes, require_shared
 from rlhf.runs.state import load_state
 
 # What a checkpoint says about the run, beside the subfolders of its writers.
@@ -67,6 +68,8 @@ class Run:
     ) -> None:
         self.folder = Path(folder)
         self.accelerator = accelerator
+        require_processes(accelerator)
+        require_shared(self.folder, accelerator)
         plain = plain_config(config)
         on_main(
             accelerator,

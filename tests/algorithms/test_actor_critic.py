@@ -340,8 +340,7 @@ def test_leaving_the_reference_is_charged_to_the_rewards(method: Method) -> None
     rollout = make_rollout(TabularPolicy(4, 3), rows=5, steps=4)
     watched = replace(rollout, ref_logprobs=rollout.logprobs - 0.3)
     charged = replace(rollout, rewards=rollout.rewards - 0.1 * 0.3)
-    method = replace(method, kl_coef=0.1)
-    ours, cells = method.estimate(watched, STATE)
+    ours, cells = replace(method, kl_coef=0.1).estimate(watched, STATE)
     expected, _ = method.estimate(charged, STATE)
     for name in ("advantages", "returns"):
         torch.testing.assert_close(getattr(ours, name), getattr(expected, name), rtol=0, atol=1e-12)
@@ -433,9 +432,9 @@ def test_q_actor_critic_fits_first_too() -> None:
         (lambda: A2C(num_steps=0), "num_steps is 0; it must be at least 1"),
         (lambda: A2C(entropy_coef=-1.0), "entropy_coef is -1.0; it must not be negative"),
         (lambda: QActorCritic(kl_coef=float("nan")), "kl_coef is nan"),
-        (lambda: Critic(td_lambda=2.0), "critic.td_lambda is 2.0"),
-        (lambda: Critic(num_steps=0), "critic.num_steps is 0"),
-        (lambda: Critic(epochs=-1), "critic.epochs -1"),
+        (lambda: Critic(td_lambda=2.0), "td_lambda is 2.0; it must lie in"),
+        (lambda: Critic(num_steps=0), "num_steps is 0; it must be at least 1"),
+        (lambda: Critic(epochs=-1), "epochs is -1; it must not be negative"),
     ],
 )
 def test_values_out_of_range_are_refused(make: Any, message: str) -> None:

@@ -216,7 +216,7 @@ def test_a_fixed_coefficient_stays():
         ({"gae_lambda": -0.1}, "gae_lambda is -0.1; it must lie in"),
         ({"clip": 0.0}, "clip is 0.0; it must be positive"),
         ({"value_clip": -1.0}, "value_clip is -1.0; it must not be negative"),
-        ({"entropy_coef": math.nan}, "entropy_coef is nan; it must not be negative"),
+        ({"entropy_coef": math.nan}, "entropy_coef is nan; it must be finite"),
         ({"critic_warmup": -1}, "critic_warmup is -1"),
         ({"kl_target": 6.0}, "kl_coef must be positive; it is 0"),
     ],

@@ -319,7 +319,7 @@ def test_a_policy_with_memory_has_no_cheap_gradient_of_each_action() -> None:
     [
         ({"gamma": 1.1}, "gamma is 1.1; it must lie in"),
         ({"entropy_coef": -1.0}, "entropy_coef is -1.0; it must not be negative"),
-        ({"kl_coef": math.nan}, "kl_coef is nan; it must not be negative"),
+        ({"kl_coef": math.nan}, "kl_coef is nan; it must be finite"),
         ({"critic_epochs": 0}, "critic_epochs is 0; it must be at least 1"),
         ({"returns": "total", "discounted_states": True}, "returns is total"),
     ],

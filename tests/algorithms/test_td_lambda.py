@@ -175,7 +175,7 @@ def test_leaving_the_reference_is_charged_to_the_rewards() -> None:
     _, rollout = rollout_and_policy()
     method = TDLambda(kl_coef=0.1)
     ours, _ = method.estimate(replace(rollout, ref_logprobs=rollout.logprobs - 0.3), STATE)
-    expected, _ = method.estimate(replace(rollout, rewards=rollout.rewards - 0.03), STATE)
+    expected, _ = TDLambda().estimate(replace(rollout, rewards=rollout.rewards - 0.03), STATE)
     torch.testing.assert_close(ours.advantages, expected.advantages, rtol=0, atol=1e-12)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from rlhf.errors import InputError
@@ -72,3 +75,17 @@ def test_saving_and_loading_draw_no_bars(model, tmp_path, capsys):
     policy.save(tmp_path / "policy")
     policy.load(tmp_path / "policy")
     assert capsys.readouterr() == ("", "")
+
+
+def test_an_adapter_names_its_base_from_the_root(model, tmp_path, monkeypatch):
+    """So that it loads from wherever somebody is."""
+    monkeypatch.chdir(model.parent)
+    made = policy_of(ModelConfig(model=model.name, lora_rank=2), temperature=1.0, seed=0)
+    made.save(tmp_path / "saved")
+    config = tmp_path / "saved" / "model" / "adapter_config.json"
+    assert json.loads(config.read_text())["base_model_name_or_path"] == str(model)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = policy_of(ModelConfig(model=str(tmp_path / "saved")), temperature=1.0, seed=1)
+    for name, weights in made.named_parameters():
+        assert torch.equal(weights, again.get_parameter(name)), name

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import cartpole, custom_reward
+from recipes import cartpole, custom_reward, sft
 from rlhf.runs import summary
 from rlhf.runs.log import read_lines
 from tests.recipes.small import ARGUMENTS, REWARDS, files, outcome, run, small_config
@@ -138,19 +138,31 @@ def test_a_model_without_a_tokenizer_is_refused(inputs, model, monkeypatch, caps
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("short", "reward function short returned 1 scores for 4 samples; return one per sample."),
+        ("short", "reward function short returned 1 scores for 2 samples; return one per sample."),
         ("texts", "reward function texts returned str 'good' for sample 0; return a number."),
         ("nothing", "reward function nothing returned NoneType None; return a list with one entry per sample."),
         ("nan", "reward function nan returned nan for sample 0; return finite numbers."),
         ("tokens", "token rewards for sample 0, whose response has"),
     ],
 )
-def test_bad_answers_of_a_reward_function_are_named(function, message, inputs, model, monkeypatch, capsys):
-    assert outcome(monkeypatch, custom_reward, *arguments(model), "--reward", f"rewards.py:{function}") == 2
-    # transformers draws bars of its own.
+def test_a_reward_is_tried_before_the_weights_load_and_there_is_a_run(
+    function, message, inputs, model_without_weights, monkeypatch, capsys
+):
+    options = [*arguments(model_without_weights), "--reward", f"rewards.py:{function}"]
+    assert outcome(monkeypatch, custom_reward, *options) == 2
     errors = capsys.readouterr().err.splitlines()
     assert errors[-1].startswith("error: ")
     assert message in errors[-1]
+    assert not (inputs / "run").exists()
+
+
+@pytest.mark.parametrize("recipe", [custom_reward, sft], ids=lambda recipe: recipe.__name__)
+def test_weights_that_do_not_load_leave_no_folder_in_the_way(recipe, inputs, model_without_weights, monkeypatch):
+    rows = {custom_reward: "few.jsonl", sft: "texts.jsonl"}[recipe]
+    options = ["--model", str(model_without_weights), "--data", rows, "--held-out", "1", "--output-dir", "run"]
+    options += ["--improve.collect.prompts-per-rollout", "2"] if recipe is custom_reward else ["--rows-per-update", "2"]
+    assert outcome(monkeypatch, recipe, *options) == 2
+    assert not (inputs / "run").exists()
 
 
 FAILING = '''

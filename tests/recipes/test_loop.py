@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 import rlhf
 from recipes import loop
+from rlhf.errors import InputError
 
 DATA = [{"prompt": prompt} for prompt in ("a b", "c d", "b a", "d c a") * 3]
 
@@ -38,3 +40,9 @@ def test_the_script_prints_the_score_of_each_update(model, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition(" ")[0] for line in lines] == ["update 1: score", "update 2: score"]
     assert all(0.0 <= float(line.rpartition(" ")[2]) <= 1.0 for line in lines)
+
+
+def test_more_minibatches_than_responses_are_refused_before_anything_loads():
+    with pytest.raises(InputError, match="a rollout has 6 rows, which make no 7 parts; lower minibatches"):
+        loop.Config(model="m", prompts=2, responses=3, minibatches=7)
+    assert loop.Config(model="m", prompts=2, responses=3, minibatches=6).minibatches == 6

@@ -206,3 +206,38 @@ def test_write_json_replaces_in_one_piece(tmp_path):
 def test_nothing_in_runs_can_execute_code_from_a_file():
     sources = (Path(__file__).parents[2] / "rlhf/runs").glob("*.py")
     assert not [path.name for path in sources if {"pickle", "torch.load", "torch.save"} & set(path.read_text().split())]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o027, 0o077])
+def test_what_is_committed_has_the_mode_that_the_umask_gives(umask, tmp_path):
+    tmp_path.chmod(0o700)
+    before = os.umask(umask)
+    try:
+        folder = save(tmp_path / "checkpoints", 1)
+    finally:
+        os.umask(before)
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    assert {path.stat().st_mode & 0o777 for path in folders} == {0o777 & ~umask}
+    assert {path.stat().st_mode & 0o777 for path in files(folder)} == {0o666 & ~umask}
+
+
+def test_links_in_a_run_are_followed_and_what_they_lead_to_is_never_removed(tmp_path):
+    """A folder of checkpoints, a checkpoint, the final folder or a leftover on another disk."""
+    away = tmp_path / "away"
+    (away / "checkpoints").mkdir(parents=True)
+    root = tmp_path / "checkpoints"
+    root.symlink_to(away / "checkpoints")
+    save(root, 1).rename(away / "one")
+    (root / "00000001").symlink_to(away / "one")
+    assert newest_good(root) == root / "00000001"
+    for update in (2, 3, 4):
+        save(root, update)
+    assert sorted(path.name for path in root.iterdir()) == ["00000003", "00000004"]
+    final = tmp_path / "final"
+    final.symlink_to(away / "one")
+    commit_folder(final, lambda folder: (folder / "new").write_text("new"))
+    assert (final / "new").exists()
+    (root / f"{checkpoint.TEMPORARY}left").symlink_to(away / "one")
+    checkpoint.remove_leftovers(root)
+    assert sorted(path.name for path in root.iterdir()) == ["00000003", "00000004"]
+    verify_folder(away / "one")

@@ -7,9 +7,12 @@ import sys
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+import torch
 
 from rlhf.errors import InputError, NonFiniteError
+from rlhf.optimize import Optimize
 from rlhf.runs.launch import launch
 from rlhf.runs.stop import Stopped
 
@@ -33,6 +36,15 @@ class Config:
     def __post_init__(self) -> None:
         if self.updates < 1:
             raise InputError(f"updates is {self.updates}; it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized:
+    """Two sizes."""
+
+    num_envs: int = 2
+    """Environments."""
+    optimize: Optimize = Optimize()
 
 
 def outcome(monkeypatch, main, *arguments: str) -> int:
@@ -183,3 +195,41 @@ def test_a_signalled_script_exits_with_the_status_of_its_signal(tmp_path, number
     assert process.returncode == status
     assert "--resume continues" in errors
     assert "Traceback" not in errors
+
+
+def allocate(config: Config) -> None:
+    torch.empty(10**16)
+
+
+def overflow(config: Config) -> None:
+    torch.empty(2**40, 2**40)
+
+
+def of_numpy(config: Config) -> None:
+    np.zeros(2**62, np.float64)
+
+
+@pytest.mark.parametrize(
+    "main",
+    [
+        raiser(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")),
+        raiser(MemoryError()),
+        allocate,
+        overflow,
+        of_numpy,
+    ],
+    ids=["cuda", "python", "torch", "overflow", "numpy"],
+)
+def test_the_end_of_memory_is_one_line_that_names_what_to_lower(main, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["recipe.py"])
+    with pytest.raises(SystemExit) as ended:
+        launch(main, Sized)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: memory ended (")
+    assert line.endswith("Lower what is held at once: --optimize.micro-batch-cost, --num-envs.")
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        outcome(monkeypatch, raiser(RuntimeError("a shape is wrong")))

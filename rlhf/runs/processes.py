@@ -1,0 +1,93 @@
+"""What several processes need before a run is made: devices, and one folder that all of them see."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+from rlhf.errors import InputError
+
+# So long may a network's file system take to show one machine what another wrote.
+PATIENCE = 30.0
+
+
+def require_processes(accelerator: Accelerator) -> None:
+    """Refuses processes of a launcher that do not find each other: each would take itself for the whole run.
+
+    Raises:
+        InputError: The launcher started several, for GPUs that this machine does not have.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched == accelerator.num_processes or "LOCAL_RANK" not in os.environ:
+        return
+    script = sys.argv[0] or "recipe.py"
+    raise InputError(
+        f"the launcher started {launched} processes, one GPU each, and {torch.cuda.device_count()} GPUs are here. "
+        f"On CPUs run `accelerate launch --cpu --num_processes {launched} {script} ...`, or `python {script} ...` for "
+        "one process."
+    )
+
+
+def require_shared(folder: Path, accelerator: Accelerator) -> None:
+    """Refuses a folder that not every process sees: each reads there what the main process writes.
+
+    Raises:
+        InputError: On every process, with those that see nothing; nothing is left behind.
+    """
+    if accelerator.num_processes == 1:
+        return
+    # Nobody may still be asking whether the folder is empty.
+    accelerator.wait_for_everyone()
+    made = [] if not accelerator.is_main_process else _missing(folder)
+    name = [f".tmp-seen-{secrets.token_hex(8)}"]
+    broadcast_object_list(name)
+    mark = folder / name[0]
+    problem = None
+    if accelerator.is_main_process:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        except OSError as error:
+            problem = f"--output-dir {folder} cannot be written: {error.strerror}; name another."
+    problems = [problem]
+    broadcast_object_list(problems)
+    try:
+        if problems[0] is not None:
+            raise InputError(problems[0])
+        rank = f"process {accelerator.process_index} on {socket.gethostname()}"
+        blind = gather_object([] if _appears(mark) else [rank])
+    finally:
+        if accelerator.is_main_process:
+            mark.unlink(missing_ok=True)
+            for each in made:
+                each.rmdir()
+    if blind:
+        raise InputError(
+            f"--output-dir {folder.absolute()} is not the same folder for all processes: {', '.join(blind)} cannot see "
+            "what the main process writes there. Name one that all machines share."
+        )
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folders that would have to be made for it, the deepest first."""
+    return [each for each in (folder, *folder.parents) if not each.exists()]
+
+
+def _appears(mark: Path) -> bool:
+    end = time.monotonic() + PATIENCE
+    while not mark.exists():
+        if time.monotonic() > end:
+            return False
+        # Listing a folder has some file systems look again.
+        if mark.parent.is_dir():
+            os.listdir(mark.parent)
+        time.sleep(0.05)
+    return True

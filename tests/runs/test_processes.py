@@ -1,0 +1,43 @@
+"""Several processes that do not find each other, or not the same folder, are told so and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT
+
+
+def launched(folder: Path, *options: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("ACCELERATE_USE_CPU", None)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(ROOT / "tests/runs/processes_child.py"), *options]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200).stderr
+
+
+def left(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_processes_for_gpus_are_refused_where_there_are_none(tmp_path: Path) -> None:
+    said = launched(tmp_path)
+    for start in ("error: ", "[rank 1] error: "):
+        assert f"{start}the launcher started 2 processes, one GPU each, and 0 GPUs are here." in said
+    assert "accelerate launch --cpu --num_processes 2 recipes/custom_reward.py" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "shared"])
+def test_a_folder_that_one_machine_does_not_see_is_refused(own: bool, tmp_path: Path) -> None:
+    said = launched(tmp_path, "--cpu", *(["--own"] if own else []))
+    if not own:
+        assert left(tmp_path) == {"ended0", "ended1", "shared/run/config.json", "shared/run/versions.json"}, said
+        return
+    assert "is not the same folder for all processes: process 1 on" in said
+    assert "Name one that all machines share" in said
+    assert list(tmp_path.iterdir()) == []
