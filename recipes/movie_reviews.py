@@ -9,8 +9,9 @@ Everything is trained from scratch on rows of `text` and `label` (1 positive, 0 
 language model on all training reviews; on one half of them a transformer, whose log-odds are the reward; on the other
 half naive Bayes, which PPO never sees: what it calls positive is sentiment, not a trick on the first. PPO continues the
 first words of training reviews and is charged for its KL from the language model. result.json holds the figures on the
-first words of test reviews, before and after, and beside them those of the real positive test reviews. What none of
-this measures is sense: a model of this size writes the words of a review, seldom its thoughts.
+first words of test reviews, before and after, and beside them those of the real positive test reviews. Reviews of more
+tokens than the classifier reads (384) are left out, since nothing is ever cut. What none of this measures is sense: a
+model of this size writes the words of a review, seldom its thoughts.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from rlhf.algorithms.choices import method_help
 from rlhf.algorithms.clone import BehaviourCloning
 from rlhf.algorithms.ppo import PPO
 from rlhf.deferred import deferred
+from rlhf.errors import InputError
 from rlhf.lm.settings import ClassifierConfig, CollectResponses
 from rlhf.loop import Duration
 from rlhf.optimize import Optimize
@@ -39,7 +41,9 @@ with deferred():
     from transformers import BertConfig, LlamaConfig, PreTrainedTokenizerFast
 
     from rlhf.core.random import derive_seed
+    from rlhf.demonstrations import require_rows
     from rlhf.lm.classify import NaiveBayes, distinct_bigrams, labelled_texts, train_classifier
+    from rlhf.lm.collect import require_prompts
     from rlhf.lm.data import hold_out
     from rlhf.lm.demonstrations import Demonstrations
     from rlhf.lm.load import build_policy
@@ -53,6 +57,8 @@ with deferred():
     from rlhf.training import train_phase
 
 CONTEXT = 96
+# Of the classifier. Three bytes stand for each that is no text, so a response can grow when it is read again.
+READ = 4 * CONTEXT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +117,25 @@ def default_config(method: str = "ppo") -> Config:
     return replace(config, critic=critic, improve=improve)
 
 
+def readable(texts: list[str], labels: list[int], config: Config, tokenizer: Any) -> tuple[list[str], list[int]]:
+    """The reviews that the classifier can read with their end, and whose first words leave room to go on.
+
+    Raises:
+        InputError: Those that are left do not have both labels, or none is longer than its first words.
+    """
+    starts = [" ".join(text.split()[: config.prompt_words]) for text in texts]
+    lengths, needed = ([len(tokens) for tokens in tokenizer(each)["input_ids"]] for each in (texts, starts))
+    kept = [i for i in range(len(texts)) if lengths[i] < READ and needed[i] + config.max_new_tokens <= CONTEXT]
+    continued = {labels[i] for i in kept if len(texts[i].split()) > config.prompt_words}
+    if continued != {0, 1}:
+        raise InputError(
+            f"{config.data}: {len(kept)} of {len(texts)} reviews have less than {READ} tokens and first words that "
+            f"leave room for max_new_tokens ({config.max_new_tokens}); some of each label must, and be longer than "
+            f"prompt_words ({config.prompt_words})."
+        )
+    return [texts[i] for i in kept], [labels[i] for i in kept]
+
+
 def beginnings(texts: list[str], config: Config) -> list[dict[str, str]]:
     """The first words of every text that has more of them."""
     words = [text.split() for text in texts]
@@ -158,8 +183,7 @@ def write_classifier(folder: Path, config: Config, tokenizer: Any, texts: Sequen
         intermediate_size=2 * config.hidden_size,
         num_hidden_layers=1,
         num_attention_heads=4,
-        # Three bytes stand for each that is no text, so a response can grow when it is read again.
-        max_position_embeddings=4 * CONTEXT,
+        max_position_embeddings=READ,
         hidden_dropout_prob=0.5,
         pad_token_id=tokenizer.pad_token_id,
         id2label={0: "positive"},
@@ -200,18 +224,24 @@ def main(config: Config) -> dict[str, float | None]:
     accelerator = Accelerator(mixed_precision=config.precision.mixed_precision)
     texts, labels = labelled_texts(config.data, "train")
     test_texts, test_labels = labelled_texts(config.data, "test")
+    # Whatever can be wrong with the data shows before the folder of the run is made and before anything is trained.
+    tokenizer = byte_pair_tokenizer(texts, size=config.vocabulary)
+    texts, labels = readable(texts, labels, config, tokenizer)
+    test_texts, test_labels = readable(test_texts, test_labels, config, tokenizer)
+    halves = hold_out(len(texts), num_held_out=len(texts) // 2, seed=config.seed)
+    first, second = (([texts[i] for i in half], [labels[i] for i in half]) for half in (x.tolist() for x in halves))
+    bayes = NaiveBayes(*second)
+    short = [text for text, tokens in zip(texts, tokenizer(texts)["input_ids"], strict=True) if len(tokens) < CONTEXT]
+    require_rows(len(short), config.clone.rows_per_update, accelerator)
+    require_prompts(beginnings(texts, config), config.improve.collect, accelerator)
     run = Run(
         config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}
     )
     sft, phase = run.phase("sft"), run.phase(config.improve.method.name)
-    vocabulary = sft.once(
-        "tokenizer", lambda folder: byte_pair_tokenizer(texts, size=config.vocabulary).save_pretrained(folder)
-    )
+    vocabulary = sft.once("tokenizer", lambda folder: tokenizer.save_pretrained(folder))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(vocabulary)
-    halves = hold_out(len(texts), num_held_out=len(texts) // 2, seed=config.seed)
-    first, second = (([texts[i] for i in half], [labels[i] for i in half]) for half in (x.tolist() for x in halves))
     classifier = phase.once("classifier", lambda folder: write_classifier(folder, config, tokenizer, *first))
-    reward_model, bayes = RewardModel(str(classifier), device=accelerator.device), NaiveBayes(*second)
+    reward_model = RewardModel(str(classifier), device=accelerator.device)
 
     def second_classifier(prompts: list[str], responses: list[str]) -> list[float]:
         return bayes([prompt + response for prompt, response in zip(prompts, responses, strict=True)])
@@ -224,7 +254,6 @@ def main(config: Config) -> dict[str, float | None]:
         Prompts(beginnings(texts, config), held_out=evaluated, **paid, **sizes)
         for evaluated in (held_out, held_out[:100])
     )
-    short = [text for text, tokens in zip(texts, tokenizer(texts)["input_ids"], strict=True) if len(tokens) < CONTEXT]
     shown = Demonstrations(
         [{"text": text} for text in short], rows_per_update=config.clone.rows_per_update, also=watched
     )

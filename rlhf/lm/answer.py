@@ -12,6 +12,7 @@ from rlhf.lm.engine import Sampling
 from rlhf.lm.generate import Decoder
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.prompts import require_tokenizer
+from rlhf.lm.responses import response_texts
 from rlhf.settings import Count, Seed, checked
 
 
@@ -38,4 +39,4 @@ def answer(
     sampling = Sampling(max_new_tokens=max_new_tokens, stop_tokens=policy.stop_tokens)
     given = Decoder(tokenizer).generate(policy, [rows[0].tokens], sampling=sampling, uniforms=draws)
     tokens = given.tokens[0, : int(given.lengths[0])].tolist()
-    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return response_texts(tokenizer, [tokens], [prompt])[0]

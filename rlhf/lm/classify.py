@@ -17,6 +17,7 @@ from rlhf.core.random import hashed_order
 from rlhf.errors import InputError
 from rlhf.lm.data import load_data
 from rlhf.lm.settings import ClassifierConfig
+from rlhf.lm.texts import encoded
 
 
 def labelled_texts(source: str, split: str) -> tuple[list[str], list[int]]:
@@ -56,7 +57,7 @@ def train_classifier(
 
     Each text ends with the end-of-sequence token. Trained on the CPU; torch's global generator is left as it was.
     """
-    rows = [[*tokens, tokenizer.eos_token_id] for tokens in tokenizer(list(texts))["input_ids"]]
+    rows = [[*tokens, tokenizer.eos_token_id] for tokens in encoded(tokenizer, list(texts), keep_end=True)]
     targets = torch.tensor(labels, dtype=torch.float32)
     steps_per_epoch = -(-len(rows) // config.rows_per_step)
     with torch.random.fork_rng(devices=[]):

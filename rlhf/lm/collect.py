@@ -26,7 +26,7 @@ from rlhf.lm.settings import CollectResponses
 from rlhf.rollout import Collected, Rollout
 
 
-def require_prompts(prompts: Sequence[Prompt], config: CollectResponses, accelerator: Accelerator) -> None:
+def require_prompts(prompts: Sequence[object], config: CollectResponses, accelerator: Accelerator) -> None:
     """Refuses what no rollout can be drawn from; also for recipes, before they load a model.
 
     Raises:

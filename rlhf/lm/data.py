@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlhf.core.random import hashed_order
 from rlhf.errors import InputError
-from rlhf.lm.chat import Message, conversation, prompt_tokens, require_messages
-from rlhf.lm.readers import READERS, read_hub
+from rlhf.lm.chat import Chat, conversations, prompt_tokens, require_messages, require_prompt
+from rlhf.lm.readers import READERS, read_hub, require_characters
+from rlhf.lm.templates import Message, template_arguments
+from rlhf.lm.texts import continuation, encoded
 from rlhf.rollout import Rollout
 
 
@@ -92,11 +95,12 @@ def load_data(
     """
     if isinstance(source, (str, Path)):
         path, name = Path(source).expanduser(), str(source)
-        if path.suffix in READERS:
-            if not path.is_file():
-                raise InputError(f"there is no data file {path.resolve()}.")
-            rows = READERS[path.suffix](path)
-        elif path.is_file():
+        read = READERS.get(path.suffix.lower())
+        if read is not None:
+            if not os.path.isfile(path):
+                raise InputError(f"there is no data file {path.absolute()}.")
+            rows = read(path)
+        elif os.path.isfile(path):
             raise InputError(f"{path} is no data file that can be read; it must end in {', '.join(READERS)}.")
         else:
             rows = read_hub(name, split, subset)
@@ -105,9 +109,13 @@ def load_data(
     for index, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise InputError(f"{name}: row {index} is {type(row).__name__} {row!r:.60}; each row must be a dict.")
+        require_characters(row, f"{name}: row {index}")
     if not rows:
         raise InputError(f"{name} has no rows.")
     found = list(dict.fromkeys(column for row in rows for column in row))
+    for column in found:
+        if not isinstance(column, str):
+            raise InputError(f"{name} has a column called {column!r}; columns must be called by strings.")
     names = {column: (rename or {}).get(column, column) for column in found}
     for column in rename or {}:
         if column not in found:
@@ -137,11 +145,14 @@ def prompt_rows(data: Data, tokenizer: Any, *, max_new_tokens: int, context: int
         InputError: A prompt is missing, empty, or leaves no room for `max_new_tokens`. Nothing is ever cut.
     """
     prompts = _prompts(data)
-    encoded = iter(_encode(tokenizer, [prompt for prompt in prompts if isinstance(prompt, str)]))
+    texts = iter(encoded(tokenizer, [prompt for prompt in prompts if isinstance(prompt, str)]))
+    chats = iter(
+        prompt_tokens(tokenizer, [_chat(data, row, p) for row, p in enumerate(prompts) if isinstance(p, list)])
+    )
     result = []
     for row, prompt in enumerate(prompts):
         where = f"{data.name}: row {row}"
-        tokens = next(encoded) if isinstance(prompt, str) else prompt_tokens(tokenizer, prompt, where)
+        tokens = next(texts) if isinstance(prompt, str) else next(chats)
         if not tokens:
             raise InputError(f"{where}: the tokenizer makes no tokens of the prompt {prompt!r:.60}.")
         if context is not None and len(tokens) + max_new_tokens > context:
@@ -157,12 +168,20 @@ def prompt_rows(data: Data, tokenizer: Any, *, max_new_tokens: int, context: int
 
 def _prompts(data: Data) -> list[Any]:
     if "prompt" in data.columns or "messages" not in data.columns:
-        return data.values("prompt")
+        prompts = data.values("prompt")
+        for row, prompt in enumerate(prompts):
+            require_prompt(prompt, f"{data.name}: row {row}")
+        return prompts
     prompts = []
     for row, messages in enumerate(data.values("messages")):
         require_messages(messages, f"{data.name}: row {row}")
         prompts.append(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
     return prompts
+
+
+def _chat(data: Data, row: int, messages: list[Message]) -> Chat:
+    where = f"{data.name}: row {row}"
+    return Chat(messages=messages, where=where, arguments=template_arguments(data.rows[row], where))
 
 
 def demonstration_rollout(data: Data, tokenizer: Any, *, context: int | None) -> Rollout:
@@ -218,19 +237,6 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
     return pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True)
 
 
-def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Tokens with what the tokenizer puts in front (BOS), without what it may put behind: nothing is finished yet."""
-    if not texts:
-        return []
-    whole = tokenizer(texts)["input_ids"]
-    plain = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    encoded = []
-    for full, bare in zip(whole, plain, strict=True):
-        starts = (i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare)
-        encoded.append(full[: next(starts, len(full)) + len(bare)])
-    return encoded
-
-
 def _ended(tokenizer: Any, tokens: list[int], start: int) -> tuple[list[int], list[int]]:
     """The tokens with an end, and the positions from `start` on; the first token of all is nobody's action."""
     if tokens[-1:] != [tokenizer.eos_token_id]:
@@ -239,39 +245,40 @@ def _ended(tokenizer: Any, tokens: list[int], start: int) -> tuple[list[int], li
 
 
 def _texts(data: Data, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
-    return [_ended(tokenizer, tokens, 1) for tokens in _encode(tokenizer, data.strings("text"))]
+    return [_ended(tokenizer, tokens, 1) for tokens in encoded(tokenizer, data.strings("text"))]
 
 
 def _completions(data: Data, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
     if isinstance(data.rows[0]["prompt"], list):
         return _answers(data, tokenizer)
     prompts, completions = data.strings("prompt"), data.strings("completion")
-    starts = _encode(tokenizer, prompts)
-    together = _encode(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
-    alone = tokenizer(completions, add_special_tokens=False)["input_ids"]
+    for row, prompt in enumerate(prompts):
+        require_prompt(prompt, f"{data.name}: row {row}")
+    starts = encoded(tokenizer, prompts)
+    together = encoded(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
     sequences = []
-    for start, whole, rest in zip(starts, together, alone, strict=True):
+    for start, whole, completion in zip(starts, together, completions, strict=True):
         # A completion must follow the very tokens of its prompt, also where the tokenizer would merge across.
-        tokens = whole if whole[: len(start)] == start else start + rest
+        tokens = whole if whole[: len(start)] == start else start + continuation(tokenizer, completion)
         sequences.append(_ended(tokenizer, tokens, len(start)))
     return sequences
 
 
 def _answers(data: Data, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
-    sequences = []
+    chats, num_given = [], []
     for row, (prompt, completion) in enumerate(zip(data.values("prompt"), data.values("completion"), strict=True)):
-        if isinstance(completion, str):
-            completion = [{"role": "assistant", "content": completion}]
         where = f"{data.name}: row {row}"
-        sequences.append(conversation(tokenizer, [*prompt, *completion], where, num_given=len(prompt)))
-    return sequences
+        answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+        require_messages(prompt, where)
+        require_messages(answer, where)
+        chats.append(_chat(data, row, [*prompt, *answer]))
+        num_given.append(len(prompt))
+    return conversations(tokenizer, chats, num_given)
 
 
 def _conversations(data: Data, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
-    return [
-        conversation(tokenizer, messages, f"{data.name}: row {row}")
-        for row, messages in enumerate(data.values("messages"))
-    ]
+    chats = [_chat(data, row, messages) for row, messages in enumerate(data.values("messages"))]
+    return conversations(tokenizer, chats, [0] * len(chats))
 
 
 _FORMATS = {("text",): _texts, ("prompt", "completion"): _completions, ("messages",): _conversations}

@@ -12,6 +12,7 @@ from rlhf.errors import InputError
 from rlhf.lm.engine import Generation, Sampling
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.scoring import response_inputs, spread
+from rlhf.lm.texts import decoded
 
 
 def require_context(config: Any, longest_prompt: int, max_new_tokens: int) -> None:
@@ -149,9 +150,16 @@ def _truncated(logits: Tensor, sampling: Sampling) -> Tensor:
 
 def _holds_stop(tokens: Tensor, alive: Tensor, stop_strings: Sequence[str], tokenizer: Any) -> Tensor:
     """Whether the latest token of each living row has completed a stop string."""
-    # A token is at least one byte of text, so the end of the response is enough; one more keeps a leading space.
-    window = max(len(text.encode()) for text in stop_strings) + 1
-    texts = tokenizer.batch_decode(tokens[alive, -window:].tolist(), clean_up_tokenization_spaces=False)
+    # The end of the response is enough. A token is at least one byte of text, unless it is none at all, as those are by
+    # which a vocabulary is padded; and the first may be the rest of a character, which is shown as up to nine bytes.
+    longest = max(len(text.encode()) for text in stop_strings)
+    window = longest + 10
+    while window < tokens.shape[1] and not all(
+        len(text.encode()) >= longest + 8
+        for text in decoded(tokenizer, tokens[alive, -window:-1].tolist(), follows=True)
+    ):
+        window *= 2
+    texts = decoded(tokenizer, tokens[alive, -window:].tolist(), follows=True)
     holds = torch.zeros_like(alive)
     holds[alive] = torch.tensor([any(stop in text for stop in stop_strings) for text in texts], device=alive.device)
     return holds

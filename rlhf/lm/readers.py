@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,37 +29,97 @@ def _read_json(path: Path) -> list[Any]:
     return rows
 
 
-def _read_text(path: Path) -> str:
+def _read_csv(path: Path) -> list[Any]:
+    """Every cell as the text that it is: a CSV has no types, and 00501, 1.10 or NA may mean just that."""
+    text = _read_text(path)
+    # The module refuses cells above 131,072 characters unless it is told otherwise.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[Any] = []
+    header: list[str] | None = None
     try:
-        return path.read_text(encoding="utf-8-sig")
+        for cells in lines:
+            if header is None:
+                header = cells
+                _require_distinct(header, f"{path}: the header")
+            elif cells:
+                if len(cells) != len(header):
+                    raise InputError(
+                        f"{path}, line {lines.line_num}: {len(cells)} cells under {len(header)} columns; give each row "
+                        "a cell for each column, and quote cells that hold commas."
+                    )
+                rows.append(dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        raise InputError(f"{path}, line {lines.line_num}: not CSV ({error}).") from error
+    return rows
+
+
+def _read_text(path: Path) -> str:
+    content = _read_bytes(path)
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}).") from error
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {line}: not UTF-8 text ({error}); save the file as UTF-8.") from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise InputError(f"{path}, line {line}: there is a NUL, which no text holds; save the file as UTF-8 text.")
+    return text
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, where))
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON ({error}).") from error
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        # Numbers of thousands of digits, and thousands of brackets.
+        raise InputError(f"{where}: JSON that cannot be read ({error}).") from error
 
 
-def _read_table(path: Path) -> list[Any]:
+def _object(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        _require_distinct([name for name, _ in pairs], where)
+    return found
+
+
+def _read_parquet(path: Path) -> list[Any]:
     import pyarrow
-    from pyarrow import csv, parquet
+    from pyarrow import parquet
 
-    options = csv.ParseOptions(newlines_in_values=True)
     try:
-        table = csv.read_csv(path, parse_options=options) if path.suffix == ".csv" else parquet.read_table(path)
-    except pyarrow.ArrowException as error:
+        _require_distinct(parquet.read_schema(path).names, str(path))
+        return parquet.read_table(path).to_pylist()
+    except InputError:
+        raise
+    # Damaged files raise OSError or ValueError as well.
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
-    return table.to_pylist()
+
+
+def _require_distinct(names: Iterable[str], where: str) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(
+            f"{where} has {twice[0]!r} more than once, and only one could be kept; rename or drop the others."
+        )
 
 
 READERS: dict[str, Callable[[Path], list[Any]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
-    ".csv": _read_table,
-    ".parquet": _read_table,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
 }
 
 
@@ -67,3 +130,23 @@ def read_hub(name: str, split: str, subset: str | None) -> list[Any]:
         return datasets.load_dataset(name, subset, split=split).to_list()
     except (FileNotFoundError, ValueError, ConnectionError) as error:
         raise InputError(f"data set {name} (split {split}, subset {subset}) cannot be loaded: {error}") from error
+
+
+def require_characters(row: Mapping[str, Any], where: str) -> None:
+    """Refuses half a character anywhere in a row: no tokenizer takes it, and no file could hold it."""
+    waiting: list[Any] = [row]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                shown = value[max(error.start - 20, 0) : error.start + 20]
+                raise InputError(
+                    f"{where} holds half a character, as text that was cut may have it: {shown!r}; mend the row or "
+                    "leave it out."
+                ) from error

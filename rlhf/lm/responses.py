@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rlhf.lm.data import Prompt
 from rlhf.lm.engine import Generation
 from rlhf.lm.rewards import Rewards, Samples, Scores
+from rlhf.lm.texts import decoded
 
 
 def score_responses(
@@ -21,7 +22,7 @@ def score_responses(
     lengths = generation.lengths.tolist()
     ids = [row[:length] for row, length in zip(generation.tokens.tolist(), lengths, strict=True)]
     # An empty text stays a sample: a rank that dropped it would have fewer than the others wait for.
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    texts = response_texts(tokenizer, ids, [prompt.prompt for prompt in prompts])
     samples = Samples(
         prompts=[prompt.prompt for prompt in prompts],
         responses=texts,
@@ -46,6 +47,16 @@ def try_rewards(rewards: Rewards, prompts: Sequence[Prompt], tokenizer: Any) -> 
     finished, logprobs = torch.ones(len(prompts), dtype=torch.bool), torch.zeros(tokens.shape)
     parroted = Generation(tokens=tokens, lengths=lengths, finished=finished, logprobs=logprobs, values=None)
     score_responses(rewards, prompts, parroted, tokenizer, [prompt.row for prompt in prompts])
+
+
+def response_texts(tokenizer: Any, ids: Sequence[Sequence[int]], prompts: Sequence[Any]) -> list[str]:
+    """What was sampled as text: a string goes on, so that string plus response is the whole; an answer to messages
+    stands for itself."""
+    alone, following = (decoded(tokenizer, ids, follows=follows, skip_special_tokens=True) for follows in (False, True))
+    return [
+        after if isinstance(prompt, str) else text
+        for text, after, prompt in zip(alone, following, prompts, strict=True)
+    ]
 
 
 def response_records(

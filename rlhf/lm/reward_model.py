@@ -10,13 +10,17 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from rlhf.errors import InputError
+from rlhf.lm.chat import Chat, answer_text, tokenized
+from rlhf.lm.templates import rehearse, template_arguments
+from rlhf.lm.texts import encoded
 
 
 class RewardModel:
     """Scores prompt plus response with one output of a classifier, as a raw logit.
 
-    Chat data are rendered by the classifier's own chat template. Nothing is ever cut: a text longer than the
-    classifier's context is an error.
+    Chat data are rendered by the classifier's own chat template, with the row's tools and chat_template_kwargs as far
+    as that reads them; a response that was cut is shown without an end. Nothing else is ever cut: a text longer than
+    the classifier's context is an error.
 
     Args:
         source: Folder or hub id of a transformers sequence classifier.
@@ -50,6 +54,9 @@ class RewardModel:
                 f"{source!r} is no trained classifier: it lacks {', '.join(sorted(info['missing_keys']))}, which would "
                 "be random. Give a model that was trained with a classification head."
             )
+        if self.tokenizer.chat_template is not None:
+            chat = Chat(messages=[{"role": "user", "content": "a"}], where=f"the reward model {source!r}")
+            rehearse({chat.where: lambda: answer_text(self.tokenizer, chat, "b", finished=True)})
         # Evaluation mode: no dropout.
         self.model = cast(PreTrainedModel, model.to(device).eval().requires_grad_(False))
         self.source, self.append_eos, self.max_tokens = source, append_eos, max_tokens
@@ -59,8 +66,20 @@ class RewardModel:
             raise InputError(f"the tokenizer of {source!r} has no pad token, which a classifier of this kind needs.")
 
     @torch.no_grad()
-    def __call__(self, prompts: list[Any], responses: list[str], finished: list[bool]) -> list[float]:
-        rows = [self._tokens(*each) for each in zip(prompts, responses, finished, strict=True)]
+    def __call__(
+        self,
+        prompts: list[Any],
+        responses: list[str],
+        finished: list[bool],
+        tools: list[Any] | None = None,
+        chat_template_kwargs: list[Any] | None = None,
+    ) -> list[float]:
+        nothing = [None] * len(prompts)
+        told = [
+            {"tools": row_tools, "chat_template_kwargs": row_kwargs}
+            for row_tools, row_kwargs in zip(tools or nothing, chat_template_kwargs or nothing, strict=True)
+        ]
+        rows = [self._tokens(*each) for each in zip(prompts, responses, finished, told, strict=True)]
         batches: list[list[int]] = []
         for row in sorted(range(len(rows)), key=lambda row: -len(rows[row])):
             # The first of a batch is its longest.
@@ -75,17 +94,16 @@ class RewardModel:
                 scores[row] = score
         return scores
 
-    def _tokens(self, prompt: Any, response: str, finished: bool) -> list[int]:
+    def _tokens(self, prompt: Any, response: str, finished: bool, told: dict[str, Any]) -> list[int]:
         if isinstance(prompt, str):
-            tokens = self.tokenizer(prompt + response)["input_ids"]
+            (tokens,) = encoded(self.tokenizer, [prompt + response], keep_end=True)
             eos = self.tokenizer.eos_token_id
             if self.append_eos and finished and eos is not None and tokens[-1:] != [eos]:
                 tokens = [*tokens, eos]
-        elif self.tokenizer.chat_template is None:
-            raise InputError(f"the tokenizer of the reward model {self.source!r} has no chat template for chat data.")
         else:
-            messages = [*prompt, {"role": "assistant", "content": response}]
-            tokens = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+            where = f"the reward model {self.source!r}"
+            chat = Chat(messages=prompt, where=where, arguments=template_arguments(told, where))
+            (tokens,) = tokenized(self.tokenizer, [answer_text(self.tokenizer, chat, response, finished=finished)])
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if context is not None and len(tokens) > context:
             raise InputError(

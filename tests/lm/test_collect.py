@@ -225,8 +225,9 @@ def test_response_without_words_stays_a_sample():
         values=torch.zeros(2, 2),
     )
     texts, scores = score_responses(Rewards([reward]), word_prompts()[:2], generation, word_tokenizer(), [0, 1])
-    assert texts == ["", "c"]
-    assert seen == [("", [EOS]), ("c", [C, EOS])]
+    # This tokenizer sets its words apart, the first from the prompt.
+    assert texts == ["", " c"]
+    assert seen == [("", [EOS]), (" c", [C, EOS])]
     assert scores.rewards.tolist() == [[1, 0], [0, 1]]
 
 
@@ -279,7 +280,9 @@ def test_responses_are_plain_text_whatever_the_data_are(policy, prompts):
     samples = word_collector(reward, prompts=prompts()).collect(policy, 0).samples
     assert [text for text, _ in seen[: len(samples)]] == [sample["response"] for sample in samples]
     for text, tokens in seen:
-        assert text == " ".join(WORDS[token] for token in tokens if not WORDS[token].startswith("<"))
+        words = [WORDS[token] for token in tokens if not WORDS[token].startswith("<")]
+        # Text goes on from its prompt; an answer to messages stands for itself.
+        assert text == ("".join(f" {word}" for word in words) if prompts is word_prompts else " ".join(words))
 
 
 def test_state_survives_json(policy):

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from rlhf.errors import InputError
+from rlhf.lm import templates
 from rlhf.lm.reward_model import RewardModel
 from rlhf.lm.rewards import Rewards, Samples
 from tests.lm.words import EOS, TEMPLATE, WORDS, word_tokenizer
@@ -142,8 +143,59 @@ def test_chat_data_are_rendered_by_its_own_template(tmp_path: Path, llama: str):
     model = RewardModel(save(tmp_path, "llama", template=TEMPLATE), device=CPU)
     (expected,) = model(["user: a assistant: b <eos>"], [" ;"], [False])
     assert model(prompts, responses, [True]) == [pytest.approx(expected, abs=1e-6)]
-    with pytest.raises(InputError, match="no chat template"):
+    with pytest.raises(InputError, match="messages need a chat template"):
         RewardModel(llama, device=CPU)(prompts, responses, [True])
+
+
+CHAT = [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize("response", ["b", "b c", "b ", ""])
+@pytest.mark.parametrize(
+    "template", [TEMPLATE, TEMPLATE.replace("{{ message.content }}", "{{ message.content | trim }}")]
+)
+def test_chat_response_that_was_cut_is_shown_without_its_end(tmp_path: Path, template: str, response: str):
+    model = RewardModel(save(tmp_path, "llama", template=template), device=CPU)
+    (expected,) = model(["user: a assistant:"], [f" {response}"], [False])
+    cut, finished = model([CHAT, CHAT], [response, response], [False, True])
+    assert cut == pytest.approx(expected, abs=1e-6)
+    assert abs(finished - cut) > 1e-2
+
+
+def test_text_that_brings_its_bos_gets_no_second(tmp_path: Path):
+    source = save(tmp_path, "llama")
+    word_tokenizer(special="<bos> $A <eos>").save_pretrained(source)
+    once, brought = RewardModel(source, device=CPU)(["a", "<bos> a"], [" b", " b"], [True, True])
+    assert brought == pytest.approx(once, abs=1e-6)
+
+
+def test_its_template_is_told_what_it_reads_of_a_row(tmp_path: Path):
+    told = "{% if tools %}{{ tools[0].name }} {% endif %}{% if words %}{{ words }} {% endif %}" + TEMPLATE
+    columns = {"tools": [[{"name": "c"}], None], "chat_template_kwargs": [{"words": "d", "unknown": 1}, None]}
+    samples = Samples(
+        prompts=[CHAT, CHAT],
+        responses=["b", "b"],
+        completions=[[], []],
+        completion_ids=[[1], [1]],
+        finished=[True, True],
+        columns=columns,
+        sample_ids=[0, 1],
+    )
+    reads, ignores = (
+        RewardModel(save(tmp_path / name, "llama", template=template), device=CPU)
+        for name, template in (("reads", told), ("ignores", TEMPLATE))
+    )
+    texts = ["c d user: a assistant: b <eos> ;", "user: a assistant: b <eos> ;"]
+    expected = reads(texts, ["", ""], [False, False])
+    for model, scores in ((reads, expected), (ignores, [expected[1]] * 2)):
+        assert Rewards([model])(samples).parts["reward_model"] == pytest.approx(scores, abs=1e-6)
+
+
+def test_template_that_hangs_is_refused_when_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(templates, "LIMIT_SECONDS", 0.5)
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{{ '' }}{% endfor %}{% endfor %}"
+    with pytest.raises(InputError, match=r"the reward model .*: the chat template does not end"):
+        RewardModel(save(tmp_path, "llama", template=endless), device=CPU)
 
 
 def test_text_longer_than_its_context_is_refused_with_numbers(llama: str):
