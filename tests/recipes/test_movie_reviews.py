@@ -20,13 +20,16 @@ from rlhf.training import Duration
 GOOD, BAD = ("a fine and touching film", "a warm story well told"), ("a dull and empty film", "a cold story badly told")
 
 
-def write_data(folder: Path, *, columns: tuple[str, str] = ("text", "label")) -> str:
+LONG = " ".join(["a winding review of a film that goes on and on"] * 60)
+
+
+def write_data(folder: Path, *more: tuple[str, int], columns: tuple[str, str] = ("text", "label")) -> str:
     folder.mkdir()
     for split, count in (("train", 60), ("test", 12)):
         rows = [
             (f"{(BAD, GOOD)[i % 2][i // 2 % 2]} about {'abcdefg'[i % 7]} number {i} .", i % 2) for i in range(count)
         ]
-        lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in rows]
+        lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in [*rows, *more]]
         (folder / f"{split}.jsonl").write_text("\n".join(lines))
     return str(folder)
 
@@ -55,7 +58,8 @@ def tiny(tmp_path: Path, data: str, *, resume: bool = False) -> movie_reviews.Co
 
 
 def test_movie_reviews_end_with_every_figure_and_resume_reads_them_again(tmp_path: Path):
-    data = write_data(tmp_path / "data")
+    # One review is too long to be read, and the first words of the other leave no room to go on: they are left out.
+    data = write_data(tmp_path / "data", (LONG, 1), (f"see {'x' * 200} for more of it", 0))
     result = movie_reviews.main(tiny(tmp_path, data))
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     assert (tmp_path / "run" / "report.html").exists()
@@ -79,6 +83,36 @@ def test_movie_reviews_refuse_data_that_are_missing_or_lack_columns(tmp_path: Pa
         movie_reviews.main(tiny(tmp_path, str(tmp_path / "no_such_folder")))
     data = write_data(tmp_path / "data", columns=("text", "stars"))
     with pytest.raises(InputError, match=r"label must be 1 for positive and 0 for negative .* there is None"):
+        movie_reviews.main(tiny(tmp_path, data))
+    assert not (tmp_path / "run").exists()
+
+
+def rewrite(folder: str, split: str, rows: list[tuple[str, int]]) -> None:
+    lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+    (Path(folder) / f"{split}.jsonl").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("split", "rows", "text"),
+    [
+        ("train", [(f"{LONG} {i}", i % 2) for i in range(60)], "0 of 60 reviews have less than 384 tokens"),
+        ("test", [(f"{LONG} {i}", i % 2) for i in range(12)], "0 of 12 reviews have less than 384 tokens"),
+        ("test", [(LONG, 1), *[(BAD[0], 0)] * 5], "5 of 6 reviews have less than 384 tokens"),
+        ("test", [("so good", 1), *[(BAD[0], 0)] * 5], r"longer than prompt_words \(4\)"),
+        ("train", [(f"{GOOD[i % 2]} {i}", i % 2) for i in range(12)], "there are 12 demonstrations"),
+        (
+            "train",
+            [(f"{GOOD[i % 2]} {i}" if i < 8 else f"good {i}", i // 2 % 2) for i in range(40)],
+            "there are 8 prompts",
+        ),
+    ],
+)
+def test_reviews_that_would_fail_later_are_refused_before_anything_is_trained(
+    tmp_path: Path, split: str, rows: list[tuple[str, int]], text: str
+):
+    data = write_data(tmp_path / "data")
+    rewrite(data, split, rows)
+    with pytest.raises(InputError, match=text):
         movie_reviews.main(tiny(tmp_path, data))
     assert not (tmp_path / "run").exists()
 
