@@ -33,6 +33,7 @@ with deferred():
     from rlhf.lm.load import load_policy
     from rlhf.lm.policy import CausalLM
     from rlhf.lm.scoring import response_inputs
+    from rlhf.lm.texts import decoded
     from rlhf.reduce import global_whiten
 
 PROMPTS = [{"prompt": f"{start} {what}"} for start in ("The story of", "I sing of") for what in ("winter", "the sea")]
@@ -89,11 +90,8 @@ def train(policy: CausalLM, data: list[dict[str, str]], reward: Callable[[list[s
         given = Decoder().generate(policy, asked, sampling=sampling, uniforms=draws)
         steps, last = torch.arange(given.tokens.shape[1]), given.lengths.unsqueeze(1) - 1
         mask, dones = steps <= last, steps == last
-        texts = policy.tokenizer.batch_decode(
-            [row[:length] for row, length in zip(given.tokens.tolist(), given.lengths.tolist(), strict=True)],
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
+        written = [row[:length] for row, length in zip(given.tokens.tolist(), given.lengths.tolist(), strict=True)]
+        texts = decoded(policy.tokenizer, written, follows=True, skip_special_tokens=True)
         # The score is paid on the last token, less the charge for leaving the reference on every one.
         rewards = torch.where(dones, torch.tensor(reward(texts)).unsqueeze(1), 0.0)
         inputs = response_inputs(asked, given.tokens, given.lengths)

@@ -158,7 +158,8 @@ PROMPTS = {"a b": [A, B], "c d": [C, D], "e f g": [E, F, G]}
 def test_answer_continues_a_text_by_the_likeliest_tokens(prompt, varied):
     policy = rlhf.load_policy(str(varied))
     answer = rlhf.answer(policy, prompt, max_new_tokens=6)
-    assert answer == decoded(policy, greedy(policy, PROMPTS[prompt], most=6))
+    whole = PROMPTS[prompt] + greedy(policy, PROMPTS[prompt], most=6)
+    assert prompt + answer == decoded(policy, whole)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -33,7 +33,7 @@ def answer(
     if isinstance(message, str) and tokenizer.chat_template:
         prompt = [{"role": "user", "content": message}]
     rows = prompt_rows(
-        load_data([{"prompt": prompt}]), tokenizer, max_new_tokens=max_new_tokens, context=policy.context
+        load_data([{"prompt": prompt}]), tokenizer, max_new_tokens=max_new_tokens, context=policy.context, today=True
     )
     draws = None if seed is None else uniforms(seed, "answer", 0, torch.arange(1), max_new_tokens)
     sampling = Sampling(max_new_tokens=max_new_tokens, stop_tokens=policy.stop_tokens)

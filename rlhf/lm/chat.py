@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from rlhf.errors import InputError
-from rlhf.lm.templates import Message, rehearse, rendered, understood
+from rlhf.lm.templates import Message, rendered, rendered_apart, understood
 
 # Where an answer that was cut ends; for private use, so that no text has it.
 _CUT = "\ue0c7"
@@ -24,11 +24,13 @@ class Chat:
     Args:
         where: What error messages begin with.
         arguments: What the template is told besides messages, as `template_arguments` reads it.
+        today: The template may write the date of today.
     """
 
     messages: list[Message]
     where: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    today: bool = False
 
     def text(self, tokenizer: Any, *, upto: int | None = None, add_generation_prompt: bool = False) -> str:
         """The first messages, or all, as the template writes them.
@@ -36,7 +38,11 @@ class Chat:
         Text parts of a content are shown one after the other, as one string where the template reads strings.
         """
         given = self.messages[:upto]
-        options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "arguments": self.arguments}
+        options: dict[str, Any] = {
+            "add_generation_prompt": add_generation_prompt,
+            "arguments": self.arguments,
+            "today": self.today,
+        }
         text = rendered(tokenizer, [_joined(message) for message in given], self.where, **options)
         in_parts = [message for message in given if isinstance(message.get("content"), list)]
         wanted = [_joined(message)["content"].strip() for message in in_parts]
@@ -73,15 +79,20 @@ def require_messages(messages: Any, where: str) -> None:
 
 def prompt_tokens(tokenizer: Any, chats: Sequence[Chat]) -> list[list[int]]:
     """Each conversation so far and the beginning of the assistant's turn, which the model is to write."""
-    rehearse({chat.where: partial(_prompt_text, tokenizer, chat) for chat in chats})
-    return tokenized(tokenizer, [_prompt_text(tokenizer, chat) for chat in chats])
+    jobs = {chat.where: partial(_prompt_text, tokenizer, chat) for chat in chats}
+    return tokenized(tokenizer, [text for (text,) in _rendered(jobs)])
 
 
-def _prompt_text(tokenizer: Any, chat: Chat) -> str:
+def _rendered(jobs: Mapping[str, Callable[[], list[str]]]) -> list[list[str]]:
+    done = rendered_apart(jobs)
+    return done + [job() for job in list(jobs.values())[len(done) :]]
+
+
+def _prompt_text(tokenizer: Any, chat: Chat) -> list[str]:
     require_messages(chat.messages, chat.where)
     if chat.messages[-1]["role"] == "assistant":
         raise InputError(f"{chat.where}: the prompt ends with a turn of the assistant, and it is its turn again.")
-    return chat.text(tokenizer, add_generation_prompt=True)
+    return [chat.text(tokenizer, add_generation_prompt=True)]
 
 
 def answer_text(tokenizer: Any, chat: Chat, response: str, *, finished: bool) -> str:
@@ -118,13 +129,15 @@ def conversations(tokenizer: Any, chats: Sequence[Chat], num_given: Sequence[int
     Raises:
         InputError: The template renders the beginning differently once more follows.
     """
-    pairs = list(zip(chats, num_given, strict=True))
-    rehearse({chat.where: partial(_renderings, tokenizer, chat, given) for chat, given in pairs})
-    return [_conversation(tokenizer, chat, given) for chat, given in pairs]
+    turns = [_turns(chat, given) for chat, given in zip(chats, num_given, strict=True)]
+    jobs = {chat.where: partial(_renderings, tokenizer, chat, own) for chat, own in zip(chats, turns, strict=True)}
+    return [
+        _conversation(tokenizer, chat, own, texts)
+        for chat, own, texts in zip(chats, turns, _rendered(jobs), strict=True)
+    ]
 
 
-def _conversation(tokenizer: Any, chat: Chat, num_given: int) -> tuple[list[int], list[int]]:
-    turns, texts = _renderings(tokenizer, chat, num_given)
+def _conversation(tokenizer: Any, chat: Chat, turns: list[int], texts: list[str]) -> tuple[list[int], list[int]]:
     tokens, *rest = tokenized(tokenizer, texts)
     eos = tokenizer.eos_token_id
     actions: list[int] = []
@@ -146,20 +159,24 @@ def _conversation(tokenizer: Any, chat: Chat, num_given: int) -> tuple[list[int]
     return tokens[: actions[-1] + 1], actions
 
 
-def _renderings(tokenizer: Any, chat: Chat, num_given: int) -> tuple[list[int], list[str]]:
-    """The assistant's turns; the whole text, then for each turn what stands before it and what stands at its end."""
-    messages = chat.messages
-    require_messages(messages, chat.where)
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= num_given]
+def _turns(chat: Chat, num_given: int) -> list[int]:
+    """Which messages the assistant learns from."""
+    require_messages(chat.messages, chat.where)
+    turns = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant" and i >= num_given]
     if not turns or turns[0] == 0:
         raise InputError(
             f"{chat.where}: a conversation needs a turn of the assistant, after at least one other message."
         )
+    return turns
+
+
+def _renderings(tokenizer: Any, chat: Chat, turns: list[int]) -> list[str]:
+    """The whole text, then for each turn what stands before it and what stands at its end."""
     texts = [chat.text(tokenizer)]
     for turn in turns:
         texts.append(chat.text(tokenizer, upto=turn, add_generation_prompt=True))
         texts.append(chat.text(tokenizer, upto=turn + 1))
-    return turns, texts
+    return texts
 
 
 def require_prompt(prompt: Any, where: str) -> None:

@@ -88,6 +88,8 @@ def load_data(
 ) -> Data:
     """Rows of a .jsonl, .json, .csv or .parquet file, of a list of dicts, or of a data set on the Hugging Face hub.
 
+    A CSV's cells are texts, whatever they look like.
+
     Args:
         split: Of a hub data set.
         subset: Of a hub data set, which calls it a configuration; None: its only one.
@@ -133,22 +135,25 @@ def hold_out(num_rows: int, *, num_held_out: int, seed: int) -> tuple[Tensor, Te
     return order[num_held_out:].sort().values, order[:num_held_out].sort().values
 
 
-def prompt_rows(data: Data, tokenizer: Any, *, max_new_tokens: int, context: int | None) -> list[Prompt]:
-    """Every row's `prompt`, tokenized: a string, or a list of messages that the chat template renders.
+def prompt_rows(
+    data: Data, tokenizer: Any, *, max_new_tokens: int, context: int | None, today: bool = False
+) -> list[Prompt]:
+    """Every row's `prompt`, tokenized: a string, or a list of messages that the chat template renders; it is told the
+    row's `tools` and `chat_template_kwargs`.
 
     Without such a column, what `messages` hold before the assistant's last turn is the prompt.
 
     Args:
         context: The most tokens the model can take; None where the architecture has no limit.
+        today: The chat template may write the date of today, as in no run that may be resumed tomorrow.
 
     Raises:
         InputError: A prompt is missing, empty, or leaves no room for `max_new_tokens`. Nothing is ever cut.
     """
     prompts = _prompts(data)
     texts = iter(encoded(tokenizer, [prompt for prompt in prompts if isinstance(prompt, str)]))
-    chats = iter(
-        prompt_tokens(tokenizer, [_chat(data, row, p) for row, p in enumerate(prompts) if isinstance(p, list)])
-    )
+    messages = [_chat(data, row, each, today=today) for row, each in enumerate(prompts) if isinstance(each, list)]
+    chats = iter(prompt_tokens(tokenizer, messages))
     result = []
     for row, prompt in enumerate(prompts):
         where = f"{data.name}: row {row}"
@@ -179,9 +184,9 @@ def _prompts(data: Data) -> list[Any]:
     return prompts
 
 
-def _chat(data: Data, row: int, messages: list[Message]) -> Chat:
+def _chat(data: Data, row: int, messages: list[Message], *, today: bool = False) -> Chat:
     where = f"{data.name}: row {row}"
-    return Chat(messages=messages, where=where, arguments=template_arguments(data.rows[row], where))
+    return Chat(messages=messages, where=where, arguments=template_arguments(data.rows[row], where), today=today)
 
 
 def demonstration_rollout(data: Data, tokenizer: Any, *, context: int | None) -> Rollout:

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from rlhf.errors import InputError
 from rlhf.lm.chat import Chat, answer_text, tokenized
-from rlhf.lm.templates import rehearse, template_arguments
+from rlhf.lm.templates import rendered_apart, template_arguments
 from rlhf.lm.texts import encoded
 
 
@@ -56,7 +56,7 @@ class RewardModel:
             )
         if self.tokenizer.chat_template is not None:
             chat = Chat(messages=[{"role": "user", "content": "a"}], where=f"the reward model {source!r}")
-            rehearse({chat.where: lambda: answer_text(self.tokenizer, chat, "b", finished=True)})
+            rendered_apart({chat.where: lambda: [answer_text(self.tokenizer, chat, "b", finished=True)]})
         # Evaluation mode: no dropout.
         self.model = cast(PreTrainedModel, model.to(device).eval().requires_grad_(False))
         self.source, self.append_eos, self.max_tokens = source, append_eos, max_tokens

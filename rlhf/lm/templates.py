@@ -53,9 +53,18 @@ def template_arguments(columns: Mapping[str, Any], where: str) -> dict[str, Any]
 
 
 def rendered(
-    tokenizer: Any, messages: list[Message], where: str, *, add_generation_prompt: bool, arguments: Mapping[str, Any]
+    tokenizer: Any,
+    messages: list[Message],
+    where: str,
+    *,
+    add_generation_prompt: bool,
+    arguments: Mapping[str, Any],
+    today: bool,
 ) -> str:
     """The conversation as the tokenizer's chat template writes it.
+
+    Args:
+        today: It may write the date of today, as in no run that may be resumed tomorrow.
 
     Raises:
         InputError: There is no template, or none chosen of several; it fails, writes today's date, or too much.
@@ -73,8 +82,8 @@ def rendered(
             add_generation_prompt=add_generation_prompt,
             chat_template=template,
             tokenize=False,
-            # In the place of the clock, so that a template fails that asks it.
-            strftime_now="",
+            # Text in the place of the clock, so that a template that asks it fails.
+            **({} if today else {"strftime_now": ""}),
             **arguments,
         )
     # The template is a program of the model's author: it may fail in any way.
@@ -118,10 +127,11 @@ def _template(tokenizer: Any, arguments: Mapping[str, Any], where: str) -> str:
     return template
 
 
-def rehearse(jobs: Mapping[str, Callable[[], object]]) -> None:
-    """Tries what renders templates in a process of its own, since nothing in this one could stop it for certain.
+def rendered_apart(jobs: Mapping[str, Callable[[], list[str]]]) -> list[list[str]]:
+    """What jobs that render templates return, up to the first that raises: that is left for the caller to meet.
 
-    What raises there is left for the caller to meet. Without `os.fork` (on Windows) nothing is tried.
+    They run in a process of their own, since nothing in this one could stop a template for certain. Where there is no
+    `os.fork` (on Windows) none is run.
 
     Args:
         jobs: By what error messages call them.
@@ -130,39 +140,41 @@ def rehearse(jobs: Mapping[str, Callable[[], object]]) -> None:
         InputError: A job takes longer than LIMIT_SECONDS or more than LIMIT_BYTES.
     """
     if not jobs or not hasattr(os, "fork"):
-        return
+        return []
     reading, writing = os.pipe()
     with _quiet_fork():
         child = os.fork()
     if child == 0:
-        _rehearsal(list(jobs.values()), writing)
+        _render_and_exit(list(jobs.values()), writing)
     os.close(writing)
     try:
-        with open(reading, "rb") as progress:
-            done = progress.read()
+        with open(reading, "rb") as results:
+            done = [json.loads(line) for line in results if line.endswith(b"\n")]
     except BaseException:
         os.kill(child, signal.SIGKILL)
         raise
     finally:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status == 0:
-        return
+        return done
     why = f"takes more than {LIMIT_BYTES >> 20} MiB of memory" if status == 1 else f"broke down (signal {-status})"
     if status == -signal.SIGALRM:
         why = f"does not end within {LIMIT_SECONDS} s"
     raise InputError(f"{list(jobs)[len(done)]}: the chat template {why}; use another one.")
 
 
-def _rehearsal(jobs: list[Callable[[], object]], progress: int) -> NoReturn:
-    """One byte for each job that ended; the process ends itself by a signal if one does not."""
+def _render_and_exit(jobs: list[Callable[[], list[str]]], results: int) -> NoReturn:
+    """Writes one line for each job; the process ends itself by a signal if one takes too long."""
     status = 1
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         _limit_memory()
         for job in jobs:
             signal.setitimer(signal.ITIMER_REAL, LIMIT_SECONDS)
-            job()
-            os.write(progress, b".")
+            line = json.dumps(job()).encode() + b"\n"
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            while line:
+                line = line[os.write(results, line) :]
         status = 0
     except BaseException as error:
         status = int(isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError))
@@ -177,7 +189,9 @@ def _limit_memory() -> None:
 
         with open("/proc/self/statm", encoding="ascii") as sizes:
             used = int(sizes.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT_BYTES, resource.RLIM_INFINITY))
+        before, most = resource.getrlimit(resource.RLIMIT_AS)
+        if before in (resource.RLIM_INFINITY, -1) or used + LIMIT_BYTES < before:
+            resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT_BYTES, most))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import Any
 
@@ -232,6 +233,20 @@ def test_template_that_writes_todays_date_is_refused_and_a_date_of_the_data_is_t
     assert read(tokenizer, DATED, given).strip() == "today: 26 Jul 2024 a"
     unasked = "{% if strftime_now is defined and false %}{{ strftime_now('%Y') }}{% endif %}a"
     assert read(tokenizer, unasked, asked("a")).strip() == "a"
+
+
+def test_an_answer_is_given_on_the_day_it_is_asked_for(tokenizer: Any):
+    """Nothing is resumed there."""
+    tokenizer.chat_template = DATED
+    data = load_data([asked("a")])
+    assert "today: " in prompt_rows(data, tokenizer, max_new_tokens=1, context=None, today=True)[0].text
+
+
+def test_without_processes_to_fork_templates_are_rendered_here(tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
+    """As on Windows."""
+    expected = read(tokenizer, SHOWN, asked("a"), asked("b"))
+    monkeypatch.delattr(os, "fork")
+    assert read(tokenizer, SHOWN, asked("a"), asked("b")) == expected
 
 
 def test_empty_turn_that_a_template_does_not_write_is_refused(tokenizer: Any):
