@@ -58,6 +58,13 @@ def train_classifier(
     Each text ends with the end-of-sequence token. Trained on the CPU; torch's global generator is left as it was.
     """
     rows = [[*tokens, tokenizer.eos_token_id] for tokens in encoded(tokenizer, list(texts), keep_end=True)]
+    context = getattr(model_config, "max_position_embeddings", None)
+    for text, row in zip(texts, rows, strict=True):
+        if context is not None and len(row) > context:
+            raise InputError(
+                f"the text {text!r:.40} has {len(row)} tokens with its end, more than the classifier's {context}; "
+                "leave long texts out."
+            )
     targets = torch.tensor(labels, dtype=torch.float32)
     steps_per_epoch = -(-len(rows) // config.rows_per_step)
     with torch.random.fork_rng(devices=[]):

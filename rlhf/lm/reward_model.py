@@ -96,7 +96,10 @@ class RewardModel:
 
     def _tokens(self, prompt: Any, response: str, finished: bool, told: dict[str, Any]) -> list[int]:
         if isinstance(prompt, str):
-            (tokens,) = encoded(self.tokenizer, [prompt + response], keep_end=True)
+            # An end that the tokenizer puts behind every text would make one that was cut look finished; classifiers
+            # that read the whole need it.
+            keep_end = finished or not (self.append_eos and self.reads_last_token)
+            (tokens,) = encoded(self.tokenizer, [prompt + response], keep_end=keep_end)
             eos = self.tokenizer.eos_token_id
             if self.append_eos and finished and eos is not None and tokens[-1:] != [eos]:
                 tokens = [*tokens, eos]

@@ -93,3 +93,9 @@ def test_training_a_classifier_is_deterministic_and_leaves_the_global_generator_
     one, other = (Path(train(tmp_path / name, texts), "model.safetensors").read_bytes() for name in ("one", "other"))
     assert one == other
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_text_longer_than_the_classifiers_context_is_refused_before_it_is_trained(tmp_path: Path, texts: list[str]):
+    with pytest.raises(InputError, match=r"the text 'b b .* has 17 tokens with its end, more than the classifier's 16"):
+        train(tmp_path, [*texts[:-1], " ".join("b" * 16)])
+    assert not list(tmp_path.iterdir())

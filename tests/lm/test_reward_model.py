@@ -147,6 +147,17 @@ def test_chat_data_are_rendered_by_its_own_template(tmp_path: Path, llama: str):
         RewardModel(llama, device=CPU)(prompts, responses, [True])
 
 
+def test_response_that_was_cut_gets_no_end_from_the_tokenizer_either(tmp_path: Path):
+    source = save(tmp_path, "llama")
+    scores = {}
+    for special in ("<bos> $A", "<bos> $A <eos>"):
+        word_tokenizer(special=special).save_pretrained(source)
+        scores[special] = RewardModel(source, device=CPU)(["a", "a"], [" b", " b"], [True, False])
+    plain, ending = scores.values()
+    assert ending == pytest.approx(plain, abs=1e-6)
+    assert abs(plain[0] - plain[1]) > 1e-2
+
+
 CHAT = [{"role": "user", "content": "a"}]
 
 
