@@ -136,9 +136,10 @@ def test_advantages_of_gspo_are_standardised_in_their_groups(page):
     rewards = torch.tensor([[0.0, 0, 3], [1, 0, 0], [0, 5, 0], [0, 0, 5]])
     rollout = rolled(mask, rewards, groups=torch.tensor([4, 4, 7, 7]))
     batch, _ = found.GSPO().estimate(rollout, {})
-    # 3 and 1 are 1 from their mean, and their deviation (over N - 1) is the root of 2; equal scores teach nothing.
-    expected = 1.0 / (math.sqrt(2.0) + 1e-4)
-    assert batch.advantages[:, 0].tolist() == pytest.approx([expected, -expected, 0.0, 0.0], abs=1e-6)
+    # 3 and 1 are 1 from their mean, and their deviation is sqrt((1 + 1) / (2 - 1)); the equal scores of the other group
+    # teach nothing.
+    one = 1.0 / (2.0**0.5 + 1e-4)
+    assert batch.advantages[:, 0].tolist() == pytest.approx([one, -one, 0.0, 0.0], abs=1e-6)
     third = 1.0 / 3.0
     assert torch.allclose(
         batch.weights, torch.tensor([[third, third, third], [1, 0, 0], [0.5, 0.5, 0], [third, third, third]])
