@@ -200,7 +200,7 @@ def _collect_and_learn(
     state = {**state, "progress": torch.tensor(learner.progress), "update": torch.tensor(index)}
     seconds: dict[str, Any] = {}
     with _timed(seconds, "collect"):
-        with accelerator.autocast(), lag.acting(policy):
+        with lag.acting(policy):
             rollout, metrics, samples = task.collect(policy, index, here)
         seen: dict[str, float] = {}
         if method.compares:

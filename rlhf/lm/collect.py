@@ -84,7 +84,11 @@ class PromptCollector:
         prompts, sample_ids = self._draw(update)
         draws = uniforms(self.seed, "responses", update, sample_ids, self.sampling.max_new_tokens)
         tokens = [prompt.tokens for prompt in prompts]
-        generation = respond(self.engine, policy, tokens, sampling=self.sampling, uniforms=draws, sample_ids=sample_ids)
+        # No longer than for this: autocast keeps its casts of weights, and what follows may train some of its own.
+        with self.accelerator.autocast():
+            generation = respond(
+                self.engine, policy, tokens, sampling=self.sampling, uniforms=draws, sample_ids=sample_ids
+            )
         texts, scores = score_responses(self.rewards, prompts, generation, self.tokenizer, sample_ids.tolist())
         rewards = self._paid(scores, generation)
         rollout = self._rollout(policy, tokens, generation, rewards, scores.valid, sample_ids)

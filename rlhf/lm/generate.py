@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhf.errors import InputError
 from rlhf.lm.engine import Generation, Sampling
+from rlhf.lm.model import forget_casts
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.scoring import response_inputs, spread
 from rlhf.lm.texts import decoded
@@ -61,6 +62,7 @@ class Decoder:
         sizes = [len(prompt) for prompt in prompts]
         require_context(policy.config, max(sizes), sampling.max_new_tokens)
         whole = _empty(policy, *shape)
+        forget_casts()
         with policy.sampling_mode():
             for rows in _chunks(sizes, sampling):
                 index = torch.tensor(rows, device=whole.tokens.device)

@@ -32,6 +32,13 @@ def head_logprobs(
     return logprobs, entropy
 
 
+def head_logits(hidden: Tensor, head: Any) -> Tensor:
+    """The `(B, V)` logits of which `head_logprobs` takes the softmax, in the same precision."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(hidden.to(dtype), head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype))
+
+
 def logits_logprobs(logits: Tensor, targets: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
     """The same of `(N, V)` logits, for heads that do more than multiply by a matrix."""
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature

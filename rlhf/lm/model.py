@@ -76,6 +76,13 @@ def _cache_keyword(forward: Callable[..., Any]) -> str:
     )
 
 
+def forget_casts() -> None:
+    """Whoever reads weights under autocast begins with this: it keeps its casts of them for as long as it is on, also
+    where they have been written to since, by whatever way, or were cast where no gradient was asked for.
+    """
+    torch.clear_autocast_cache()
+
+
 def prepare(model: nn.Module) -> list[tuple[Any, dict[str, float]]]:
     """Makes passes in training mode deterministic; returns each config with the dropout it had, to be saved again.
 

@@ -17,7 +17,19 @@ from transformers import AutoModel, Cache, DynamicCache, PretrainedConfig, PreTr
 from transformers.utils import logging
 
 from rlhf.errors import InputError
-from rlhf.lm.model import Abilities, Model, base_of, cached, head_of, prepare, probe, probe_trunk, trunk_of
+from rlhf.lm.logprobs import head_logits
+from rlhf.lm.model import (
+    Abilities,
+    Model,
+    base_of,
+    cached,
+    forget_casts,
+    head_of,
+    prepare,
+    probe,
+    probe_trunk,
+    trunk_of,
+)
 from rlhf.lm.reference import (
     adds_nothing,
     freeze_adapter,
@@ -122,6 +134,7 @@ class CausalLM(nn.Module):
 
         With `distribution` also a Categorical of the whole vocabulary, which can be differentiated twice.
         """
+        forget_casts()
         if distribution:
             return self._forward_with_distribution(inputs)
         scores = score(self.model, self.abilities, inputs, temperature=self.temperature)
@@ -161,7 +174,7 @@ class CausalLM(nn.Module):
         if self.abilities.plain_head:
             trunk = trunk_of(self.model)
             hidden = trunk(**inputs, **cached(trunk, cache)).last_hidden_state[:, -1]
-            logits = head_of(self.model)(hidden)
+            logits = head_logits(hidden, head_of(self.model))
         else:
             last = torch.arange(1, len(tokens) + 1, device=tokens.device) * tokens.shape[1] - 1
             hidden, logits = hidden_and_logits(self.model, last, **inputs, **cached(base_of(self.model), cache))
@@ -233,6 +246,7 @@ class CausalLM(nn.Module):
     def reference_logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
         """`(B, T)` log-probabilities of the actions under the reference, at the policy's temperature."""
         assert self._reference is not None, "call make_reference() first"
+        forget_casts()
         if self._reference == "copy":
             (frozen,) = self._frozen
             frozen.to(inputs["tokens"].device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -35,8 +36,10 @@ def score_responses(
         columns={name: [prompt.columns[name] for prompt in prompts] for name in prompts[0].columns},
         sample_ids=sample_ids,
     )
-    # Models inside reward functions keep their own precision.
-    with torch.autocast(generation.tokens.device.type, enabled=False):
+    # Models inside reward functions keep their own precision. Where none is on, that of a reward that learns has to be
+    # the outermost, with which autocast forgets its casts of weights.
+    device = generation.tokens.device.type
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
         return texts, rewards(samples)
 
 
