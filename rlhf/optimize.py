@@ -15,7 +15,6 @@ from rlhf.settings import Count, Positive, Settings, ShareBelowOne, Size, Total,
 with deferred():
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import DistributedType
     from torch import Tensor, nn
 
     from rlhf.core.random import hashed_orders
@@ -134,7 +133,8 @@ def gradient(
             terms, metrics = loss(output, micro)
             weighted = micro.weights * terms
             objective = weighted.masked_fill(~micro.mask, 0.0).sum()
-            accelerator.backward(objective * scale.to(objective.dtype))
+            # Not Accelerate's, which divides by what it takes for gradient accumulation.
+            (objective * scale.to(objective.dtype)).backward()
         sums.add({"loss": weighted, **metrics}, micro.mask)
         finite = finite & torch.isfinite(objective.detach())
         seen.append((micro, type(output)(*(tensor.detach() for tensor in output)), terms.detach()))
@@ -181,7 +181,7 @@ def update(
             # What the update came to, which adapted coefficients have to see.
             stopped_at = {"approx_kl_k3_last": metrics["approx_kl_k3"]}
             break
-        metrics["gradient_norm"] = _clip(policy, parameters, config.max_gradient_norm, accelerator)
+        metrics["gradient_norm"] = _clip(parameters, config.max_gradient_norm)
         if not math.isfinite(metrics["gradient_norm"]):
             raise NonFiniteError(
                 f"the gradient is not finite; the minibatch held samples {rows.sample_ids[:8].tolist()}."
@@ -279,10 +279,8 @@ def require_rows(num_rows: int, num_parts: int) -> None:
         )
 
 
-def _clip(policy: nn.Module, parameters: list[nn.Parameter], most: float, accelerator: Accelerator) -> float:
+def _clip(parameters: list[nn.Parameter], most: float) -> float:
     """Scales the gradient down to the norm `most` (0 is off); returns its norm before that."""
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        return float(accelerator.clip_grad_norm_(parameters, most or float("inf")))
     # Accelerate's own looks for sharded tensors at every step, which on control costs as much as the clipping.
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients, foreach=True)

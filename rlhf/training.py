@@ -17,6 +17,7 @@ from rlhf.algorithms import checks
 from rlhf.algorithms.base import Method
 from rlhf.errors import InputError
 from rlhf.loop import Duration, learn
+from rlhf.parallel import require_accelerator, require_environment
 from rlhf.runs.processes import require_processes
 from rlhf.runs.run import Phase, Run, Unsaved
 from rlhf.runs.summary import conclude
@@ -80,6 +81,7 @@ def train(
         )
     duration = spread(updates=updates, steps=steps, evaluations=evaluations, checkpoints=checkpoints)
     settings = settings or checks.fitting(method, optimize.Optimize())
+    require_environment()
     accelerator = make_accelerator(policy, mixed_precision=mixed_precision)
     require(policy, task, method, settings, accelerator)
     settings = checks.resolved(method, settings)
@@ -219,6 +221,7 @@ def require(policy: Any, task: Task, method: Method, settings: optimize.Optimize
         raise InputError(
             f"mixed precision is {accelerator.mixed_precision}, but control computes in its weights' own; set it to no."
         )
+    require_accelerator(accelerator)
     settings = checks.resolved(method, settings)
     checks.require_settings(method, settings, group_size=task.group_size)
     checks.require_policy(method, memoryless=policy.memoryless, has_critic=policy.has_critic)

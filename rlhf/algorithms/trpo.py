@@ -20,7 +20,6 @@ from rlhf.settings import Count, Positive, ProperShare, Share, Size
 
 with deferred():
     import torch
-    from accelerate.utils import DistributedType
     from torch import Tensor
 
     from rlhf.core import importance
@@ -77,8 +76,6 @@ class TRPO(Method):
             NonFiniteError: A number is NaN or infinite; the actor has not moved.
         """
         policy, optimizer, accelerator = learner.policy, learner.optimizer, learner.accelerator
-        if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            raise InputError("TRPO differentiates twice, which sharded parameters cannot; use plain data parallelism.")
         model = learner.module
         critic = {id(parameter) for parameter in model.critic_parameters()}
         actor = [p for p in model.parameters() if p.requires_grad and id(p) not in critic]

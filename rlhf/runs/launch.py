@@ -15,6 +15,7 @@ import tyro
 
 from rlhf.deferred import deferred, settle
 from rlhf.errors import InputError, NonFiniteError
+from rlhf.parallel import require_environment
 from rlhf.runs.console import lenient_streams, visible
 from rlhf.runs.stop import Stopped
 
@@ -59,6 +60,7 @@ def launch(
     description = "\n\n".join([inspect.getdoc(inspect.getmodule(main)) or "", *lines])
 
     def parse_and_run() -> None:
+        require_environment()
         given, arguments = (None, sys.argv[1:]) if default is None else _picked(default, config)
         parsed = tyro.cli(config, args=arguments, default=given, description=description, console_outputs=first)
         settle()

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from rlhf.errors import InputError
+from rlhf.parallel import require_accelerator
 from rlhf.runs.checkpoint import (
     Damaged,
     Writer,
@@ -66,6 +67,7 @@ class Run:
         accelerator: Accelerator,
         extendable: Collection[str] = (),
     ) -> None:
+        require_accelerator(accelerator)
         self.folder = Path(folder)
         self.accelerator = accelerator
         require_processes(accelerator)
