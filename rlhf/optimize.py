@@ -17,14 +17,16 @@ with deferred():
     from accelerate import Accelerator
     from torch import Tensor, nn
 
+    from rlhf.core import kl
     from rlhf.core.random import hashed_orders
     from rlhf.reduce import MetricSums, gather_rows, global_max, global_sum, global_whiten
     from rlhf.rollout import Batch, PolicyOutput, require_finite
 
 Loss = Callable[[PolicyOutput, Batch], tuple[Tensor, dict[str, Tensor]]]
 
-# Law 2: right after acting the training forward must repeat the sampler's probabilities.
-MAX_RATIO_ERROR = 1e-3
+# Law 2: right after acting the training forward must repeat the sampler's probabilities, but for a few actions: where
+# two experts of a mixture tie to within rounding, another one may be chosen. Whatever is wrong shows in most of them.
+MAX_SHARE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +158,7 @@ def update(
 
     Raises:
         NonFiniteError: Before the optimizer step that a NaN or infinity would have entered.
-        RuntimeError: The first minibatch shows that acting and scoring disagree (float32 or float64 only).
+        RuntimeError: The first minibatch shows that acting and scoring disagree.
     """
     policy, optimizer, config, accelerator = learner.policy, learner.optimizer, learner.config, learner.accelerator
     rate = set_learning_rate(learner)
@@ -225,8 +227,9 @@ def averaged(history: list[dict[str, float]], config: Optimize) -> dict[str, flo
         values = [row[name] for row in history]
         metrics[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
     # Only before the first step do acting and scoring have to agree.
-    if "ratio_error_max" in metrics:
-        metrics["ratio_error_max"] = history[0]["ratio_error_max"]
+    for name in ("ratio_error_max", "ratio_off_fraction", "ratio_far_fraction"):
+        if name in metrics:
+            metrics[name] = history[0][name]
     if "approx_kl_k3" in metrics:
         last_pass = history[-config.minibatches :]
         metrics["approx_kl_k3_last"] = sum(row["approx_kl_k3"] for row in last_pass) / len(last_pass)
@@ -346,11 +349,13 @@ def _stop_if_not_finite(
 
 def check_identity(metrics: dict[str, float], accelerator: Accelerator) -> None:
     """Raises RuntimeError if the training forward does not repeat the probabilities of acting (law 2)."""
-    error = metrics.get("ratio_error_max", 0.0)
-    if accelerator.mixed_precision == "no" and error > MAX_RATIO_ERROR:
+    half = accelerator.mixed_precision != "no"
+    share = metrics.get("ratio_far_fraction" if half else "ratio_off_fraction", 0.0)
+    if share > MAX_SHARE:
         raise RuntimeError(
-            f"right after acting, the training forward gives some action another probability (max |ratio - 1| = "
-            f"{error:.2e}, at most {MAX_RATIO_ERROR:.0e} is rounding). Likely causes: dropout or another source of "
-            "noise in the model, weights in half precision without --mixed-precision, a cache or position_ids that "
-            "the model reads differently when decoding, or an attention kernel that ignores the mask."
+            f"right after acting, the training forward gives {share:.0%} of the actions another probability (|ratio - "
+            f"1| above {kl.FAR if half else kl.OFF:g}, which rounding explains in {MAX_SHARE:.0%} at most; the largest "
+            f"is {metrics['ratio_error_max']:.2e}). Likely causes: dropout or another source of noise in the model, "
+            "weights in half precision without --mixed-precision, a cache or position_ids that the model reads "
+            "differently when decoding, or an attention kernel that ignores the mask."
         )

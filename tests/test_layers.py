@@ -25,7 +25,8 @@ BELOW = {
     "rollout": {"core", "errors"},
     "reduce": {"core"},
     "demonstrations": {"core", "errors", "rollout"},
-    "runs": {"deferred", "errors", "reduce"},
+    "parallel": {"deferred", "errors"},
+    "runs": {"deferred", "errors", "parallel", "reduce"},
     "optimize": {"core", "deferred", "errors", "reduce", "rollout", "settings"},
     "acting": {"core", "errors", "optimize", "reduce", "rollout"},
     "algorithms": {
@@ -35,7 +36,7 @@ BELOW = {
     "loop": {
         *("acting", "algorithms", "deferred", "errors", "optimize", "reduce", "rollout", "runs", "settings", "task"),
     },
-    "training": {"algorithms", "errors", "loop", "optimize", "runs", "settings", "task"},
+    "training": {"algorithms", "errors", "loop", "optimize", "parallel", "runs", "settings", "task"},
     "control": {
         *("algorithms", "core", "errors", "files", "loop", "optimize", "reduce", "rollout", "runs", "settings", "task"),
     },

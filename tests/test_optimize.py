@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -211,6 +213,34 @@ def test_acting_and_scoring_that_disagree_are_an_error_that_names_causes() -> No
     batch = batch._replace(logprobs=batch.logprobs - 0.01)
     with pytest.raises(RuntimeError, match="dropout"):
         run_update(policy, batch, optimize.Optimize())
+
+
+@pytest.mark.parametrize(("precision", "difference"), [("no", 0.01), ("bf16", 0.5)])
+def test_a_few_actions_that_disagree_end_no_run_and_a_row_does(precision: str, difference: float) -> None:
+    """A near tie of a router is one action, and less than a twentieth of them passes; a whole row does not."""
+    policy = TabularPolicy(4, 3)
+    batch = make_batch(policy, rows=12, steps=5)
+    accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"), mixed_precision=precision)
+    first, actions = batch.logprobs.clone(), int(batch.mask.sum())
+    assert actions > 20
+    first[0, 0] -= difference
+    row = batch.logprobs - difference * (batch.costs == 5).unsqueeze(1)
+    settings = optimize.Optimize(epochs=1, learning_rate=1e-9)
+    metrics = optimize.update(
+        learner_of(policy, settings, accelerator=accelerator), batch._replace(logprobs=first), ppo_loss()
+    )
+    assert metrics["ratio_error_max"] == pytest.approx(math.expm1(difference), rel=1e-9)
+    assert metrics["ratio_off_fraction"] == pytest.approx(1 / actions)
+    with pytest.raises(RuntimeError, match="another probability"):
+        optimize.update(learner_of(policy, settings, accelerator=accelerator), batch._replace(logprobs=row), ppo_loss())
+
+
+def test_rounding_of_bfloat16_is_no_disagreement_there() -> None:
+    """There nearly every ratio is more than 1e-3 off 1, and hardly any by 0.2."""
+    metrics = {"ratio_error_max": 0.1, "ratio_off_fraction": 0.9, "ratio_far_fraction": 0.0}
+    optimize.check_identity(metrics, SimpleNamespace(mixed_precision="bf16"))
+    with pytest.raises(RuntimeError, match="90% of the actions"):
+        optimize.check_identity(metrics, SimpleNamespace(mixed_precision="no"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from rlhf import optimize
 from rlhf.algorithms import actor_critic, natural
 from rlhf.algorithms.base import Method
 from rlhf.deferred import deferred
-from rlhf.errors import InputError
 from rlhf.optimize import Learner
 from rlhf.settings import Count, Positive, ProperShare, Share, Size
 

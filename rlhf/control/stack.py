@@ -113,9 +113,9 @@ class StackedMethod(Method):
                 rows["advantages"] = _whitened(rows)
             optimizer.zero_grad()
             losses, metrics = objective(parameters, rows, state)
-            if not history and "ratio_error_max" in metrics:
-                error = float(metrics["ratio_error_max"].max())
-                optimize.check_identity({"ratio_error_max": error}, learner.accelerator)
+            if not history:
+                worst = {name: float(cells.max()) for name, cells in metrics.items() if name.startswith("ratio_")}
+                optimize.check_identity(worst, learner.accelerator)
             # No seed's loss depends on another's parameters.
             losses.sum().backward()
             metrics["gradient_norm"] = _clip(list(parameters.values()), settings.max_gradient_norm)

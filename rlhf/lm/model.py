@@ -143,24 +143,41 @@ def _packs(trunk: nn.Module, tokens: Tensor, lengths: Tensor) -> tuple[bool, Ten
 
 
 def _require_decoding(trunk: PreTrainedModel, tokens: Tensor, hidden: Tensor) -> None:
-    """Refuses a model that does not say of a left-padded row, one token at a time, what it says of it whole."""
+    """Refuses a model that does not say of a left-padded row, one token at a time, what it says of it whole, or that
+    says something else of it once it has read another row in between."""
+    name = type(trunk).__name__
     rows = F.pad(tokens, (2, 0))
     mask = torch.arange(rows.shape[1], device=rows.device).unsqueeze(0) >= 2
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = DynamicCache(config=trunk.config)
     trunk.eval()
-    for part in (slice(0, -1), slice(-1, None)):
-        last = trunk(
-            input_ids=rows[:, part],
-            attention_mask=mask[:, : part.stop],
-            position_ids=positions[:, part],
-            **cached(trunk, cache),
-        ).last_hidden_state
+
+    def read(row: Tensor, part: slice, cache: Cache) -> Tensor:
+        inputs = {"attention_mask": mask[:, : part.stop], "position_ids": positions[:, part]}
+        return trunk(input_ids=row[:, part], **inputs, **cached(trunk, cache)).last_hidden_state[:, -1]
+
+    most, last = slice(0, -1), slice(-1, rows.shape[1])
+    said = []
+    for others in ([], [rows.flip(1)]):
+        cache = DynamicCache(config=trunk.config)
+        try:
+            for row, its_cache in [(rows, cache), *((other, DynamicCache(config=trunk.config)) for other in others)]:
+                read(row, most, its_cache)
+            said.append(read(rows, last, cache))
+        except (AttributeError, TypeError) as error:
+            raise InputError(
+                f"{name} cannot be read with the cache of transformers ({error}), so its responses cannot be sampled "
+                "token by token; use another model class."
+            ) from error
     trunk.train()
-    if not _close(last[:, -1], hidden[:, -1]):
+    if not torch.equal(*said):
         raise InputError(
-            f"{type(trunk).__name__} says something else of left-padded tokens read one at a time than of the whole "
-            "sequence, so its samples would not be scored as they were drawn; use another model class."
+            f"{name} keeps what it has read in itself and not in the cache, so that responses that are sampled side by "
+            "side would be mixed up; use another model class."
+        )
+    if not _close(said[0], hidden[:, -1]):
+        raise InputError(
+            f"{name} says something else of left-padded tokens read one at a time than of the whole sequence, so its "
+            "samples would not be scored as they were drawn; use another model class."
         )
 
 

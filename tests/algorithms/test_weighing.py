@@ -116,6 +116,8 @@ def test_the_objective_logs_movement_and_entropy_of_every_method_that_compares(k
     expected = {
         "ratio_max": 1.3,
         "ratio_error_max": 0.3,
+        "ratio_off_fraction": 1.0,
+        "ratio_far_fraction": 1.0,
         "approx_kl_k1": -math.log(1.3),
         "approx_kl_k3": 0.3 - math.log(1.3),
     }
