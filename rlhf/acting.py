@@ -13,9 +13,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from rlhf.budget import micro_batches, passed_by
 from rlhf.core import kl
 from rlhf.errors import InputError
-from rlhf.optimize import micro_batches
 from rlhf.reduce import MetricSums, global_sum
 from rlhf.rollout import PolicyOutput, Rollout
 
@@ -28,11 +28,12 @@ DEPTHS = 4
 @torch.no_grad()
 def rescored(policy: Any, rollout: Rollout, *, accelerator: Accelerator, micro_batch_cost: int) -> Rollout:
     """The rollout with the policy's `logprobs`, `values` and `next_values`; `behaviour_logprobs` stay."""
+    passed = passed_by(policy, rollout.inputs)
+    parts = micro_batches(rollout.costs, micro_batch_cost, passed=passed)
     with accelerator.autocast():
-        parts = micro_batches(rollout.costs, micro_batch_cost)
         outputs = [policy({name: x[part] for name, x in rollout.inputs.items()}) for part in parts]
         logprobs, values, _ = PolicyOutput(*(torch.cat(tensors) for tensors in zip(*outputs, strict=True)))
-        next_values = _next_values(policy, rollout, values.masked_fill(~rollout.mask, 0.0))
+        next_values = _next_values(policy, rollout, values.masked_fill(~rollout.mask, 0.0), parts)
     return replace(rollout, logprobs=logprobs, values=values, next_values=next_values)
 
 
@@ -43,6 +44,11 @@ def scored(
     both = _in_parts(lambda part: torch.stack(policy(part)[:2], dim=1), inputs, accelerator, max_tokens)
     logprobs, values = both.unbind(dim=1)
     return logprobs, values
+
+
+def critic_values(policy: Any, inputs: dict[str, Tensor], *, accelerator: Accelerator, max_tokens: int) -> Tensor:
+    """`(B, T)` values of the states that actions were taken in, by a critic with a trunk of its own."""
+    return _in_parts(policy.critic_values, inputs, accelerator, max_tokens)
 
 
 def reference_logprobs(policy: Any, inputs: dict[str, Tensor], *, accelerator: Accelerator, max_tokens: int) -> Tensor:
@@ -61,8 +67,8 @@ def _in_parts(
         return torch.cat([score(dict(zip(inputs, part, strict=True))) for part in parts])
 
 
-def _next_values(policy: Any, rollout: Rollout, values: Tensor) -> Tensor:
-    """V of the state that each step led to: 0 if it is terminal.
+def _next_values(policy: Any, rollout: Rollout, values: Tensor, parts: list[Tensor]) -> Tensor:
+    """V of the state that each step led to, some rows at a time: 0 if it is terminal.
 
     Without `next_inputs` no episode is ever cut, so that state is the row's next.
     """
@@ -70,7 +76,9 @@ def _next_values(policy: Any, rollout: Rollout, values: Tensor) -> Tensor:
         following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
         return following.masked_fill(rollout.dones, 0.0)
     terminals = rollout.dones if rollout.terminals is None else rollout.terminals
-    return policy.state_values(rollout.next_inputs).masked_fill(terminals, 0.0)
+    inputs = rollout.next_inputs
+    those = [policy.state_values({name: x[part] for name, x in inputs.items()}) for part in parts]
+    return torch.cat(those).masked_fill(terminals, 0.0)
 
 
 def completed(

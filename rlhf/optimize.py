@@ -17,6 +17,7 @@ with deferred():
     from accelerate import Accelerator
     from torch import Tensor, nn
 
+    from rlhf.budget import even_micro_batches, filler_of
     from rlhf.core import kl
     from rlhf.core.random import hashed_orders
     from rlhf.reduce import MetricSums, gather_rows, global_max, global_sum, global_whiten
@@ -44,7 +45,8 @@ class Optimize(Settings):
     minibatches: Count = 1
     """Optimizer steps per pass; each takes a global share of the rows."""
     micro_batch_cost: Total = 16384
-    """Most row costs (the collector's unit) scored at once on one process; changes memory and speed, not results."""
+    """Most row costs (the collector's unit; tokens of language models, padding included) scored at once on one process;
+    changes memory and speed, not results."""
     max_gradient_norm: Size = 1.0
     """The gradient is scaled down to this norm; 0 is off."""
     target_kl: Size = 0.0
@@ -122,7 +124,7 @@ def gradient(
     Raises:
         NonFiniteError: On every rank, if any rank's policy output or loss is NaN or infinite.
     """
-    parts = even_micro_batches(rows, filler, accelerator=accelerator, micro_batch_cost=micro_batch_cost)
+    parts = even_micro_batches(rows, filler, accelerator=accelerator, micro_batch_cost=micro_batch_cost, policy=policy)
     units = rows.units.sum(dtype=torch.float64)
     total = global_sum(accelerator, units)
     # Data parallelism averages over ranks; the objective is a sum over them.
@@ -200,13 +202,6 @@ def whitened(batch: Batch, accelerator: Accelerator) -> Batch:
     """The batch with advantages of mean 0 and variance 1 over all ranks; 0 where they differ by rounding only."""
     sources = (batch.returns, batch.values)
     return batch._replace(advantages=global_whiten(accelerator, batch.advantages, batch.mask, *sources))
-
-
-def filler_of(batch: Batch) -> Batch:
-    """The first row, or block of rows: what ranks with fewer micro-batches run without weight."""
-    if batch.blocks is None:
-        return batch.rows(torch.zeros(1, dtype=torch.int64, device=batch.mask.device))
-    return batch.rows(batch.blocks == batch.blocks[0])
 
 
 def set_learning_rate(learner: Learner) -> float:
@@ -292,46 +287,10 @@ def _clip(parameters: list[nn.Parameter], most: float) -> float:
     return float(norm)
 
 
-def even_micro_batches(rows: Batch, filler: Batch, *, accelerator: Accelerator, micro_batch_cost: int) -> list[Batch]:
-    """This rank's rows in micro-batches, as many on every rank: what is missing is `filler` without weight or mask."""
-    parts = micro_batches(rows.costs, micro_batch_cost, rows.blocks)
-    most = int(global_max(accelerator, torch.tensor(len(parts), device=rows.costs.device)))
-    batches = [rows] if len(parts) == 1 else [rows.rows(part) for part in parts]
-    return batches + [_weightless(filler)] * (most - len(parts))
-
-
-def micro_batches(costs: Tensor, budget: int, blocks: Tensor | None = None) -> list[Tensor]:
-    """Row indices in order, cut so that each part's costs stay within `budget` (a costlier block stands alone).
-
-    Args:
-        blocks: `(B,)`, side by side: where not to cut; None: each row stands alone.
-    """
-    if costs.shape[0] == 0:
-        return []
-    if int(costs.sum()) <= budget:
-        return [torch.arange(costs.shape[0], device=costs.device)]
-    sizes = [1] * costs.shape[0] if blocks is None else blocks.unique_consecutive(return_counts=True)[1].tolist()
-    spent_by = costs.tolist() if blocks is None else [int(part.sum()) for part in costs.split(sizes)]
-    parts: list[list[int]] = [[]]
-    spent = row = 0
-    for size, cost in zip(sizes, spent_by, strict=True):
-        if parts[-1] and spent + cost > budget:
-            parts.append([])
-            spent = 0
-        parts[-1] += range(row, row + size)
-        spent += cost
-        row += size
-    return [torch.tensor(part, device=costs.device) for part in parts]
-
-
 def _local_rows(batch: Batch, chosen: Tensor, offset: int) -> Batch:
     count = batch.sample_ids.shape[0]
     mine = chosen[(chosen >= offset) & (chosen < offset + count)] - offset
     return batch.rows(mine)
-
-
-def _weightless(rows: Batch) -> Batch:
-    return rows._replace(weights=torch.zeros_like(rows.weights), mask=torch.zeros_like(rows.mask))
 
 
 def _stop_if_not_finite(

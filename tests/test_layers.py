@@ -27,10 +27,11 @@ BELOW = {
     "demonstrations": {"core", "errors", "rollout"},
     "parallel": {"deferred", "errors"},
     "runs": {"deferred", "errors", "parallel", "reduce"},
-    "optimize": {"core", "deferred", "errors", "reduce", "rollout", "settings"},
-    "acting": {"core", "errors", "optimize", "reduce", "rollout"},
+    "budget": {"reduce", "rollout"},
+    "optimize": {"budget", "core", "deferred", "errors", "reduce", "rollout", "settings"},
+    "acting": {"budget", "core", "errors", "reduce", "rollout"},
     "algorithms": {
-        *("acting", "core", "deferred", "errors", "files", "optimize", "reduce", "rollout", "settings"),
+        *("acting", "budget", "core", "deferred", "errors", "files", "optimize", "reduce", "rollout", "settings"),
     },
     "task": {"algorithms", "optimize", "rollout", "runs"},
     "loop": {
@@ -41,7 +42,19 @@ BELOW = {
         *("algorithms", "core", "errors", "files", "loop", "optimize", "reduce", "rollout", "runs", "settings", "task"),
     },
     "lm": {
-        *("acting", "algorithms", "core", "demonstrations", "errors", "files", "optimize", "reduce", "rollout", "runs"),
+        *(
+            "acting",
+            "algorithms",
+            "budget",
+            "core",
+            "demonstrations",
+            "errors",
+            "files",
+            "optimize",
+            "reduce",
+            "rollout",
+            "runs",
+        ),
         *("settings", "task"),
     },
 }

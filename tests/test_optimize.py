@@ -15,8 +15,8 @@ from rlhf import optimize
 from rlhf.algorithms import a2c, ppo_kl, td_lambda, trpo
 from rlhf.algorithms.actor_critic import Critic
 from rlhf.algorithms.base import Method
+from rlhf.budget import micro_batches
 from rlhf.errors import InputError, NonFiniteError
-from rlhf.optimize import micro_batches
 from rlhf.rollout import Batch, PolicyOutput, single_steps
 from tests.batches import make_batch, make_rollout, ppo_loss
 from tests.learners import learner_of

@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from rlhf.budget import micro_batches
 from rlhf.core.advantages import gae
 from rlhf.errors import InputError
-from rlhf.optimize import micro_batches
 from rlhf.reduce import MetricSums
 from rlhf.rollout import Rollout
 from theory.bounds import horizon_weight, surrogate_error

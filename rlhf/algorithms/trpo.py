@@ -21,6 +21,7 @@ with deferred():
     import torch
     from torch import Tensor
 
+    from rlhf.budget import even_micro_batches, filler_of
     from rlhf.core import importance
     from rlhf.rollout import Batch, PolicyOutput, Rollout
 
@@ -79,7 +80,7 @@ class TRPO(Method):
         critic = {id(parameter) for parameter in model.critic_parameters()}
         actor = [p for p in model.parameters() if p.requires_grad and id(p) not in critic]
         acting = batch if learner.config.whiten == "none" else optimize.whitened(batch, accelerator)
-        filler = optimize.filler_of(acting)
+        filler = filler_of(acting)
         budget: dict[str, Any] = {"accelerator": accelerator, "micro_batch_cost": learner.config.micro_batch_cost}
         surrogate = self.objective(state)
         max_kl = float(actor_critic.scheduled(self.max_kl, self.max_kl_schedule, state))
@@ -90,9 +91,9 @@ class TRPO(Method):
         ascent = -natural.flat([torch.zeros_like(p) if p.grad is None else p.grad for p in actor])
         optimizer.zero_grad()
 
-        parts = optimize.even_micro_batches(acting, filler, **budget)
+        parts = even_micro_batches(acting, filler, **budget, policy=policy)
         shown = next(optimize.minibatches(learner, acting, ["fisher rows"], self.fisher_shares))
-        curved = optimize.even_micro_batches(shown, filler, **budget)
+        curved = even_micro_batches(shown, filler, **budget, policy=policy)
         search = natural.step(
             natural.fisher_products(policy, actor, curved, damping=self.damping, accelerator=accelerator),
             ascent,

@@ -5,6 +5,8 @@ so does a row that is alone. Where all scores of a group are equal, to what floa
 result is exactly 0: Adam's steps are of one size, however small the scores' differences.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
@@ -17,7 +19,7 @@ def centred(scores: Float[Tensor, " B"], groups: Int64[Tensor, " B"], mask: Bool
 
     As a baseline this scales the expected gradient by (N - 1) / N in groups of N.
     """
-    return _deviations(scores, _mates(groups, mask))
+    return _in_groups(scores, groups, mask, _deviations)
 
 
 def leave_one_out(
@@ -28,9 +30,12 @@ def leave_one_out(
 
     Equals N / (N - 1) * (score - mean of all N).
     """
-    mates = _mates(groups, mask)
-    sizes = mates.sum(1)
-    return _deviations(scores, mates) * sizes / (sizes - 1).clamp(min=1)
+
+    def compared(rows: Float[Tensor, "G N"]) -> Float[Tensor, "G N"]:
+        size = rows.shape[1]
+        return _deviations(rows) * size / max(size - 1, 1)
+
+    return _in_groups(scores, groups, mask, compared)
 
 
 def standardised(
@@ -44,10 +49,13 @@ def standardised(
     Args:
         epsilon: Keeps small what differs by rounding only; in the unit of the scores.
     """
-    mates = _mates(groups, mask)
-    deviations = _deviations(scores, mates)
-    variances = torch.where(mates, deviations.square(), 0.0).sum(1) / (mates.sum(1) - 1).clamp(min=1)
-    return deviations / (variances.sqrt() + epsilon)
+
+    def compared(rows: Float[Tensor, "G N"]) -> Float[Tensor, "G N"]:
+        deviations = _deviations(rows)
+        variances = deviations.square().sum(1, keepdim=True) / max(rows.shape[1] - 1, 1)
+        return deviations / (variances.sqrt() + epsilon)
+
+    return _in_groups(scores, groups, mask, compared)
 
 
 def row_shares(mask: Bool[Tensor, "B T"]) -> Float64[Tensor, "B T"]:
@@ -55,17 +63,29 @@ def row_shares(mask: Bool[Tensor, "B T"]) -> Float64[Tensor, "B T"]:
     return mask.double() / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def _mates(groups: Int64[Tensor, " B"], mask: Bool[Tensor, " B"]) -> Bool[Tensor, "B B"]:
-    """Who is in whose group, oneself included."""
-    return (groups.unsqueeze(1) == groups) & mask & mask.unsqueeze(1)
+def _in_groups(
+    scores: Float[Tensor, " B"],
+    groups: Int64[Tensor, " B"],
+    mask: Bool[Tensor, " B"],
+    compare: Callable[[Float[Tensor, "G N"]], Float[Tensor, "G N"]],
+) -> Float[Tensor, " B"]:
+    """What `compare` says of the groups, those with as many rows in the mask at once; 0 outside the mask."""
+    rows = mask.nonzero().squeeze(1)
+    rows = rows[groups[rows].argsort(stable=True)]
+    sizes = groups[rows].unique_consecutive(return_counts=True)[1]
+    size_of_each = sizes.repeat_interleave(sizes)
+    result = torch.zeros_like(scores)
+    for size in sizes.unique().tolist():
+        together = rows[size_of_each == size].view(-1, size)
+        result = result.index_put((together,), compare(scores[together]))
+    return result
 
 
-def _deviations(scores: Float[Tensor, " B"], mates: Bool[Tensor, "B B"]) -> Float[Tensor, " B"]:
-    """score - mean over the mates, 0 without any."""
-    # Pair by pair, since the mean of equal scores may be a rounding off.
-    differences = torch.where(mates, scores.unsqueeze(1) - scores, 0.0)
-    deviations = differences.sum(1) / mates.sum(1).clamp(min=1)
-    highest = torch.where(mates, scores, -torch.inf).amax(1)
-    lowest = torch.where(mates, scores, torch.inf).amin(1)
-    alike = highest - lowest <= rounding(torch.maximum(highest.abs(), lowest.abs()))
+def _deviations(scores: Float[Tensor, "G N"]) -> Float[Tensor, "G N"]:
+    """score - mean of the group."""
+    # From one of their own, so that equal scores are 0 before anything can round.
+    shifted = scores - scores[:, :1]
+    size = scores.shape[1]
+    deviations = (size * shifted - shifted.sum(1, keepdim=True)) / size
+    alike = scores.amax(1, keepdim=True) - scores.amin(1, keepdim=True) <= rounding(scores.abs().amax(1, keepdim=True))
     return torch.where(alike, 0.0, deviations)

@@ -155,8 +155,11 @@ class PromptCollector:
         dones = (steps == lengths - 1) & mask
         logprobs, values = generation.logprobs, generation.values
         # Even an exact engine and the training forward round differently in half precision.
-        if values is None or not self.engine.exact or self.accelerator.mixed_precision != "no":
+        exact = self.engine.exact and self.accelerator.mixed_precision == "no"
+        if not exact or (values is None and policy.critic_trunk is None):
             logprobs, values = acting.scored(policy, inputs, **where)
+        elif values is None:
+            values = acting.critic_values(policy, inputs, **where)
         ref_logprobs = acting.reference_logprobs(policy, inputs, **where) if self.use_reference else None
         next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1).masked_fill(dones, 0.0)
         return Rollout(

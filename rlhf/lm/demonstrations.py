@@ -11,11 +11,12 @@ from accelerate import Accelerator
 
 from rlhf import optimize
 from rlhf.algorithms.base import Method
+from rlhf.budget import micro_batches, passed_by
 from rlhf.demonstrations import DemonstrationCollector, require_rows
 from rlhf.errors import InputError
 from rlhf.lm.data import Data, demonstration_rollout, hold_out
 from rlhf.lm.prompts import Prompts, Source, loaded, require_tokenizer, rows_hash, same_tokens
-from rlhf.optimize import Optimize, micro_batches
+from rlhf.optimize import Optimize
 from rlhf.reduce import global_sum
 from rlhf.rollout import Rollout
 from rlhf.runs.evaluate import Evaluation
@@ -139,7 +140,8 @@ def _loss(policy: Any, rows: Rollout, here: Here) -> float:
     if len(mine):
         own = rows.rows(mine).to(accelerator.device)
         with accelerator.autocast():
-            for part in micro_batches(own.costs, here.settings.micro_batch_cost):
+            passed = passed_by(policy, own.inputs)
+            for part in micro_batches(own.costs, here.settings.micro_batch_cost, passed=passed):
                 some = own.rows(part)
                 logprobs = policy(some.inputs).logprobs.double().masked_fill(~some.mask, 0.0)
                 total += torch.stack([-logprobs.sum(), some.mask.sum().double()])

@@ -57,7 +57,7 @@ class Generation(NamedTuple):
         lengths: `(N,)` int64, tokens of each response, the stop token included; 1 to max_new_tokens.
         finished: `(N,)` bool, ended by a stop token or string, not cut.
         logprobs: `(N, T)` of each token under the distribution that sampled it, nats.
-        values: `(N, T)` of the state each token was chosen in; None from an engine without the critic.
+        values: `(N, T)` of the state each token was chosen in; None from an engine that has not run the critic.
     """
 
     tokens: Tensor

@@ -12,7 +12,6 @@ from rlhf.errors import InputError
 from rlhf.lm.engine import Generation, Sampling
 from rlhf.lm.model import forget_casts
 from rlhf.lm.policy import CausalLM
-from rlhf.lm.scoring import response_inputs, spread
 from rlhf.lm.texts import decoded
 
 
@@ -76,7 +75,8 @@ class Decoder:
             whole.lengths,
             whole.finished,
             whole.logprobs[:, :longest],
-            whole.values[:, :longest],
+            # A separate critic is none of its business: it reads whole responses, under a budget of its own.
+            whole.values[:, :longest] if policy.critic_trunk is None else None,
         )
 
 
@@ -114,9 +114,6 @@ def _decode(
             cache.reorder_cache(cast(torch.LongTensor, kept))
             rows, alive, tokens, positions = rows[kept], alive[kept], tokens[kept], positions[kept]
             mask = None if mask is None else mask[kept]
-    if policy.critic_trunk is not None:
-        inputs = response_inputs(prompts, out.tokens, out.lengths)
-        out.values.copy_(spread(policy.critic_values(inputs), inputs["actions"]))
     return out
 
 

@@ -59,6 +59,12 @@ def padded(tokens: Tensor, lengths: Tensor) -> Layout:
     return Layout(rows, columns.expand_as(rows), starts)
 
 
+def cells(sizes: Sequence[int], packs: bool) -> int:
+    """Tokens in the rows of such sequences, padding included."""
+    num_rows = max(best_fit_decreasing(sizes)[0]) + 1 if packs else len(sizes)
+    return num_rows * max(sizes)
+
+
 def best_fit_decreasing(lengths: Sequence[int]) -> tuple[list[int], list[int]]:
     """Row and offset of each sequence: longest first, each into the row that it fills best.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, Cache, DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from rlhf.budget import Passed
 from rlhf.errors import InputError
 from rlhf.lm.logprobs import head_logits
 from rlhf.lm.model import (
@@ -30,6 +31,7 @@ from rlhf.lm.model import (
     probe_trunk,
     trunk_of,
 )
+from rlhf.lm.packing import cells
 from rlhf.lm.reference import (
     adds_nothing,
     freeze_adapter,
@@ -38,7 +40,17 @@ from rlhf.lm.reference import (
     same_adapter,
     same_weights,
 )
-from rlhf.lm.scoring import action_states, hidden_and_logits, lay_out, run, score, score_all, spread
+from rlhf.lm.scoring import (
+    Scores,
+    action_states,
+    hidden_and_logits,
+    lay_out,
+    read_lengths,
+    run,
+    score,
+    score_all,
+    spread,
+)
 from rlhf.rollout import Categorical, PolicyOutput
 
 VALUE_HEAD = "value_head.safetensors"
@@ -138,17 +150,28 @@ class CausalLM(nn.Module):
         if distribution:
             return self._forward_with_distribution(inputs)
         scores = score(self.model, self.abilities, inputs, temperature=self.temperature)
-        values = self.critic_values(inputs) if self.critic_trunk is not None else self._value(scores.hidden)
-        actions = inputs["actions"]
-        return PolicyOutput(*(spread(each, actions) for each in (scores.logprobs, values, scores.entropy)))
+        return self._output(scores, inputs)
 
     def _forward_with_distribution(self, inputs: dict[str, Tensor]) -> tuple[PolicyOutput, Categorical]:
         scores, logits = score_all(self.model, self.abilities, inputs, temperature=self.temperature)
-        values = self.critic_values(inputs) if self.critic_trunk is not None else self._value(scores.hidden)
-        actions = inputs["actions"]
-        output = PolicyOutput(*(spread(each, actions) for each in (scores.logprobs, values, scores.entropy)))
+        actions, output = inputs["actions"], self._output(scores, inputs)
         rows = logits.new_zeros((*actions.shape, logits.shape[-1]))
         return output, Categorical(rows.masked_scatter((actions > 0).unsqueeze(-1), logits))
+
+    def _output(self, scores: Scores, inputs: dict[str, Tensor]) -> PolicyOutput:
+        actions = inputs["actions"]
+        if self.critic_trunk is not None:
+            values = self.critic_values(inputs)
+        else:
+            values = spread(self._value(scores.hidden), actions)
+        return PolicyOutput(spread(scores.logprobs, actions), values, spread(scores.entropy, actions))
+
+    def passed(self, inputs: dict[str, Tensor]) -> Passed:
+        """How many tokens, padding included, a pass over some of these rows takes through the model, or through the
+        separate critic if that is more."""
+        sizes = read_lengths(inputs).tolist()
+        ways = {self.abilities.packs} | ({self._critic_packs} if self.critic_trunk is not None else set())
+        return lambda start, end: max(cells(sizes[start:end], packs) for packs in ways)
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """Those that only the values depend on; all others are the actor's."""
@@ -156,11 +179,11 @@ class CausalLM(nn.Module):
         return [parameter for part in parts for parameter in part.parameters()]
 
     def critic_values(self, inputs: dict[str, Tensor]) -> Tensor:
-        """`(N,)` values of the actions' states by the separate critic."""
+        """`(B, T)` values of the actions' states by the separate critic."""
         assert self.critic_trunk is not None
         layout = lay_out(inputs, self._critic_packs)
         index, _ = action_states(inputs, layout)
-        return self._value(run(self.critic_trunk, layout, index))
+        return spread(self._value(run(self.critic_trunk, layout, index)), inputs["actions"])
 
     def _value(self, hidden: Tensor) -> Tensor:
         if self.value_head is None:

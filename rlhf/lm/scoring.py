@@ -83,7 +83,12 @@ def _twice_differentiable(model: Model) -> Iterator[None]:
 
 def lay_out(inputs: dict[str, Tensor], packs: bool) -> Layout:
     """Each row's tokens before its last action (one token, if it has none): no action depends on the rest."""
-    return (packed if packs else padded)(inputs["tokens"], inputs["actions"].amax(dim=1).clamp(min=1))
+    return (packed if packs else padded)(inputs["tokens"], read_lengths(inputs))
+
+
+def read_lengths(inputs: dict[str, Tensor]) -> Tensor:
+    """`(B,)` how many tokens of each row are read."""
+    return inputs["actions"].amax(dim=1).clamp(min=1)
 
 
 def action_states(inputs: dict[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor]:

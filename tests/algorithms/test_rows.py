@@ -16,6 +16,7 @@ from rlhf import optimize
 from rlhf.algorithms.base import Method, Whitening
 from rlhf.algorithms.choices import methods
 from rlhf.algorithms.ppo import PPO
+from rlhf.budget import micro_batches
 from rlhf.control.collect import CollectSteps, EnvCollector
 from rlhf.control.envs import make_envs, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
@@ -286,7 +287,7 @@ def test_groups_stay_together_in_micro_batches_of_any_budget(numbers: list[int],
     batch = framed_pairs(policy, replace(rollout, costs=costs))
     for part in epochs_of(batch, optimize.Optimize(epochs=1, minibatches=2), seed)[0]:
         for budget in range(1, int(part.costs.sum()) + 2):
-            pieces = optimize.micro_batches(part.costs, budget, part.blocks)
+            pieces = micro_batches(part.costs, budget, part.blocks)
             assert torch.cat(pieces).tolist() == list(range(len(part.costs)))
             seen = [set(part.blocks[piece].tolist()) for piece in pieces]
             assert sum(len(names) for names in seen) == len(set(part.blocks.tolist()))

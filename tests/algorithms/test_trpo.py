@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from rlhf import optimize
 from rlhf.algorithms import natural
 from rlhf.algorithms.trpo import TRPO
+from rlhf.budget import even_micro_batches
 from rlhf.control.policy import ControlPolicy, PolicyConfig, Spaces
 from rlhf.core import kl, losses
 from rlhf.errors import InputError, NonFiniteError
-from rlhf.optimize import even_micro_batches
 from rlhf.rollout import Batch, Categorical, Rollout, single_steps
 from tests.batches import make_rollout
 from tests.learners import learner_of

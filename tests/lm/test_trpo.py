@@ -12,9 +12,9 @@ from torch import Tensor
 
 from rlhf import optimize
 from rlhf.algorithms import natural, trpo
+from rlhf.budget import even_micro_batches
 from rlhf.errors import InputError
 from rlhf.lm.policy import CausalLM
-from rlhf.optimize import even_micro_batches
 from rlhf.rollout import Batch, Rollout
 from tests.learners import learner_of
 from tests.lm.test_policy_gradients import run as improved
