@@ -117,3 +117,15 @@ def test_groups_can_be_batched(compare) -> None:
 def test_row_shares_average_over_a_row() -> None:
     mask = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
     check(groups.row_shares(mask), [[0.5, 0.5, 0], [1 / 3, 1 / 3, 1 / 3], [0, 0, 0]])
+
+
+@EVERY
+@pytest.mark.parametrize("number", [1, 8, 200_000])
+def test_groups_take_memory_of_their_rows(compare, number: int) -> None:
+    """Each with each of them would be 320 GB."""
+    rows = torch.arange(200_000)
+    scores = rows.double() % 8
+    advantages = compare(scores, rows // number, torch.ones(200_000, dtype=torch.bool))
+    assert advantages.shape == scores.shape
+    assert advantages.sum() == pytest.approx(0.0, abs=1e-6)
+    assert bool((advantages != 0.0).any()) == (number > 1)
