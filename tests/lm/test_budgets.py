@@ -88,9 +88,8 @@ def train(policy: Any, method: Any) -> None:
 
 
 def evaluate_demonstrations(policy: Any) -> None:
-    _loss(
-        policy, rollout_of(policy), SimpleNamespace(accelerator=CPU, settings=SimpleNamespace(micro_batch_cost=BUDGET))
-    )
+    settings = optimize.Optimize(micro_batch_cost=BUDGET)
+    _loss(policy, rollout_of(policy), Here(CPU, 0, BehaviourCloning(), settings, None))
 
 
 def decode(policy: Any) -> None:
