@@ -14,7 +14,7 @@ from rlhf.algorithms import alike
 from rlhf.algorithms.actor_critic import stepping_only
 from rlhf.algorithms.base import Method
 from rlhf.deferred import deferred
-from rlhf.errors import InputError
+from rlhf.errors import InputError, NonFiniteError
 from rlhf.runs.stop import StopSignals
 from rlhf.settings import CountOrNone, Settings, TotalOrNone
 
@@ -105,6 +105,7 @@ def learn(
     state, update, steps = {**method.initial_state(), "paid": torch.tensor(False)}, 0, 0
     if restored is not None:
         state, update, steps = _take_up(restored, policy, optimizer, task, lag, accelerator)
+    phase.require_space(*_sizes(policy))
     # Accelerate's wrapper looks for optional packages at every step (7 % of an update on control), and only serves
     # fp16 scaling, which is not offered; the optimizer inside is this very one.
     wrapped, _ = accelerator.prepare(policy, optimizer)
@@ -117,7 +118,7 @@ def learn(
         content["task"] = _per_rank({"task": task.state_dict(), "lag": lag.state_dict()}, accelerator)
         phase.save(update, content, {"policy": policy.save})
 
-    with StopSignals(accelerator) as signals, _own_forward(accelerator, wrapped):
+    with StopSignals(accelerator) as signals, _own_forward(accelerator, wrapped), _stop_noted(phase):
         if restored is None:
             _log_evaluation(phase, task.evaluate(policy, here), update=0, steps=0, row={})
             save(0)
@@ -133,14 +134,18 @@ def learn(
                 told = True
                 phase.say(alike.words(method, update))
             last = done >= duration.target
+            evaluates = last or _passed(duration.eval_every, before, done)
+            saves = last or stopped or _passed(duration.checkpoint_every, before, done)
+            if evaluates or saves:
+                _require_finite(policy, update)
             phase.record([{"update": update, "kind": "training", **s} for s in samples[: duration.record_samples]])
-            if last or _passed(duration.eval_every, before, done):
+            if evaluates:
                 with _timed(row, "seconds/evaluate"):
                     evaluation = task.evaluate(policy, here)
                 _log_evaluation(phase, evaluation, update=update, steps=steps, row=row)
             else:
                 phase.log({"update": update, **row})
-            if last or stopped or _passed(duration.checkpoint_every, before, done):
+            if saves:
                 save(update)
             if stopped and not last:
                 signals.stop()
@@ -158,6 +163,32 @@ def _own_forward(accelerator: Accelerator, wrapped: nn.Module) -> Iterator[None]
     finally:
         if accelerator.mixed_precision != "no":
             accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+
+
+@contextmanager
+def _stop_noted(phase: Phase | Unsaved) -> Iterator[None]:
+    """A number that is not finite, again, right after a checkpoint tells against that checkpoint."""
+    try:
+        yield
+    except NonFiniteError as error:
+        phase.stopped(str(error))
+        raise
+
+
+def _sizes(policy: nn.Module) -> tuple[int, int]:
+    """Bytes of a checkpoint, which also has Adam's two moments, and of a final policy; what is frozen may add to it."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in policy.parameters() if tensor.requires_grad)
+    return 3 * weights, weights
+
+
+def _require_finite(policy: nn.Module, update: int) -> None:
+    """Weights and running statistics, which no checkpoint takes if the last step made them NaN; nor are they evaluated.
+
+    What a checkpoint holds beside them is looked at when it is written.
+    """
+    for name, tensor in policy.state_dict().items():
+        if torch.is_tensor(tensor) and not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(f"{name} is not finite after update {update}.")
 
 
 def _passed(interval: int, before: int, now: int) -> bool:

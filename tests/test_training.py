@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 import rlhf
 from rlhf import optimize
@@ -163,7 +165,7 @@ def logged(folder: Path) -> list[dict[str, float]]:
 
 
 def checkpoints(folder: Path) -> list[int]:
-    return sorted(int(path.name) for path in (folder / "ppo" / "checkpoints").iterdir())
+    return sorted(int(path.name) for path in (folder / "ppo" / "checkpoints").glob("[0-9]*"))
 
 
 def at(update: int, act: Callable[[], Any]) -> Callable[[int], None]:
@@ -233,6 +235,94 @@ def test_sigterm_finishes_the_update_in_hand_saves_it_and_the_run_goes_on_as_if_
     assert logged(tmp_path / "run") == logged(tmp_path / "whole")
     assert torch.equal(resumed.logits, whole.logits)
     assert torch.equal(resumed.critic, whole.critic)
+
+
+class FrozenAndRunning(TabularPolicy):
+    """A policy with a frozen weight and a running statistic."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 3)
+        self.base = torch.nn.Parameter(torch.ones(2, dtype=torch.float64), requires_grad=False)
+        self.register_buffer("moments", torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["logits", "critic", "base", "moments"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("update", [1, 3])
+def test_what_an_update_made_not_finite_is_neither_evaluated_nor_saved(tmp_path, name, bad, update):
+    """In the last update before a checkpoint, and in the last of all: no later loss would have shown it."""
+    policy = FrozenAndRunning()
+    seen = []
+
+    def evaluate(policy: Any) -> Evaluation:
+        seen.append(bool(torch.isfinite(policy.state_dict()[name]).all()))
+        return Evaluation({"eval_return_mean": 0.0}, [])
+
+    class Breaking(ppo.PPO):
+        """What it adapts after the last loss of an update is a tensor of the policy."""
+
+        def adapt(self, state: dict[str, Tensor], metrics: dict[str, float]) -> dict[str, Tensor]:
+            if int(state["update"]) == update:
+                policy.state_dict()[name].view(-1)[0] = bad
+            return state
+
+    settings = Settings()
+    with pytest.raises(NonFiniteError, match=rf"{name} is not finite after update {update + 1}\."):
+        train_phase(
+            policy,
+            Given(Bandit(), evaluate),
+            Breaking(gae_lambda=1.0),
+            settings.optimize,
+            duration=settings.train,
+            phase=new_phase(tmp_path / "run", settings),
+            seed=0,
+        )
+    assert all(seen)
+    assert checkpoints(tmp_path / "run")[-1] == update - 1
+    assert not (tmp_path / "run" / "ppo" / "final").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adam_eps": 0.0},
+        {"adam_eps": 0.0, "weight_decay": 0.1},
+    ],
+)
+@pytest.mark.parametrize("number", [1, 2])
+def test_steps_that_cannot_be_taken_leave_no_model(tmp_path, changes, number):
+    """Without epsilon a parameter whose gradient is 0 becomes 0 / 0: the critic, whose loss counts nothing."""
+    settings = Settings(
+        train=Duration(updates=number),
+        ppo=ppo.PPO(gae_lambda=1.0, value_coef=0.0),
+        optimize=optimize.Optimize(epochs=1, **changes),
+    )
+    with pytest.raises(NonFiniteError):
+        attempt(tmp_path / "run", settings)
+    assert checkpoints(tmp_path / "run") == [0]
+    assert not (tmp_path / "run" / "ppo" / "final").exists()
+
+
+def test_a_checkpoint_from_which_the_run_stops_again_is_passed_over(tmp_path):
+    """Its state was broken before it was saved: only an older one leads on, and to the end it would have had."""
+    whole = attempt(tmp_path / "whole", updates(6))
+
+    def stop() -> None:
+        raise NonFiniteError("loss is not finite.")
+
+    # The run that wrote the checkpoint has not gone on from it, so the first resume does.
+    for resume in (False, True):
+        with pytest.raises(NonFiniteError):
+            attempt(tmp_path / "run", updates(6), bandit=Bandit(event=at(3, stop)), resume=resume)
+        assert checkpoints(tmp_path / "run") == [0, 2]
+    begun: list[int] = []
+    with pytest.warns(
+        UserWarning, match=r"From .*00000002 the run stopped again: loss is not finite. Using the older .*00000000\."
+    ):
+        resumed = attempt(tmp_path / "run", updates(6), bandit=Bandit(event=begun.append), resume=True)
+    assert begun == [0, 1, 2, 3, 4, 5]
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+    assert torch.equal(resumed.logits, whole.logits)
 
 
 def test_a_signal_during_the_last_update_finishes_the_phase_and_still_stops(tmp_path):

@@ -22,6 +22,7 @@ from rlhf.control.settings import EvaluateEpisodes
 from rlhf.control.trial import no_global_draws
 from rlhf.core.random import derive_seed, uniforms
 from rlhf.errors import InputError
+from rlhf.runs.disk import one_line
 from rlhf.runs.evaluate import Evaluation
 
 _STEPS_PER_DRAW = 256
@@ -71,7 +72,8 @@ class Evaluator:
         if self.accelerator.num_processes > 1:
             episodes = sorted(gather_object(episodes), key=lambda episode: (episode.sampled, episode.number))
         if self.cache is not None and self.accelerator.is_main_process:
-            save_episodes(self.cache, name_of(self.env_id), episodes)
+            with one_line(self.cache.parent):
+                save_episodes(self.cache, name_of(self.env_id), episodes)
         metrics = _metrics("eval", [episode for episode in episodes if not episode.sampled])
         if self.config.sampled_episodes:
             metrics |= _metrics("eval_sampled", [episode for episode in episodes if episode.sampled])

@@ -8,16 +8,24 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import InputError
+import torch
+from safetensors import safe_open
+
+from rlhf.errors import InputError, NonFiniteError
 from rlhf.runs.state import save_state
 
 MANIFEST = "manifest.json"
 # Whatever is being written carries this prefix until it is whole; leftovers of a kill are recognised by it.
 TEMPORARY = ".tmp-"
+# How many checkpoints a phase keeps.
+KEPT = 2
+# A file beside a checkpoint from which a number was not finite before the next was written; it says which.
+STOPPED = ".stopped-"
 
 Writer = Callable[[Path], object]
 
@@ -26,7 +34,7 @@ class Damaged(Exception):
     """A committed folder no longer holds what was written; the message names the file and what is wrong."""
 
 
-def save_checkpoint(root: Path, update: int, state: Any, writers: Mapping[str, Writer], *, keep: int = 2) -> Path:
+def save_checkpoint(root: Path, update: int, state: Any, writers: Mapping[str, Writer], *, keep: int = KEPT) -> Path:
     """Commits `root/<update>`: the state (`state.save_state`), one subfolder a writer, filled by it; then prunes."""
 
     def write(folder: Path) -> None:
@@ -34,37 +42,56 @@ def save_checkpoint(root: Path, update: int, state: Any, writers: Mapping[str, W
         write_each(folder, writers)
 
     folder = commit_folder(root / f"{update:08d}", write)
+    _stop_note(folder).unlink(missing_ok=True)
     prune_checkpoints(root, update, keep=keep)
     return folder
 
 
-def prune_checkpoints(root: Path, update: int, *, keep: int = 2) -> None:
+def prune_checkpoints(root: Path, update: int, *, keep: int = KEPT) -> None:
     """Leaves the `keep` newest up to this update. Any of a later one goes: it belongs to a past that was taken back."""
     kept = [path for path in _checkpoints(root) if int(path.name) <= update][-keep:]
     for path in _checkpoints(root):
         if path not in kept:
             _remove(path)
+    for note in root.glob(f"{STOPPED}*"):
+        if not (root / note.name.removeprefix(STOPPED)).exists():
+            note.unlink()
+
+
+def note_stop(folder: Path, message: str) -> None:
+    """Has the checkpoint passed over from now on, if there is an older one: a number was not finite after it, again."""
+    _stop_note(folder).write_text(message, encoding="utf-8")
 
 
 def latest_checkpoint(root: Path) -> Path | None:
     """The newest checkpoint whose every byte is as written; None if none was ever committed.
 
-    Damaged ones are passed over with a warning that says what is wrong; leftovers of a kill are removed.
+    Damaged ones, and those from which the run stopped again (`note_stop`), are passed over with a warning that says
+    what is wrong; leftovers of a kill are removed.
 
     Raises:
         InputError: There are checkpoints, and all are damaged.
     """
     remove_leftovers(root)
     reports: list[str] = []
+    stopped: Path | None = None
     for folder in reversed(_checkpoints(root)):
         try:
             verify_folder(folder)
         except Damaged as damage:
             reports.append(str(damage))
             continue
+        note = _stop_note(folder)
+        if note.exists():
+            stopped = stopped or folder
+            reports.append(f"From {folder} the run stopped again: {note.read_text(encoding='utf-8')}")
+            continue
         if reports:
             warnings.warn(f"{' '.join(reports)} Using the older {folder}.", stacklevel=2)
         return folder
+    if stopped is not None:
+        # What stopped it may have been mended since, and there is nothing older.
+        return stopped
     if reports:
         raise InputError(f"no good checkpoint is left. {' '.join(reports)} Start anew with another --output-dir.")
     return None
@@ -74,6 +101,9 @@ def commit_folder(folder: Path, write: Writer) -> Path:
     """Fills a folder so that a kill at any moment leaves all of it or nothing; replaces what stood there.
 
     If it replaces, a kill between two renames leaves neither the old nor the new one.
+
+    Raises:
+        NonFiniteError: A tensor in it is not finite; what stood there stays.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Not mkdtemp, whose folders are private: what is committed is as readable as any other.
@@ -81,6 +111,7 @@ def commit_folder(folder: Path, write: Writer) -> Path:
     temporary.mkdir()
     try:
         write(temporary)
+        _require_finite(temporary)
         (temporary / MANIFEST).write_text(_canonical(_contents(temporary)), encoding="utf-8")
         _as_readable_as(temporary / MANIFEST, temporary)
         _flush_tree(temporary)
@@ -101,13 +132,18 @@ def write_each(folder: Path, writers: Mapping[str, Writer]) -> None:
         write(folder / name)
 
 
-def verify_folder(folder: Path) -> None:
+def verify_folder(folder: Path, *, only: Collection[str] | None = None) -> None:
     """Compares every byte with the manifest.
+
+    Args:
+        only: Names of the files to look at, which must be there; None is all.
 
     Raises:
         Damaged: A file is missing, has another size or other content. Files added later are no damage.
     """
-    for name, (size, digest) in _read_manifest(folder).items():
+    contents = _read_manifest(folder)
+    for name in contents if only is None else only:
+        size, digest = contents.get(name, (0, ""))
         path = folder / name
         if not path.is_file():
             raise Damaged(f"{folder} is damaged: {name} is missing.")
@@ -125,11 +161,21 @@ def remove_leftovers(root: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes or replaces a JSON file in one piece."""
+    replace_file(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes or replaces a file in one piece."""
     temporary = path.with_name(TEMPORARY + path.name)
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    _flush(temporary)
-    temporary.replace(path)
-    _flush(path.parent)
+    try:
+        temporary.write_bytes(content)
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def _checkpoints(root: Path) -> list[Path]:
@@ -137,6 +183,23 @@ def _checkpoints(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted((path for path in root.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+
+
+def _stop_note(folder: Path) -> Path:
+    return folder.with_name(STOPPED + folder.name)
+
+
+def _require_finite(folder: Path) -> None:
+    """Looks at what was written, not at what it was written from: whoever writes, it is what would be loaded again."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                tensor = file.get_tensor(name)
+                # Of types of one byte torch cannot ask this.
+                tensor = tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+                if not bool(torch.isfinite(tensor).all()):
+                    where = path.relative_to(folder).as_posix()
+                    raise NonFiniteError(f"{name} in {where} is not finite, so it is not saved.")
 
 
 def _contents(folder: Path) -> dict[str, tuple[int, str]]:

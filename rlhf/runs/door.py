@@ -6,9 +6,11 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from accelerate import Accelerator
 
 from rlhf.errors import InputError
 from rlhf.runs.checkpoint import TEMPORARY, write_json
+from rlhf.runs.disk import reason, room
+from rlhf.runs.kept import CONFIG, PHASE, VERSIONS, newest_copies, recorded
+from rlhf.runs.lock import HOLDER, LOCK, FolderLock
 
 PACKAGES = ("rlhf", "torch", "transformers", "accelerate", "datasets", "peft", "gymnasium", "safetensors", "numpy")
 # Where a run is kept, whether it goes on and who else gets its metrics say nothing about what it computes.
@@ -26,34 +31,81 @@ NOT_COMPARED = ("resume", "output_dir", "tensorboard")
 
 def enter(
     folder: Path, config: dict[str, Any], *, resume: bool, extendable: Collection[str], accelerator: Accelerator
-) -> None:
-    """Makes `folder` a run with this configuration and the versions at hand, or lets it go on.
+) -> FolderLock:
+    """Makes `folder` a run with this configuration and the versions at hand, or lets it go on; it is held from here on.
 
     Raises:
-        InputError: The folder holds another run, or none to resume.
+        InputError: The folder is in use, holds another run, or none to resume; or the disk refuses.
     """
-    require_new_or_resumed(folder, resume=resume)
-    versions = _versions(accelerator)
-    if resume:
-        _compare(folder, config, extendable)
-        _warn_of_new_versions(folder, versions)
-    make_folder(folder)
-    # The configuration last: a folder that has one is a run.
-    write_json(folder / "versions.json", versions)
-    write_json(folder / "config.json", config)
+    require_folder(folder)
+    with ExitStack() as refused, _writable(folder):
+        # Whoever is at work in the folder is named before anything in it is looked at.
+        lock = FolderLock(folder) if (folder / LOCK).exists() else None
+        if lock is not None:
+            refused.callback(lock.undo)
+        _require_new_or_resumed(folder, resume=resume)
+        versions = _versions(accelerator)
+        if resume:
+            _compare(folder, config, extendable)
+            _warn_of_new_versions(folder, versions)
+        make_folder(folder)
+        if lock is None:
+            lock = FolderLock(folder)
+            refused.callback(lock.undo)
+            # Another process may have come first since.
+            _require_new_or_resumed(folder, resume=resume)
+        if not resume:
+            refused.callback(withdraw, folder)
+        # The configuration last: a folder that has one is a run.
+        write_json(folder / VERSIONS, versions)
+        write_json(folder / CONFIG, config)
+        refused.pop_all()
+    return lock
 
 
 def require_new_or_resumed(folder: Path, *, resume: bool) -> None:
     """Refuses a folder in which no run can start, or go on; also for recipes, before they load a model.
 
     Raises:
-        InputError: The folder holds another run, or none to resume.
+        InputError: The folder is in use, holds another run, or none to resume.
     """
     require_folder(folder)
+    # Of several processes the first alone tries the lock, or they would find each other.
+    if os.environ.get("RANK", "0") == "0" and (folder / LOCK).exists():
+        with _writable(folder):
+            FolderLock(folder).undo()
+    _require_new_or_resumed(folder, resume=resume)
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"--output-dir {folder} cannot be written to: {error.filename or folder}: {reason(error) or error}; "
+            f"{room(folder)}. Mend that, or name another."
+        ) from None
+
+
+def withdraw(folder: Path) -> None:
+    """Makes a run that has only passed the door no run again; leaves alone whatever else is there, and what it must."""
+    own = {CONFIG, VERSIONS, PHASE, LOCK, HOLDER}
+    names = own | {TEMPORARY + name for name in own}
+    with suppress(OSError):
+        there = [path for path in folder.rglob("*") if path.is_file()]
+        if all(path.name in names for path in there):
+            for path in there:
+                path.unlink()
+            for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
+                path.rmdir()
+
+
+def _require_new_or_resumed(folder: Path, *, resume: bool) -> None:
     # What a run that was killed on its way through this door may have left does not count.
-    harmless = (f"{TEMPORARY}versions.json", f"{TEMPORARY}config.json", "versions.json")
+    harmless = (TEMPORARY + VERSIONS, TEMPORARY + CONFIG, VERSIONS, LOCK, HOLDER)
     there = folder.is_dir() and any(path.name not in harmless for path in folder.iterdir())
-    started = (folder / "config.json").exists()
+    started = (folder / CONFIG).exists() or newest_copies(folder) is not None
     if resume and not started:
         raise InputError(f"there is no run in {folder} to resume; leave out --resume to start one.")
     if there and not resume:
@@ -109,7 +161,7 @@ def _plain(value: Any) -> Any:
 
 
 def _compare(folder: Path, config: dict[str, Any], extendable: Collection[str]) -> None:
-    old = flatten(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    old = flatten(recorded(folder, CONFIG))
     new = flatten(config)
     changes = []
     for name in [*old, *(name for name in new if name not in old)]:
@@ -141,7 +193,7 @@ def _versions(accelerator: Accelerator) -> dict[str, str | int]:
 
 
 def _warn_of_new_versions(folder: Path, versions: dict[str, str | int]) -> None:
-    old = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
+    old = recorded(folder, VERSIONS)
     changes = [f"{name} {old.get(name)} -> {now}" for name, now in versions.items() if old.get(name) != now]
     if changes:
         warnings.warn(

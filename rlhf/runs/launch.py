@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import tyro
 
 from rlhf.deferred import deferred, settle
-from rlhf.errors import InputError, NonFiniteError
+from rlhf.errors import DiskError, InputError, NonFiniteError
 from rlhf.parallel import require_environment
 from rlhf.runs.console import lenient_streams, visible
 from rlhf.runs.stop import Stopped
@@ -47,7 +47,7 @@ def launch(
     """Parses the command line into `config` and runs `main` with it; the docstring of main's file is the help.
 
     The exit status is 0; 1 with a traceback if user code raised; 2 for bad input; 3 if a number was not finite;
-    143 or 130 if SIGTERM or Ctrl-C stopped it.
+    4 if the disk under the run's folder refused; 143 or 130 if SIGTERM or Ctrl-C stopped it.
 
     Args:
         default: Gives the values for what the command line leaves out, if not the defaults of `config`. Its parameters,
@@ -131,6 +131,8 @@ def _run(main: Callable[[], object]) -> int:
         main()
     except InputError as error:
         return _say(f"error: {error}", 2)
+    except DiskError as error:
+        return _say(f"error: {error}", 4)
     except NonFiniteError as error:
         return _say(f"training stopped: {error} The last good checkpoint is kept.", 3)
     except Stopped as stopped:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import json
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -51,19 +50,6 @@ class Lines:
         content = "".join(_line(record, self.path) for record in records)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(content)
-
-    def offset(self) -> int:
-        """The size in bytes, all of them on the disk."""
-        if not self.path.exists():
-            return 0
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
-            return os.fstat(file.fileno()).st_size
-
-    def truncate(self, offset: int) -> None:
-        """Forgets what was written after `offset`; the file must be at least as long."""
-        if self.path.exists():
-            os.truncate(self.path, offset)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,20 @@ SAMPLES_SHOWN = 8
 
 
 def conclude(run: Run, result: Mapping[str, float | str | None]) -> None:
-    """Writes result.json and report.html, and prints both in short."""
+    """Writes result.json and report.html, prints both in short, and gives the folder back.
+
+    The run is finished when result.json is written: that its report cannot be drawn is only said.
+    """
     run.write_result(result)
     if run.accelerator.is_main_process:
-        write_report(run.folder)
+        try:
+            write_report(run.folder)
+        except Exception as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            again = f"python -m rlhf.runs.report --run-folder {run.folder}"
+            print(f"the run is finished, but its report is not ({why}); later: {again}", file=sys.stderr)
         print_summary(run.folder)
+    run.close()
 
 
 def print_summary(run_folder: Path, console: Console | None = None) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import shutil
 import warnings
@@ -9,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from rlhf.errors import InputError
+from rlhf.errors import InputError, NonFiniteError
 from rlhf.runs import checkpoint
 from rlhf.runs.checkpoint import (
     Damaged,
     commit_folder,
     latest_checkpoint,
+    note_stop,
     save_checkpoint,
     verify_folder,
     write_json,
@@ -134,6 +137,41 @@ def test_a_kill_at_any_stage_leaves_a_good_checkpoint(tmp_path):
     assert survivors == sorted(survivors)
     assert survivors.count(1) > 10
     assert survivors.count(2) > 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", ["state", "writer"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e5m2])
+def test_what_is_not_finite_is_never_committed(tmp_path, place, dtype, bad):
+    save(tmp_path, 1)
+    tensor = torch.ones(7)
+    tensor[5] = bad
+    tensor = tensor.to(dtype)
+
+    def write(folder: Path) -> None:
+        save_file({"head.weight": tensor} if place == "writer" else {}, folder / "model.safetensors")
+
+    state = {"moments": [{"exp_avg": tensor if place == "state" else torch.ones(7)}], "epoch": torch.tensor([3])}
+    name = r"policy/model.safetensors" if place == "writer" else r"state\['moments'\]\[0\]\['exp_avg'\] in state"
+    with pytest.raises(NonFiniteError, match=rf"{name}.* is not finite"):
+        save_checkpoint(tmp_path, 2, state, {"policy": write})
+    assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
+
+
+def test_a_checkpoint_from_which_a_run_stopped_again_is_passed_over_while_there_is_an_older(tmp_path):
+    save(tmp_path, 1)
+    note_stop(save(tmp_path, 2), "loss is not finite.")
+    with pytest.warns(UserWarning, match=r"From .*2 the run stopped again: loss is not finite. Using the older .*1\."):
+        assert latest_checkpoint(tmp_path).name == "00000001"
+    # One that is written in its place is another.
+    save(tmp_path, 2)
+    assert newest_good(tmp_path).name == "00000002"
+    note_stop(tmp_path / "00000001", "loss is not finite.")
+    note_stop(tmp_path / "00000002", "loss is not finite.")
+    assert newest_good(tmp_path).name == "00000002"
+    for update in (3, 4):
+        save(tmp_path, update)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000003", "00000004"]
 
 
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors", "policy/weights.bin", "manifest.json"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.errors import InputError, NonFiniteError
+from rlhf.errors import DiskError, InputError, NonFiniteError
 from rlhf.optimize import Optimize
 from rlhf.runs.launch import launch
 from rlhf.runs.stop import Stopped
@@ -72,6 +72,7 @@ def raiser(error: BaseException):
     [
         (InputError("the folder is full."), 2, "error: the folder is full.\n"),
         (NonFiniteError("loss is nan."), 3, "training stopped: loss is nan. The last good checkpoint is kept.\n"),
+        (DiskError("x: the disk is full."), 4, "error: x: the disk is full.\n"),
         (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM; --resume continues from here.\n"),
         (Stopped(signal.SIGINT), 130, "stopped by SIGINT; --resume continues from here.\n"),
         (KeyboardInterrupt(), 130, "interrupted; --resume continues from the last checkpoint.\n"),

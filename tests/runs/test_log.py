@@ -23,20 +23,8 @@ def test_lines_are_read_back_as_written(tmp_path):
     assert math.copysign(1, read_lines(lines.path)[1]["x"]) == -1
 
 
-def test_truncate_forgets_what_came_after_the_offset(tmp_path):
-    lines = Lines(tmp_path / "metrics.jsonl")
-    lines.append([{"update": 0, "text": "ü"}])
-    offset = lines.offset()
-    lines.append([{"update": 1}])
-    lines.truncate(offset)
-    lines.append([{"update": 2}])
-    assert [line["update"] for line in read_lines(lines.path)] == [0, 2]
-
-
 def test_an_absent_file_has_no_lines(tmp_path):
     lines = Lines(tmp_path / "metrics.jsonl")
-    lines.truncate(0)
-    assert lines.offset() == 0
     assert read_lines(lines.path) == []
 
 
