@@ -180,7 +180,7 @@ class Lag:
             return
         now = {name: tensor.detach().clone() for name, tensor in policy.named_parameters() if tensor.requires_grad}
         past = [*self._past, now]
-        with _weights(policy, past[0]):
+        with with_weights(policy, past[0]):
             yield
         self._past = past[-self.updates :]
 
@@ -192,8 +192,8 @@ class Lag:
 
 
 @contextmanager
-def _weights(policy: Any, weights: dict[str, Tensor]) -> Iterator[None]:
-    """The policy with other weights, in place, so that everything else about it stays as it is."""
+def with_weights(policy: Any, weights: dict[str, Tensor]) -> Iterator[None]:
+    """The policy, or a part of it, with other weights, in place, so that everything else about it stays as it is."""
     parameters = {name: tensor for name, tensor in policy.named_parameters() if name in weights}
     own = {name: tensor.detach().clone() for name, tensor in parameters.items()}
     try:

@@ -141,6 +141,12 @@ def respond(
     vocabulary = policy.config.get_text_config().vocab_size
     if bool(((given.tokens < 0) | (given.tokens >= vocabulary)).masked_fill(after, False).any()):
         raise InputError(f"{name} returned token ids outside the model's vocabulary of {vocabulary}.")
+    unknown = policy.unknown_tokens
+    if unknown is not None and bool(unknown[given.tokens.masked_fill(after, 0)].masked_fill(after, False).any()):
+        raise InputError(
+            f"{name} returned tokens of the model that its tokenizer does not know, to which the policy gives "
+            "probability 0; have it draw from the tokens of the tokenizer only."
+        )
     generation = given._replace(
         tokens=given.tokens.masked_fill(after, 0),
         logprobs=given.logprobs.masked_fill(after, 0.0),

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
-from transformers.pytorch_utils import Conv1D
-from transformers.utils import find_adapter_config_file
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from rlhf.errors import InputError
+from rlhf.lm.adapters import adapter_base, fresh_adapter, trained_adapter
 from rlhf.lm.model import Model, trunk_of
 from rlhf.lm.policy import VALUE_HEAD, CausalLM
+from rlhf.lm.pretrained import located, opened, pretrained, pretrained_config
+from rlhf.lm.vocabulary import has_tokenizer, pretrained_tokenizer, require_room
 from rlhf.settings import CountOrNone, Location, Positive, Seed, Settings, checked, made
 
 
@@ -56,8 +48,7 @@ class ModelConfig(Settings):
 
 def load_model_config(model: str) -> PretrainedConfig:
     """The transformers config of a model, adapter or saved policy, without its weights."""
-    source = _source(model)
-    return _asked(AutoConfig.from_pretrained, _adapter_base(source) or source)
+    return pretrained_config(_base_source(model))
 
 
 def context_length(model: str) -> int | None:
@@ -68,25 +59,19 @@ def context_length(model: str) -> int | None:
 def load_tokenizer(model: str) -> Any:
     """The tokenizer of a model, adapter or saved policy; an adapter that has none of its own uses its base model's."""
     source = _source(model)
-    base = _adapter_base(source)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError):
-        tokenizer = _asked(AutoTokenizer.from_pretrained, base or source)
-    # Where a folder holds no tokenizer, transformers may make up one without a single word.
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise InputError(f"{model!r} holds no tokenizer; save the model's own beside it (tokenizer.save_pretrained).")
-    return tokenizer
+    return pretrained_tokenizer(source if has_tokenizer(source) else _base_source(model))
 
 
 def stop_tokens(model: str, tokenizer: Any) -> tuple[int, ...]:
-    """What ends a response: the tokenizer's end of sequence and whatever the model's generation config adds."""
-    source = _source(model)
-    try:
-        listed = GenerationConfig.from_pretrained(_adapter_base(source) or source).eos_token_id
-    except OSError:
-        listed = None
-    found = [tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
+    """What ends a response: the tokenizer's end of sequence, and all that the model's files name as ends."""
+    source = _base_source(model)
+    config = pretrained_config(source)
+    # Not every config has the field.
+    ends = [getattr(part, "eos_token_id", None) for part in (config, config.get_text_config())]
+    named = [tokenizer.eos_token_id, *ends]
+    if opened(cached_file, source, filename=GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False):
+        named.append(opened(GenerationConfig.from_pretrained, source).eos_token_id)
+    found = [token for each in named for token in (each if isinstance(each, list) else [each])]
     return tuple(dict.fromkeys(token for token in found if token is not None))
 
 
@@ -102,6 +87,7 @@ def load_policy(model: str, *, temperature: Positive = 1.0, seed: Seed = 0, **se
     """
     config = made(ModelConfig, {"model": model, **settings})
     tokenizer = load_tokenizer(model)
+    require_room(tokenizer, load_model_config(model).get_text_config().vocab_size, f"the model {model!r}")
     policy = policy_of(config, temperature=temperature, seed=seed)
     policy.tokenizer, policy.end_tokens = tokenizer, stop_tokens(model, tokenizer)
     return policy
@@ -116,47 +102,31 @@ def policy_of(config: ModelConfig, *, temperature: float, seed: int) -> CausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         source = _source(config.model)
-        base_source = _adapter_base(source)
-        base = _asked(AutoModelForCausalLM.from_pretrained, base_source or source, dtype=torch.float32)
+        adapted = adapter_base(source) is not None
+        base = pretrained(AutoModelForCausalLM, _base_source(config.model), dtype=torch.float32)
         critic = _critic_trunk(config, base) if config.critic == "separate" else config.critic
-        model = base
-        if base_source is not None or config.lora_rank > 0:
-            model = _with_adapter(base, config, source if base_source is not None else None)
+        model: Model = base
+        if adapted:
+            model = trained_adapter(base, source)
+        elif config.lora_rank > 0:
+            model = fresh_adapter(base, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
         if config.gradient_checkpointing:
             for each in (base, critic):
                 _checkpoint_gradients(each)
         dtype = None if config.reference_dtype == "float32" else torch.bfloat16
         policy = CausalLM(model, temperature=temperature, critic=critic, reference_dtype=dtype)
-    if _is_saved_policy(config.model) and config.critic == _saved_critic(Path(config.model)):
-        policy.load_value_head(Path(config.model))
+    folder = _folder(config.model)
+    if _is_saved_policy(config.model) and config.critic == _saved_critic(folder):
+        policy.load_value_head(folder)
     return policy
 
 
-def _with_adapter(base: PreTrainedModel, config: ModelConfig, source: str | None) -> Model:
-    """The model with the adapter in `source`, or a fresh one if None; all else frozen."""
-    with warnings.catch_warnings():
-        # peft 0.21 asks transformers 5.23 for a property by its old name.
-        warnings.simplefilter("ignore", FutureWarning)
-        if source is not None:
-            return PeftModel.from_pretrained(base, source, is_trainable=True)
-        lora = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
-            target_modules=list(config.lora_targets) or "all-linear",
-            fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
-        )
-        try:
-            return cast(PeftModel, get_peft_model(base, lora))
-        except ValueError as error:
-            raise InputError(f"lora_targets {config.lora_targets} do not fit {type(base).__name__}: {error}") from error
-
-
 def _critic_trunk(config: ModelConfig, base: PreTrainedModel) -> PreTrainedModel:
-    if Path(config.model, "critic").is_dir():
-        return _asked(AutoModel.from_pretrained, str(Path(config.model, "critic")), dtype=torch.float32)
+    saved = _folder(config.model) / "critic"
+    if saved.is_dir():
+        return pretrained(AutoModel, str(saved), dtype=torch.float32)
     if config.critic_model:
-        return _asked(AutoModel.from_pretrained, config.critic_model, dtype=torch.float32)
+        return pretrained(AutoModel, located(config.critic_model), dtype=torch.float32)
     return copy.deepcopy(trunk_of(base))
 
 
@@ -169,7 +139,11 @@ def _checkpoint_gradients(model: Any) -> None:
 
 
 def _is_saved_policy(model: str) -> bool:
-    return Path(model, "model").is_dir()
+    return (_folder(model) / "model").is_dir()
+
+
+def _folder(model: str) -> Path:
+    return Path(model).expanduser()
 
 
 def _saved_critic(folder: Path) -> str:
@@ -179,27 +153,15 @@ def _saved_critic(folder: Path) -> str:
     return "shared" if (folder / VALUE_HEAD).is_file() else "none"
 
 
+def _base_source(model: str) -> str:
+    """Where the model itself is, whatever adapter is beside it."""
+    source = _source(model)
+    base = adapter_base(source)
+    return source if base is None else located(base)
+
+
 def _source(model: str) -> str:
-    if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
-        raise InputError(f"there is no folder {model} to load a model from.")
-    return str(Path(model, "model")) if _is_saved_policy(model) else model
-
-
-def _adapter_base(source: str) -> str | None:
-    """The model that an adapter was made for; None if `source` is no adapter."""
-    if _asked(find_adapter_config_file, source) is None:
-        return None
-    base = PeftConfig.from_pretrained(source).base_model_name_or_path
-    if not base:
-        raise InputError(f"The adapter in {source} does not say what model it was made for (base_model_name_or_path).")
-    return base
-
-
-def _asked(load: Any, source: str, **options: Any) -> Any:
-    try:
-        return load(source, **options)
-    except (OSError, ValueError) as error:
-        raise InputError(f"Could not load {source!r}: {error}") from error
+    return str(_folder(model) / "model") if _is_saved_policy(model) else located(model)
 
 
 def build_policy(

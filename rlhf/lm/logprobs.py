@@ -9,9 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# exp of it is 0 in every precision, and unlike with an infinity 0 times it is 0.
+_NEVER = -1e30
 # Logits that are held at a time: 64 MB in float32. Fewer make thin matrix products (half the speed at 2**20 and a
 # vocabulary of 50k).
 _CHUNK_ELEMENTS = 2**24
+
+
+def known_only(logits: Tensor, unknown: Tensor | None) -> Tensor:
+    """`(..., V)` logits, or a head's bias, by which tokens that are `unknown` (V,) have probability 0; None: as is."""
+    return logits if unknown is None else logits.masked_fill(unknown, _NEVER)
 
 
 def head_logprobs(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,6 +17,7 @@ from transformers.activations import NewGELUActivation
 
 from rlhf.errors import InputError
 from rlhf.lm.packing import packed
+from rlhf.lm.pretrained import one_line
 
 Model = PreTrainedModel | PeftModel
 # Of the largest number compared. Rounding gives 1e-6, another sequence's tokens or a soft cap far more.
@@ -113,10 +115,12 @@ def probe(model: Model) -> Abilities:
     """Tries packing, decoding and the head on ten tokens."""
     trunk, head, base = trunk_of(model), head_of(model), base_of(model)
     tokens, lengths = _probe_tokens(base.config.get_text_config().vocab_size, base.device)
-    with torch.no_grad():
+    with torch.no_grad(), _refused_if_it_fails(model):
         packs, hidden = _packs(trunk, tokens, lengths)
         _require_decoding(trunk, tokens[:1], hidden)
         logits = base(input_ids=tokens[:1], use_cache=False).logits
+        if isinstance(model, PeftModel) and not _close(model(input_ids=tokens[:1], use_cache=False).logits, logits):
+            raise InputError("the adapter does more than change layers of the model; give a LoRA adapter.")
         # An adapter on the head, even one that adds nothing yet, is more than its matrix.
         plain_head = type(head) is nn.Linear and _close(F.linear(hidden, head.weight, head.bias), logits)
     return Abilities(packs, plain_head, hidden.shape[-1])
@@ -125,9 +129,26 @@ def probe(model: Model) -> Abilities:
 def probe_trunk(trunk: PreTrainedModel) -> tuple[bool, int]:
     """Whether a trunk without a head packs, and its width."""
     tokens, lengths = _probe_tokens(trunk.config.get_text_config().vocab_size, trunk.device)
-    with torch.no_grad():
+    with torch.no_grad(), _refused_if_it_fails(trunk):
         packs, hidden = _packs(trunk, tokens, lengths)
     return packs, hidden.shape[-1]
+
+
+@contextmanager
+def _refused_if_it_fails(model: Model) -> Iterator[None]:
+    """What a model of another kind raises when it is used as these are becomes a refusal by name."""
+    name = type(base_of(model)).__name__
+    if isinstance(model, PeftModel):
+        name += f" with a {getattr(model.peft_type, 'value', model.peft_type)} adapter"
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name} cannot be used: {error}") from error
+    except Exception as error:
+        raise InputError(
+            f"{name} cannot be read as a causal language model is, with position ids and a cache "
+            f"({type(error).__name__}: {one_line(error)}); use another one."
+        ) from error
 
 
 def _packs(trunk: nn.Module, tokens: Tensor, lengths: Tensor) -> tuple[bool, Tensor]:
@@ -136,6 +157,11 @@ def _packs(trunk: nn.Module, tokens: Tensor, lengths: Tensor) -> tuple[bool, Ten
     alone = [_hidden(trunk, row[None, :length]) for row, length in zip(tokens, lengths.tolist(), strict=True)]
     if not torch.equal(alone[0], _hidden(trunk, tokens[:1])):
         raise InputError(f"{type(trunk).__name__} is random in training mode even with every dropout set to 0.")
+    if not _close(_hidden(trunk, tokens[:1, :-1]), alone[0][:, :-1]):
+        raise InputError(
+            f"{type(trunk).__name__} says something else of tokens once others follow, as encoders do; use a causal "
+            "language model."
+        )
     layout = packed(tokens, lengths)
     together = _hidden(trunk, layout.tokens, layout.position_ids).flatten(0, 1)
     pairs = zip(alone, layout.starts.tolist(), lengths.tolist(), strict=True)

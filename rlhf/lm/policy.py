@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from transformers import AutoModel, Cache, DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from rlhf.acting import with_weights
 from rlhf.budget import Passed
 from rlhf.errors import InputError
-from rlhf.lm.logprobs import head_logits
+from rlhf.lm.logprobs import head_logits, known_only
 from rlhf.lm.model import (
     Abilities,
     Model,
@@ -32,14 +33,7 @@ from rlhf.lm.model import (
     trunk_of,
 )
 from rlhf.lm.packing import cells
-from rlhf.lm.reference import (
-    adds_nothing,
-    freeze_adapter,
-    freeze_copy,
-    reference_adapter,
-    same_adapter,
-    same_weights,
-)
+from rlhf.lm.reference import freeze_copy, same_weights, trained_weights
 from rlhf.lm.scoring import (
     Scores,
     action_states,
@@ -51,6 +45,7 @@ from rlhf.lm.scoring import (
     score_all,
     spread,
 )
+from rlhf.lm.vocabulary import require_room, unknown_tokens, vocabulary_size
 from rlhf.rollout import Categorical, PolicyOutput
 
 VALUE_HEAD = "value_head.safetensors"
@@ -91,8 +86,6 @@ class CausalLM(nn.Module):
     """
 
     memoryless = False
-    tokenizer: Any = None
-    """Set it, and `save` puts it beside the weights, so that the folder is a whole model."""
     end_tokens: tuple[int, ...] = ()
     """What ends a response beside the tokenizer's end of sequence, as the model's generation config says."""
 
@@ -114,6 +107,9 @@ class CausalLM(nn.Module):
         self.model = model
         if isinstance(model, PeftModel):
             _name_base_in_full(model)
+        self._tokenizer: Any = None
+        self.unknown_tokens: Tensor | None
+        self.register_buffer("unknown_tokens", None, persistent=False)
         self._dropout = prepare(model)
         self.abilities: Abilities = probe(model)
         self.critic_trunk, self._critic_packs, width = self._build_critic(critic)
@@ -124,7 +120,7 @@ class CausalLM(nn.Module):
             nn.init.zeros_(self.value_head.bias)
         # A tuple hides the frozen copy from parameters(), state_dict() and the wrappers of distributed training.
         self._frozen: tuple[Any, ...] = ()
-        self._reference: str | None = None
+        self._kept: dict[str, Tensor] = {}
         self.train()
 
     def _build_critic(self, critic: str | PreTrainedModel) -> tuple[PreTrainedModel | None, bool, int]:
@@ -149,11 +145,13 @@ class CausalLM(nn.Module):
         forget_casts()
         if distribution:
             return self._forward_with_distribution(inputs)
-        scores = score(self.model, self.abilities, inputs, temperature=self.temperature)
+        scores = score(self.model, self.abilities, inputs, temperature=self.temperature, unknown=self.unknown_tokens)
         return self._output(scores, inputs)
 
     def _forward_with_distribution(self, inputs: dict[str, Tensor]) -> tuple[PolicyOutput, Categorical]:
-        scores, logits = score_all(self.model, self.abilities, inputs, temperature=self.temperature)
+        scores, logits = score_all(
+            self.model, self.abilities, inputs, temperature=self.temperature, unknown=self.unknown_tokens
+        )
         actions, output = inputs["actions"], self._output(scores, inputs)
         rows = logits.new_zeros((*actions.shape, logits.shape[-1]))
         return output, Categorical(rows.masked_scatter((actions > 0).unsqueeze(-1), logits))
@@ -201,12 +199,32 @@ class CausalLM(nn.Module):
         else:
             last = torch.arange(1, len(tokens) + 1, device=tokens.device) * tokens.shape[1] - 1
             hidden, logits = hidden_and_logits(self.model, last, **inputs, **cached(base_of(self.model), cache))
+        logits = known_only(logits, self.unknown_tokens)
         if self.critic_trunk is not None:
             return Step(hidden, logits, hidden.new_zeros(len(hidden)))
         return Step(hidden, logits, self._value(hidden))
 
     def new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.config)
+
+    @property
+    def tokenizer(self) -> Any:
+        """Set it, and `save` puts it beside the weights, so that the folder is a whole model; tokens of the model that
+        it does not know, such as those that fill a vocabulary up to a round size, then have probability 0."""
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        unknown = None
+        if tokenizer is not None:
+            sizes = {"the model": vocabulary_size(base_of(self.model))}
+            if self.critic_trunk is not None:
+                sizes["the critic's model"] = vocabulary_size(self.critic_trunk)
+            for owner, size in sizes.items():
+                require_room(tokenizer, size, owner)
+            unknown = unknown_tokens(tokenizer, sizes["the model"])
+        self._tokenizer = tokenizer
+        self.unknown_tokens = None if unknown is None else unknown.to(self.device)
 
     @property
     def has_critic(self) -> bool:
@@ -249,35 +267,32 @@ class CausalLM(nn.Module):
     def make_reference(self) -> None:
         """From now on the reference is the model as it is at this moment; it never moves with training.
 
-        A copy of the model, or of its adapter; nothing is copied while the adapter still adds nothing.
+        A copy of the model; beside an adapter, which leaves most of the model as it is, of what learns only.
         """
         if isinstance(self.model, PeftModel):
-            self._reference = "adapter" if freeze_adapter(self.model) else "base"
+            self._kept = trained_weights(self.model)
         else:
-            self._reference = "copy"
             self._frozen = (freeze_copy(self.model, self.reference_dtype),)
 
     def at_reference(self) -> bool:
         """The weights are still those of the reference, in its precision: there is no KL between the two."""
-        if self._reference == "copy":
-            return same_weights(self.model, self._frozen[0])
-        if self._reference is None or not isinstance(self.model, PeftModel):
-            return False
-        return same_adapter(self.model) if self._reference == "adapter" else adds_nothing(self.model)
+        kept = self._kept if not self._frozen else dict(self._frozen[0].named_parameters())
+        return bool(kept) and same_weights(dict(self.model.named_parameters()), kept)
 
     @torch.no_grad()
     def reference_logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
         """`(B, T)` log-probabilities of the actions under the reference, at the policy's temperature."""
-        assert self._reference is not None, "call make_reference() first"
+        assert self._frozen or self._kept, "call make_reference() first"
         forget_casts()
-        if self._reference == "copy":
+        device = inputs["tokens"].device
+        how: dict[str, Any] = {"temperature": self.temperature, "unknown": self.unknown_tokens}
+        if self._frozen:
             (frozen,) = self._frozen
-            frozen.to(inputs["tokens"].device)
-            scores = score(frozen, self.abilities, inputs, temperature=self.temperature)
+            scores = score(frozen.to(device), self.abilities, inputs, **how)
         else:
-            assert isinstance(self.model, PeftModel)
-            with reference_adapter(self.model, kept=self._reference == "adapter") as model:
-                scores = score(model, self.abilities, inputs, temperature=self.temperature)
+            self._kept = {name: tensor.to(device) for name, tensor in self._kept.items()}
+            with with_weights(self.model, self._kept):
+                scores = score(self.model, self.abilities, inputs, **how)
         return spread(scores.logprobs, inputs["actions"])
 
     @_without_bars()

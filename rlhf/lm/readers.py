@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import InputError
+from rlhf.lm.hub import require_hub
 
 
 def _read_jsonl(path: Path) -> list[Any]:
@@ -126,6 +127,8 @@ READERS: dict[str, Callable[[Path], list[Any]]] = {
 def read_hub(name: str, split: str, subset: str | None) -> list[Any]:
     import datasets
 
+    if not Path(name).is_dir():
+        require_hub(name, "dataset")
     try:
         return datasets.load_dataset(name, subset, split=split).to_list()
     except (FileNotFoundError, ValueError, ConnectionError) as error:

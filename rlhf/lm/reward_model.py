@@ -7,12 +7,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf.errors import InputError
 from rlhf.lm.chat import Chat, answer_text, tokenized
+from rlhf.lm.pretrained import located, pretrained
 from rlhf.lm.templates import rendered_apart, template_arguments
 from rlhf.lm.texts import encoded
+from rlhf.lm.vocabulary import pretrained_tokenizer, require_room, vocabulary_size
 
 
 class RewardModel:
@@ -42,21 +44,13 @@ class RewardModel:
         max_tokens: int = 16384,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source)
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                source, dtype=dtype, output_loading_info=True
-            )
-        except (OSError, ValueError) as error:
-            raise InputError(f"could not load the reward model {source!r}: {error}") from error
-        if info["missing_keys"]:
-            raise InputError(
-                f"{source!r} is no trained classifier: it lacks {', '.join(sorted(info['missing_keys']))}, which would "
-                "be random. Give a model that was trained with a classification head."
-            )
+        place = located(source)
+        self.tokenizer = pretrained_tokenizer(place)
         if self.tokenizer.chat_template is not None:
             chat = Chat(messages=[{"role": "user", "content": "a"}], where=f"the reward model {source!r}")
             rendered_apart({chat.where: lambda: [answer_text(self.tokenizer, chat, "b", finished=True)]})
+        model: Any = pretrained(AutoModelForSequenceClassification, place, dtype=dtype)
+        require_room(self.tokenizer, vocabulary_size(model), f"the reward model {source!r}")
         # Evaluation mode: no dropout.
         self.model = cast(PreTrainedModel, model.to(device).eval().requires_grad_(False))
         self.source, self.append_eos, self.max_tokens = source, append_eos, max_tokens

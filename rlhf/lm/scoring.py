@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlhf.errors import InputError
-from rlhf.lm.logprobs import head_logprobs, logits_logprobs
+from rlhf.lm.logprobs import head_logprobs, known_only, logits_logprobs
 from rlhf.lm.model import Abilities, Model, base_of, head_of, trunk_of
 from rlhf.lm.packing import Layout, packed, padded
 
@@ -28,26 +28,44 @@ class Scores(NamedTuple):
     hidden: Tensor
 
 
-def score(model: Model, abilities: Abilities, inputs: dict[str, Tensor], *, temperature: float) -> Scores:
+def score(
+    model: Model,
+    abilities: Abilities,
+    inputs: dict[str, Tensor],
+    *,
+    temperature: float,
+    unknown: Tensor | None = None,
+) -> Scores:
     """Log-probability and entropy of each action under softmax(logits / temperature), and its state.
 
     Args:
         inputs: `tokens` (B, S), and `actions` (B, T): the index in S of each action's token, or 0 for none.
+        unknown: `(V,)`, True for tokens that have probability 0; None: there are none such.
     """
     layout = lay_out(inputs, abilities.packs)
     index, targets = action_states(inputs, layout)
     if abilities.plain_head:
         head = head_of(model)
         hidden = run(trunk_of(model), layout, index)
-        return Scores(*head_logprobs(hidden, head.weight, head.bias, targets, temperature=temperature), hidden)
+        bias = head.bias if unknown is None else known_only(_bias(head), unknown)
+        return Scores(*head_logprobs(hidden, head.weight, bias, targets, temperature=temperature), hidden)
     hidden, logits = hidden_and_logits(
         model, index, input_ids=layout.tokens, position_ids=layout.position_ids, use_cache=False
     )
-    return Scores(*logits_logprobs(logits, targets, temperature=temperature), hidden)
+    return Scores(*logits_logprobs(known_only(logits, unknown), targets, temperature=temperature), hidden)
+
+
+def _bias(head: nn.Linear) -> Tensor:
+    return head.weight.new_zeros(head.weight.shape[0]) if head.bias is None else head.bias
 
 
 def score_all(
-    model: Model, abilities: Abilities, inputs: dict[str, Tensor], *, temperature: float
+    model: Model,
+    abilities: Abilities,
+    inputs: dict[str, Tensor],
+    *,
+    temperature: float,
+    unknown: Tensor | None = None,
 ) -> tuple[Scores, Tensor]:
     """As `score`, and the `(N, V)` logits over the temperature; all of it in plain operations, so differentiable
     twice."""
@@ -57,6 +75,7 @@ def score_all(
         hidden, logits = hidden_and_logits(
             model, index, input_ids=layout.tokens, position_ids=layout.position_ids, use_cache=False
         )
+    logits = known_only(logits, unknown)
     scores = Scores(*logits_logprobs(logits, targets, temperature=temperature), hidden)
     return scores, logits.to(scores.logprobs.dtype) / temperature
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,10 @@ def model(tmp_path):
     folder = save_tiny("gpt2", tmp_path / "model", vocab_size=len(WORDS), eos_token_id=EOS, pad_token_id=EOS)
     word_tokenizer().save_pretrained(folder)
     return folder
+
+
+def change(config: Path, **values: object) -> None:
+    config.write_text(json.dumps(json.loads(config.read_text()) | values))
 
 
 @pytest.mark.parametrize(("architecture", "length"), [("gpt2", 64), ("llama", 64), ("bloom", None), ("mamba", None)])
@@ -48,15 +53,24 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path):
             load(str(tmp_path / "nowhere"))
 
 
-def test_responses_stop_at_the_tokenizers_end_and_at_what_the_generation_config_adds(model):
+def test_responses_stop_at_every_end_that_tokenizer_config_and_generation_config_name(model):
     tokenizer = word_tokenizer()
     assert stop_tokens(str(model), tokenizer) == (EOS,)
+    change(model / "config.json", eos_token_id=[EOS, 5])
     GenerationConfig(eos_token_id=[EOS, D]).save_pretrained(model)
-    assert stop_tokens(str(model), tokenizer) == (EOS, D)
+    assert stop_tokens(str(model), tokenizer) == (EOS, 5, D)
+    # As many trainers leave it.
     (model / "generation_config.json").unlink()
-    assert stop_tokens(str(model), tokenizer) == (EOS,)
+    assert stop_tokens(str(model), tokenizer) == (EOS, 5)
     tokenizer.eos_token = None
+    change(model / "config.json", eos_token_id=None)
     assert stop_tokens(str(model), tokenizer) == ()
+
+
+def test_an_adapter_stops_at_the_ends_of_its_base_model(model, tmp_path):
+    tiny_policy(model, lora_rank=2).save(tmp_path / "policy")
+    change(model / "config.json", eos_token_id=[EOS, 5])
+    assert stop_tokens(str(tmp_path / "policy"), word_tokenizer()) == (EOS, 5)
 
 
 def test_a_policy_saved_without_a_critic_gets_a_fresh_one(model, tmp_path):

@@ -217,10 +217,10 @@ def test_text_longer_than_its_context_is_refused_with_numbers(llama: str):
 def test_model_without_a_trained_head_is_refused(tmp_path: Path):
     GPT2LMHeadModel(CONFIGS["gpt2"]).save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"no trained classifier: it lacks score\.weight"):
+    with pytest.raises(InputError, match=r"would be random: score\.weight"):
         RewardModel(str(tmp_path), device=CPU)
 
 
 def test_missing_model_is_the_users_error(tmp_path: Path):
-    with pytest.raises(InputError, match="could not load the reward model"):
+    with pytest.raises(InputError, match=r"there is no folder .*nothing"):
         RewardModel(str(tmp_path / "nothing"), device=CPU)
