@@ -75,12 +75,12 @@ def pretrained(auto: Any, source: str, *, dtype: torch.dtype) -> PreTrainedModel
     Args:
         auto: AutoModelForCausalLM, AutoModel, ...
     """
-    config = pretrained_config(source)
     if opened(find_adapter_config_file, source) is not None:
         raise InputError(
             f"{source!r} is an adapter, where a whole model is needed; merge it into its model (peft's "
             "merge_and_unload) and give that."
         )
+    config = pretrained_config(source)
     if type(config) not in auto._model_mapping:
         raise InputError(
             f"{source!r} is a {config.model_type} model, which {auto.__name__} of transformers does not make; give a "
