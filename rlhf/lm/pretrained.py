@@ -26,6 +26,8 @@ _MOST_SHOWN = 300
 
 def located(model: str) -> str:
     """Where transformers finds a model: a folder, or a name that the hub knows."""
+    if not model:
+        raise InputError("there is no model: its name is empty; give a folder, or a name on the hub.")
     folder = Path(model).expanduser()
     if folder.is_dir():
         return str(folder)
