@@ -41,7 +41,7 @@ def no_network(monkeypatch):
 @pytest.mark.parametrize("what", LOADERS)
 def test_a_hub_that_is_not_reached_is_said_at_once(what):
     start = time.perf_counter()
-    with pytest.raises(InputError, match="'someone/something' is no folder .* hub cannot be reached"):
+    with pytest.raises(InputError, match=r"'someone/something' is no folder .* hub cannot be reached"):
         LOADERS[what]("someone/something")
     assert time.perf_counter() - start < 10
 
