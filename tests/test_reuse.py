@@ -76,6 +76,7 @@ def test_prompts_are_read_again_for_another_tokenizer() -> None:
     task, first, second = prompts(), word_model(), word_model()
     other = word_tokenizer()
     other.add_tokens(["a b"])
+    second.model.resize_token_embeddings(len(other))
     second.tokenizer = other
     seen = []
     for policy in (first, second):
