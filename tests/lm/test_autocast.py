@@ -100,7 +100,7 @@ def test_casts_of_weights_do_not_outlive_them(tiny_folder, tmp_path: Path, write
 
     def said() -> list[Tensor]:
         with torch.no_grad():
-            reference = [policy.reference_logprobs(inputs)] if policy._reference else []
+            reference = [policy.reference_logprobs(inputs)] if writer == change_the_reference.__name__ else []
             drawn = Decoder().generate(policy, prompts, sampling=sampling, uniforms=draws)
             return [*policy(inputs), *reference, drawn.tokens, drawn.logprobs]
 
