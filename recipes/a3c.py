@@ -10,7 +10,6 @@ seed. Two runs of one seed differ, and there is no --resume: who updates first i
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +92,7 @@ def main(config: Config) -> dict[str, float | None]:
     try:
         a3c.train(policy, job, **workers, log=log)
     except KeyboardInterrupt:
-        sys.exit("interrupted; A3C cannot be resumed, another --output-dir starts anew.")
+        raise KeyboardInterrupt("interrupted; A3C cannot be resumed, another --output-dir starts anew.") from None
     phase.finish(config.steps, {"policy": policy.save})
     rows = read_lines(phase.folder / "metrics.jsonl")
     steps, means = [row["steps"] for row in rows], [row["eval_return_mean"] for row in rows]

@@ -43,6 +43,7 @@ with deferred():
     from rlhf.runs.log import read_lines, trackers
     from rlhf.runs.run import Run
     from rlhf.runs.summary import conclude
+    from rlhf.sources import code_sums
     from rlhf.training import require, train_phase
 
 DIGITS = 2
@@ -59,6 +60,8 @@ class Config(Settings):
     """Folder for what the run leaves behind."""
     resume: bool = False
     """Continue the run in output_dir."""
+    accept_changes: bool = False
+    """With --resume: go on although data, code or models are not those that the run was started from."""
     tensorboard: bool = False
     """Also log for tensorboard, into output_dir/tensorboard."""
     dropped_carries: Share = 0.7
@@ -164,7 +167,13 @@ def main(config: Config) -> dict[str, float]:
     require(policy, cloning, BehaviourCloning(), clone.optimize, accelerator)
     require(policy, prompts, method, improve.optimize, accelerator)
     run = Run(
-        config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}
+        config.output_dir,
+        config,
+        resume=config.resume,
+        accelerator=accelerator,
+        extendable={"improve.train.updates"},
+        inputs=lambda: code_sums("method", config.improve.method),
+        accept_changes=config.accept_changes,
     )
     first, phase = run.phase("clone"), run.phase(method.name)
     for task, learned, settings, folder in (

@@ -38,6 +38,7 @@ with deferred():
     from rlhf.runs.log import read_lines, trackers
     from rlhf.runs.run import Run
     from rlhf.runs.summary import conclude
+    from rlhf.sources import code_sums
     from rlhf.task import Task
     from rlhf.training import require, train_phase
 
@@ -62,6 +63,8 @@ class Config(Settings):
     """Folder for what the run leaves behind."""
     resume: bool = False
     """Continue the run in output_dir."""
+    accept_changes: bool = False
+    """With --resume: go on although data, code or models are not those that the run was started from."""
     tensorboard: bool = False
     """Also log for tensorboard, into output_dir/tensorboard."""
     steps: Total = DEFAULT.steps
@@ -88,7 +91,15 @@ def main(config: Config) -> dict[str, float | None]:
     accelerator = Accelerator(cpu=True, **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir))
     policy, task, method = parts(config)
     require(policy, task, method, config.optimize, accelerator)
-    run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"steps"})
+    run = Run(
+        config.output_dir,
+        config,
+        resume=config.resume,
+        accelerator=accelerator,
+        extendable={"steps"},
+        inputs=lambda: task.inputs() | code_sums("method", config.method),
+        accept_changes=config.accept_changes,
+    )
     phase = run.phase(method.name)
     duration = Duration(
         steps=config.steps, eval_every=config.eval_every_steps, checkpoint_every=config.checkpoint_every_steps

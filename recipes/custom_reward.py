@@ -8,9 +8,10 @@
 
 A reward function gets lists, one entry a response, and names what it needs: responses (always plain text), prompts and
 completions (strings, or chat messages where the data are chats), completion_ids, finished, and every other column of
-the data. It returns one number a response, or a list of one number a token; it may be async. The data need a column
-`prompt` (strings, or lists of chat messages) or `messages`. result.json tells the mean score on prompts never trained
-on, before and after; the model is in ppo/final/policy/model, for plain transformers or peft.
+the data. It returns one number a response, or a list of one number a token, or, with --allow-none, None where it has no
+say; it may be async. The data need a column `prompt` (strings, or lists of chat messages) or `messages`. result.json
+tells the mean score on prompts never trained on, before and after; the model is in ppo/final/policy/model, for plain
+transformers or peft.
 """
 
 from __future__ import annotations
@@ -27,23 +28,24 @@ from rlhf.algorithms.checks import require_policy
 from rlhf.algorithms.choices import method_help
 from rlhf.algorithms.ppo import PPO
 from rlhf.deferred import deferred
-from rlhf.lm.settings import CollectResponses
+from rlhf.lm.settings import CollectResponses, OnError
 from rlhf.loop import Duration
 from rlhf.optimize import Optimize
 from rlhf.runs.launch import launch
-from rlhf.settings import Count, CountOrNone, Location, Positive, Seed, Settings
+from rlhf.settings import Count, CountOrNone, Location, Positive, Seed, Settings, Size
 
 with deferred():
     from accelerate import Accelerator
 
     from rlhf.core.random import derive_seed
     from rlhf.lm.data import load_data
-    from rlhf.lm.load import context_length, load_policy, load_tokenizer
+    from rlhf.lm.load import context_length, load_policy, load_tokenizer, model_sums
     from rlhf.lm.prompts import Prompts
     from rlhf.runs.door import require_new_or_resumed
     from rlhf.runs.log import read_lines, trackers
     from rlhf.runs.run import Run
     from rlhf.runs.summary import conclude
+    from rlhf.sources import code_sums
     from rlhf.training import require, train_phase
 
 BEGINNINGS = (
@@ -84,6 +86,12 @@ class Config(Settings):
     """path/to/file.py:function; may be given several times. Left out, it is the function in this file."""
     reward_weights: tuple[float, ...] = ()
     """Weights of the rewards, in their order; left out, each counts 1."""
+    allow_none: bool = False
+    """A reward may return None for a response, on which it has no say; where none has one, it is left out."""
+    reward_timeout: Size = 0.0
+    """Seconds that a reward has for one call; 0 is no limit."""
+    on_reward_error: OnError = "stop"
+    """After an error or timeout of a reward: stop; retry a few times, then stop; or skip it for these responses."""
     lora: bool = False
     """Train a LoRA adapter only; a learning rate ten times as large suits it."""
     critic: Literal["shared", "separate", "none"] = "shared"
@@ -98,6 +106,8 @@ class Config(Settings):
     """Folder for what the run leaves behind."""
     resume: bool = False
     """Continue the run in output_dir; with more updates, a finished one too."""
+    accept_changes: bool = False
+    """With --resume: go on although data, code or models are not those that the run was started from."""
     tensorboard: bool = False
     """Also log for tensorboard, into output_dir/tensorboard."""
     precision: Precision = Precision()
@@ -130,6 +140,9 @@ def main(config: Config) -> dict[str, float | None]:
         load_data(config.data or PROMPTS, split=config.split, subset=config.subset, rename=names),
         config.reward or alliteration,
         reward_weights=config.reward_weights,
+        allow_none=config.allow_none,
+        reward_timeout=config.reward_timeout,
+        on_reward_error=config.on_reward_error,
         max_new_tokens=config.max_new_tokens,
         held_out=config.held_out,
         **vars(config.improve.collect),
@@ -148,7 +161,13 @@ def main(config: Config) -> dict[str, float | None]:
     )
     require(policy, task, method, config.improve.optimize, accelerator)
     run = Run(
-        config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}
+        config.output_dir,
+        config,
+        resume=config.resume,
+        accelerator=accelerator,
+        extendable={"improve.train.updates"},
+        inputs=lambda: task.inputs() | code_sums("method", method) | model_sums(config.model),
+        accept_changes=config.accept_changes,
     )
     phase = run.phase(method.name)
     train_phase(

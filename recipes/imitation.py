@@ -62,6 +62,8 @@ class Config(Settings):
     """Folder for what the run leaves behind."""
     resume: bool = False
     """Continue the run in output_dir."""
+    accept_changes: bool = False
+    """With --resume: go on although data, code or models are not those that the run was started from."""
     tensorboard: bool = False
     """Also log for tensorboard, into output_dir/tensorboard."""
     checkpoint_every: Total = 10
@@ -97,7 +99,14 @@ def main(config: Config) -> dict[str, float]:
     accelerator = Accelerator(cpu=True, **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir))
     spaces = tried(config.env_id)
     expert: Any = None if config.expert is None else load_expert(config.expert, config.env_id, spaces)
-    run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator)
+    run = Run(
+        config.output_dir,
+        config,
+        resume=config.resume,
+        accelerator=accelerator,
+        inputs=lambda: Envs(config.env_id).inputs() | ({} if expert is None else expert.inputs()),
+        accept_changes=config.accept_changes,
+    )
     settings = preset("ppo", config.env_id)
     usual = cast(PPO, settings.method)
 

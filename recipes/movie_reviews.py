@@ -54,6 +54,7 @@ with deferred():
     from rlhf.runs.log import read_lines
     from rlhf.runs.run import Run
     from rlhf.runs.summary import conclude
+    from rlhf.sources import code_sums, rows_sums
     from rlhf.training import train_phase
 
 CONTEXT = 96
@@ -73,6 +74,8 @@ class Config(Settings):
     """Folder for what the run leaves behind."""
     resume: bool = False
     """Continue the run in output_dir."""
+    accept_changes: bool = False
+    """With --resume: go on although data, code or models are not those that the run was started from."""
     prompt_words: Count = 4
     """How many words of a review are given."""
     max_new_tokens: Count = 48
@@ -219,6 +222,15 @@ def summary(records: list[dict[str, Any]], real: list[str], tokenizer: Any, conf
     }
 
 
+def inputs(config: Config, parts: dict[str, tuple[list[str], list[int]]]) -> dict[str, str]:
+    """What a resumed run must find as it was."""
+    sums = code_sums("method", config.improve.method)
+    for name, (texts, labels) in parts.items():
+        rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+        sums |= rows_sums("data", f"{config.data} ({name})", rows)
+    return sums
+
+
 def main(config: Config) -> dict[str, float | None]:
     start = time.perf_counter()
     accelerator = Accelerator(mixed_precision=config.precision.mixed_precision)
@@ -235,7 +247,13 @@ def main(config: Config) -> dict[str, float | None]:
     require_rows(len(short), config.clone.rows_per_update, accelerator)
     require_prompts(beginnings(texts, config), config.improve.collect, accelerator)
     run = Run(
-        config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"improve.train.updates"}
+        config.output_dir,
+        config,
+        resume=config.resume,
+        accelerator=accelerator,
+        extendable={"improve.train.updates"},
+        inputs=lambda: inputs(config, {"train": (texts, labels), "test": (test_texts, test_labels)}),
+        accept_changes=config.accept_changes,
     )
     sft, phase = run.phase("sft"), run.phase(config.improve.method.name)
     vocabulary = sft.once("tokenizer", lambda folder: tokenizer.save_pretrained(folder))

@@ -29,7 +29,7 @@ with deferred():
     from rlhf.core.random import derive_seed
     from rlhf.lm.data import load_data
     from rlhf.lm.demonstrations import Demonstrations
-    from rlhf.lm.load import context_length, load_policy, load_tokenizer
+    from rlhf.lm.load import context_length, load_policy, load_tokenizer, model_sums
     from rlhf.runs.door import require_new_or_resumed
     from rlhf.runs.log import trackers
     from rlhf.runs.run import Run
@@ -65,6 +65,8 @@ class Config(Settings):
     """Folder for what the run leaves behind."""
     resume: bool = False
     """Continue the run in output_dir; with more passes, a finished one too."""
+    accept_changes: bool = False
+    """With --resume: go on although data, code or models are not those that the run was started from."""
     tensorboard: bool = False
     """Also log for tensorboard, into output_dir/tensorboard."""
     precision: Precision = Precision()
@@ -95,7 +97,15 @@ def main(config: Config) -> dict[str, float]:
         seed=derive_seed(config.seed, "weights"),
     )
     require(policy, task, BehaviourCloning(), config.optimize, accelerator)
-    run = Run(config.output_dir, config, resume=config.resume, accelerator=accelerator, extendable={"passes"})
+    run = Run(
+        config.output_dir,
+        config,
+        resume=config.resume,
+        accelerator=accelerator,
+        extendable={"passes"},
+        inputs=lambda: task.inputs() | model_sums(config.model),
+        accept_changes=config.accept_changes,
+    )
     phase = run.phase("clone")
     every = -(-updates // config.evaluations)
     duration = Duration(updates=updates, eval_every=every, checkpoint_every=every)

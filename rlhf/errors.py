@@ -1,5 +1,10 @@
 """Errors by which a run ends in good order."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """Bad input: the message says what was given, what is needed and what to do.
@@ -17,3 +22,22 @@ class DiskError(OSError):
 
     Recipes print the message without a traceback and exit with status 4.
     """
+
+
+class UserExit(RuntimeError):
+    """Code of the user's called `sys.exit`, which would end the run as if all were well; the cause says where."""
+
+
+@contextmanager
+def no_exit(what: str) -> Iterator[None]:
+    """Inside, `sys.exit` is an error like any other.
+
+    Args:
+        what: Whose code it is, such as reward function NAME.
+    """
+    try:
+        yield
+    except SystemExit as left:
+        raise UserExit(
+            f"{what} called exit({'' if left.code is None else repr(left.code)}), which no run does."
+        ) from left

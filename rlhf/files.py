@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import InputError
+from rlhf.errors import InputError, no_exit
 
 
 def load_from_file(location: str, *, what: str, kind: str) -> Any:
@@ -35,7 +35,8 @@ def load_from_file(location: str, *, what: str, kind: str) -> Any:
     sys.modules[spec.name] = module
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
-    spec.loader.exec_module(module)
+    with no_exit(f"{what} file {file}"):
+        spec.loader.exec_module(module)
     if not hasattr(module, name):
         found = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         near = difflib.get_close_matches(name, found, n=1)

@@ -233,6 +233,9 @@ def _collect_and_learn(
     with _timed(seconds, "collect"):
         with lag.acting(policy):
             rollout, metrics, samples = task.collect(policy, index, here)
+        if not int(global_sum(accelerator, rollout.mask.sum())):
+            # Not even a step of weight decay or momentum.
+            return state, metrics | {"steps": 0}, samples
         seen: dict[str, float] = {}
         if method.compares:
             rollout, seen = acting.completed(

@@ -74,6 +74,10 @@ class Task:
     def close(self) -> None:
         """Lets go of what `prepare` opened."""
 
+    def inputs(self) -> dict[str, str]:
+        """Checksums, by name, of data and of user code (see `rlhf.sources`): a resumed run must find the same."""
+        return {}
+
     def describe(self) -> dict[str, Any]:
         """Its settings, for config.json: what tells two runs apart."""
         return {"task": type(self).__name__}

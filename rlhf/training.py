@@ -15,13 +15,14 @@ from torch import nn
 from rlhf import optimize
 from rlhf.algorithms import checks
 from rlhf.algorithms.base import Method
-from rlhf.errors import InputError
+from rlhf.errors import InputError, no_exit
 from rlhf.loop import Duration, learn
 from rlhf.parallel import require_accelerator, require_environment
 from rlhf.runs.processes import require_processes
 from rlhf.runs.run import Phase, Run, Unsaved
 from rlhf.runs.summary import conclude
 from rlhf.settings import CountOrNone, Location, Seed, TotalOrNone, checked
+from rlhf.sources import code_sums
 from rlhf.task import Here, Task
 
 # Policies whose weights this process has trained.
@@ -49,6 +50,7 @@ def train(
     checkpoints: CountOrNone = 10,
     out: Location | Path | None = None,
     resume: bool = False,
+    accept_changes: bool = False,
     seed: Seed = 0,
     mixed_precision: Literal["no", "bf16"] = "no",
 ) -> Result:
@@ -65,6 +67,7 @@ def train(
         checkpoints: Spread alike; nothing is kept without `out`.
         out: Folder for what the run leaves behind; None keeps nothing.
         resume: Continue the run in `out`, which may be given more updates or steps.
+        accept_changes: On resume, go on although data, code or models are not those that the run was started from.
         seed: Everything random follows from it.
         mixed_precision: bf16 is autocast; weights that are trained stay float32.
 
@@ -102,7 +105,20 @@ def train(
             seed=seed,
         )
         extendable = {"duration.updates", "duration.steps", "duration.eval_every", "duration.checkpoint_every"}
-        run = Run(out, described, resume=resume, accelerator=accelerator, extendable=extendable)
+
+        def inputs() -> dict[str, str]:
+            own = task.inputs() | code_sums("task", task) | code_sums("method", method) | code_sums("policy", policy)
+            return own | getattr(policy, "inputs", dict)()
+
+        run = Run(
+            out,
+            described,
+            resume=resume,
+            accelerator=accelerator,
+            extendable=extendable,
+            inputs=inputs,
+            accept_changes=accept_changes,
+        )
         phase = run.phase(method.name)
     result = train_phase(policy, task, method, settings, duration=duration, phase=phase, seed=seed)
     if out is not None:
@@ -127,7 +143,8 @@ def train_phase(
     here = Here(accelerator, seed, method, settings, phase.folder)
     task.prepare(policy, here)
     try:
-        learn(policy, task, method, settings, duration=_in_updates(duration, task), phase=phase, here=here)
+        with no_exit("code of the task, the method or the policy"):
+            learn(policy, task, method, settings, duration=_in_updates(duration, task), phase=phase, here=here)
     finally:
         task.close()
         _TRAINED.add(policy)

@@ -22,6 +22,7 @@ BELOW = {
     "core": set(),
     "files": {"errors"},
     "settings": {"errors"},
+    "sources": set(),
     "rollout": {"core", "errors"},
     "reduce": {"core"},
     "demonstrations": {"core", "errors", "rollout"},
@@ -37,9 +38,22 @@ BELOW = {
     "loop": {
         *("acting", "algorithms", "deferred", "errors", "optimize", "reduce", "rollout", "runs", "settings", "task"),
     },
-    "training": {"algorithms", "errors", "loop", "optimize", "parallel", "runs", "settings", "task"},
+    "training": {"algorithms", "errors", "loop", "optimize", "parallel", "runs", "settings", "sources", "task"},
     "control": {
-        *("algorithms", "core", "errors", "files", "loop", "optimize", "reduce", "rollout", "runs", "settings", "task"),
+        *(
+            "algorithms",
+            "core",
+            "errors",
+            "files",
+            "loop",
+            "optimize",
+            "reduce",
+            "rollout",
+            "runs",
+            "settings",
+            "sources",
+            "task",
+        ),
     },
     "lm": {
         *(
@@ -55,7 +69,7 @@ BELOW = {
             "rollout",
             "runs",
         ),
-        *("settings", "task"),
+        *("settings", "sources", "task"),
     },
 }
 # What stands on the package; none of these is imported by it.

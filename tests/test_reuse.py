@@ -114,7 +114,7 @@ def test_a_charge_that_a_task_gives_no_reference_for_is_refused() -> None:
         ({"seed": 1}, "seed"),
         ({"mixed_precision": "bf16"}, "mixed_precision"),
         ({"task": lambda: rlhf.Prompts([*ROWS[1:], ROWS[0]], length, max_new_tokens=3, held_out=ROWS[:2],
-                                       prompts_per_rollout=2)}, "task.rows_hash"),
+                                       prompts_per_rollout=2)}, "data: the data"),
         ({"policy": lambda: hotter(word_model())}, "policy.temperature"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

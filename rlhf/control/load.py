@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from rlhf.control.policy import ControlPolicy, PolicyConfig, Spaces
 from rlhf.control.saved import read_description, read_tensors
 from rlhf.control.twin_policy import TwinPolicy
 from rlhf.errors import InputError
+from rlhf.sources import folder_sums
 
 KINDS: dict[str, type[ControlPolicy] | type[TwinPolicy]] = {kind.__name__: kind for kind in (ControlPolicy, TwinPolicy)}
 
@@ -26,4 +28,5 @@ def load_control_policy(folder: Path) -> ControlPolicy | TwinPolicy:
     if read_tensors(folder)[weight_name].dtype == torch.float64:
         policy.double()
     policy.load(folder)
+    policy.inputs = partial(folder_sums, "policy", Path(folder))
     return policy

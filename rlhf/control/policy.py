@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +106,8 @@ class ControlPolicy(nn.Module):
     """
 
     memoryless, has_critic = True, True
+    inputs: Callable[[], dict[str, str]] = dict
+    """Gives checksums of what it was loaded from."""
 
     def __init__(self, spaces: Spaces, config: PolicyConfig, *, seed: int) -> None:
         super().__init__()

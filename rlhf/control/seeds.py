@@ -211,5 +211,8 @@ class SeedsOfEnvs(CollectorTask):
         for evaluator in self._evaluators:
             evaluator.close()
 
+    def inputs(self) -> dict[str, str]:
+        return self.envs.inputs()
+
     def describe(self) -> dict[str, Any]:
         return self.envs.describe() | {"seeds": self.seeds}

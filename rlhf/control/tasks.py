@@ -15,17 +15,18 @@ from rlhf import optimize
 from rlhf.algorithms.base import Method
 from rlhf.algorithms.checks import require_rewarded
 from rlhf.control.collect import CollectSteps, EnvCollector
-from rlhf.control.envs import EnvSource, make_envs, make_many, name_of
+from rlhf.control.envs import EnvSource, make_env, make_envs, make_many, name_of
 from rlhf.control.episode_collect import EpisodeCollector
 from rlhf.control.evaluate import EvaluateEpisodes, Evaluator
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.control.replay import Replay, ReplayCollector
 from rlhf.control.trial import tried
 from rlhf.control.twin_policy import TwinPolicy
-from rlhf.errors import InputError
+from rlhf.errors import InputError, no_exit
 from rlhf.optimize import Optimize
 from rlhf.runs.evaluate import Evaluation
 from rlhf.settings import Seed, checked, made
+from rlhf.sources import code_sums
 from rlhf.task import CollectorTask, Here
 
 
@@ -64,7 +65,8 @@ class Envs(CollectorTask):
         self.reference, self.starts = copy.deepcopy(reference), starts
         self.group_size, self.lag = self.config.episodes_per_start, self.config.lag
         self.whole_episodes = self.config.episodes > 0
-        self.spaces = tried(env)
+        with no_exit(f"environment {name_of(env)}"):
+            self.spaces = tried(env)
         self._evaluator: Any = None
 
     @checked
@@ -144,6 +146,10 @@ class Envs(CollectorTask):
     def close(self) -> None:
         super().close()
         self._evaluator.close()
+
+    def inputs(self) -> dict[str, str]:
+        sums = code_sums("environment", make_env(self.env).unwrapped)
+        return sums | ({} if self.reference is None else getattr(self.reference, "inputs", dict)())
 
     def describe(self) -> dict[str, Any]:
         return {"env": self.name, "collect": asdict(self.config), "evaluate": asdict(self.evaluation)} | (

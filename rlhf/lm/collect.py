@@ -25,6 +25,9 @@ from rlhf.lm.scoring import response_inputs
 from rlhf.lm.settings import CollectResponses
 from rlhf.rollout import Collected, Rollout
 
+# Updates in a row in which nothing is scored since every reward function failed and was skipped.
+MAX_EMPTY = 3
+
 
 def require_prompts(prompts: Sequence[object], config: CollectResponses, accelerator: Accelerator) -> None:
     """Refuses what no rollout can be drawn from; also for recipes, before they load a model.
@@ -77,7 +80,7 @@ class PromptCollector:
         self.sampling, self.config, self.seed, self.accelerator = sampling, config, seed, accelerator
         self.micro_batch_cost, self.use_reference = micro_batch_cost, use_reference
         self.engine: Engine = Decoder(tokenizer) if engine is None else engine
-        self._seen = Moments()
+        self._seen, self._empty = Moments(), 0
 
     @torch.no_grad()
     def collect(self, policy: CausalLM, update: int) -> Collected:
@@ -89,7 +92,9 @@ class PromptCollector:
             generation = respond(
                 self.engine, policy, tokens, sampling=self.sampling, uniforms=draws, sample_ids=sample_ids
             )
-        texts, scores = score_responses(self.rewards, prompts, generation, self.tokenizer, sample_ids.tolist())
+        texts, scores = score_responses(
+            self.rewards, prompts, generation, self.tokenizer, sample_ids.tolist(), evaluating=False
+        )
         rewards = self._paid(scores, generation)
         rollout = self._rollout(policy, tokens, generation, rewards, scores.valid, sample_ids)
         kl = None if rollout.ref_logprobs is None else (rollout.logprobs - rollout.ref_logprobs).sum(dim=1)
@@ -178,7 +183,9 @@ class PromptCollector:
         )
 
     def _metrics(self, rollout: Rollout, generation: Generation, scores: Scores) -> dict[str, float]:
-        """Means over the episodes of all ranks, samples without a score left out."""
+        """Means over the episodes of all ranks: samples without a score are left out, and of a function's mean those on
+        which it had no say.
+        """
         columns = {
             "valid": scores.valid,
             "score": scores.scores,
@@ -188,13 +195,22 @@ class PromptCollector:
         }
         for name, part in scores.parts.items():
             columns[f"reward/{name}"] = torch.tensor([value or 0.0 for value in part])
-        everyone = self._gathered(torch.stack([column.cpu().double() for column in columns.values()], dim=1))
-        kept = everyone[everyone[:, 0] > 0]
+        say = {f"reward/{name}": torch.tensor([x is not None for x in part]) for name, part in scores.parts.items()}
+        stacked = torch.stack([column.cpu().double() for column in (*columns.values(), *say.values())], dim=1)
+        everyone = self._gathered(stacked)
+        kept = everyone[everyone[:, 0] > 0, : len(columns)]
+        skipped = self._num_skipped(scores)
         if len(kept) == 0:
-            raise InputError(
-                "the reward functions returned None for every sample of a rollout; there is nothing to learn."
-            )
+            return self._nothing(skipped)
+        self._empty = 0
         means = dict(zip(columns, kept.mean(dim=0).tolist(), strict=True))
+        parts = {}
+        for i, name in enumerate(say, start=len(columns)):
+            said = everyone[:, i] > 0
+            if int(said.sum()) == len(kept):
+                parts[name] = means[name]
+            elif said.any():
+                parts[name] = float(everyone[said, i - len(say)].mean())
         return {
             "score_mean": means["score"],
             "score_std": float(kept[:, 1].std(correction=0)),
@@ -203,8 +219,32 @@ class PromptCollector:
             "episode_length_mean": means["length"],
             "finished_fraction": means["finished"],
             "episodes": len(kept),
-            **{name: mean for name, mean in means.items() if name.startswith("reward/")},
+            **parts,
+            **skipped,
         }
+
+    def _num_skipped(self, scores: Scores) -> dict[str, float]:
+        """How many samples of all ranks each function was left out of since it failed; only where that may be."""
+        if self.rewards.calling.on_error != "skip":
+            return {}
+        size = len(scores.valid)
+        counts = torch.tensor([[size * (name in scores.skipped) for name in scores.parts]])
+        totals = self._gathered(counts).sum(dim=0).tolist()
+        return {f"reward_skipped/{name}": float(total) for name, total in zip(scores.parts, totals, strict=True)}
+
+    def _nothing(self, skipped: dict[str, float]) -> dict[str, float]:
+        """What is logged of a rollout without any score, from which nothing is learned; too many are an error."""
+        if not any(skipped.values()):
+            raise InputError(
+                "the reward functions returned None for every sample of a rollout; there is nothing to learn."
+            )
+        self._empty += 1
+        if self._empty == MAX_EMPTY:
+            raise RuntimeError(
+                f"reward functions failed in {MAX_EMPTY} updates one after the other, and nothing was scored; the "
+                "warnings say how. When they answer again, --resume continues from the last checkpoint."
+            )
+        return {"episodes": 0, **skipped}
 
     def _gathered(self, rows: Tensor) -> Tensor:
         """All ranks' rows in the order of sample ids, on the CPU."""

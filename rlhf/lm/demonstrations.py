@@ -15,7 +15,7 @@ from rlhf.budget import micro_batches, passed_by
 from rlhf.demonstrations import DemonstrationCollector, require_rows
 from rlhf.errors import InputError
 from rlhf.lm.data import Data, demonstration_rollout, hold_out
-from rlhf.lm.prompts import Prompts, Source, loaded, require_tokenizer, rows_hash, same_tokens
+from rlhf.lm.prompts import Prompts, Source, data_sums, loaded, require_tokenizer, same_tokens
 from rlhf.optimize import Optimize
 from rlhf.reduce import global_sum
 from rlhf.rollout import Rollout
@@ -120,12 +120,14 @@ class Demonstrations(CollectorTask):
         if self.also is not None:
             self.also.close()
 
+    def inputs(self) -> dict[str, str]:
+        return data_sums(self.data, self.held_out) | ({} if self.also is None else self.also.inputs())
+
     def describe(self) -> dict[str, Any]:
         held_out = self.held_out if isinstance(self.held_out, int) else self.held_out.name
         return {
             "data": self.data.name,
             "rows": len(self.data.rows),
-            "rows_hash": rows_hash(self.data),
             "rows_per_update": self.rows_per_update,
             "held_out": held_out,
         }

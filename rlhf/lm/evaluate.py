@@ -76,8 +76,10 @@ class ResponseEvaluator:
                 for each in (draws, None)
             )
             kl = self._kl(policy, tokens, sampled) if self.use_reference else None
-        texts, scores = score_responses(self.rewards, prompts, sampled, self.tokenizer, numbers)
-        greedy_texts, greedy_scores = score_responses(self.rewards, prompts, greedy, self.tokenizer, numbers)
+        (texts, scores), (greedy_texts, greedy_scores) = (
+            score_responses(self.rewards, prompts, each, self.tokenizer, numbers, evaluating=True)
+            for each in (sampled, greedy)
+        )
         records = response_records(prompts, texts, sampled, scores, kl)
         greedy_records = response_records(prompts, greedy_texts, greedy, greedy_scores, None)
         return [
@@ -115,8 +117,11 @@ def _metrics(records: list[dict[str, Any]]) -> dict[str, float]:
     if sampled[0]["kl"] is not None:
         metrics["eval_kl_ref_per_episode"] = _mean([record["kl"] for record in sampled])
     for name in sampled[0]["parts"]:
-        metrics[f"eval_{name}"] = _mean([record["parts"][name] for record in sampled])
-        metrics[f"eval_greedy_{name}"] = _mean([record["greedy_parts"][name] for record in greedy])
+        for prefix, key in (("eval_", "parts"), ("eval_greedy_", "greedy_parts")):
+            # Over those on which this function had a say; without any there is no mean.
+            said = [record[key][name] for record in records if record[key][name] is not None]
+            if said:
+                metrics[f"{prefix}{name}"] = _mean(said)
     return metrics
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from rlhf.errors import InputError
 from rlhf.lm.adapters import adapter_base, fresh_adapter, trained_adapter
@@ -18,6 +20,7 @@ from rlhf.lm.policy import VALUE_HEAD, CausalLM
 from rlhf.lm.pretrained import located, opened, pretrained, pretrained_config
 from rlhf.lm.vocabulary import has_tokenizer, pretrained_tokenizer, require_room
 from rlhf.settings import CountOrNone, Location, Positive, Seed, Settings, checked, made
+from rlhf.sources import files_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,32 @@ def load_policy(model: str, *, temperature: Positive = 1.0, seed: Seed = 0, **se
     require_room(tokenizer, load_model_config(model).get_text_config().vocab_size, f"the model {model!r}")
     policy = policy_of(config, temperature=temperature, seed=seed)
     policy.tokenizer, policy.end_tokens = tokenizer, stop_tokens(model, tokenizer)
+    policy.inputs = partial(model_sums, model)
     return policy
+
+
+def model_sums(model: str, *, what: str = "model") -> dict[str, str]:
+    """Checksums of the files of a model, of an adapter and the model it was made for, or of a saved policy with its
+    critic; of what is on the hub, the revision.
+    """
+    base = adapter_base(_source(model))
+    return _sums(model, what) | ({} if base is None else _sums(base, f"base {what}"))
+
+
+# What is read of a model's folder: weights, configs, tokenizer, chat template, code of its own.
+_READ = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")
+
+
+def _sums(model: str, what: str) -> dict[str, str]:
+    folder = Path(model)
+    if folder.is_dir():
+        files = [path for place in ("*", "model/*", "critic/*") for path in folder.glob(place)]
+        return files_sums(what, (path for path in files if path.suffix in _READ and path.is_file()), below=folder)
+    for name in ("config.json", "adapter_config.json"):
+        path = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            return {f"{what}: {model}": f"revision {extract_commit_hash(path, None)}"}
+    return {}
 
 
 def policy_of(config: ModelConfig, *, temperature: float, seed: int) -> CausalLM:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +88,8 @@ class CausalLM(nn.Module):
     memoryless = False
     end_tokens: tuple[int, ...] = ()
     """What ends a response beside the tokenizer's end of sequence, as the model's generation config says."""
+    inputs: Callable[[], dict[str, str]] = dict
+    """Gives checksums of what it was loaded from."""
 
     def __init__(
         self,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,17 +17,24 @@ from rlhf.lm.collect import CollectResponses, PromptCollector, require_prompts
 from rlhf.lm.data import Data, Prompt, hold_out, load_data, prompt_rows
 from rlhf.lm.engine import Engine, Sampling, require_engine
 from rlhf.lm.evaluate import ResponseEvaluator
+from rlhf.lm.load import model_sums
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.responses import try_rewards
+from rlhf.lm.reward_model import RewardModel
 from rlhf.lm.rewards import Rewards, load_reward
+from rlhf.lm.settings import Calling, OnError
 from rlhf.optimize import Optimize
 from rlhf.runs.evaluate import Evaluation
-from rlhf.settings import Count, CountOrNone, checked, made
+from rlhf.settings import Count, CountOrNone, Size, checked, made
+from rlhf.sources import code_sums, rows_sums
 from rlhf.task import CollectorTask, Here
 
 Source = str | Path | Sequence[Mapping[str, Any]] | Data
 Reward = Callable[..., Any] | str
-_OWN = ("data", "reward", "max_new_tokens", "held_out", "reward_weights", "allow_none", "stop_strings", "engine")
+_OWN = (
+    *("data", "reward", "max_new_tokens", "held_out", "reward_weights", "allow_none", "reward_timeout"),
+    *("on_reward_error", "stop_strings", "engine"),
+)
 
 
 class Prompts(CollectorTask):
@@ -43,7 +48,11 @@ class Prompts(CollectorTask):
         max_new_tokens: Longest response.
         held_out: So many rows are never trained on and evaluated on instead; or data of their own to evaluate on.
         reward_weights: One for each function; none given: each counts 1.
-        allow_none: A function may return None for a response, which takes it out of loss and statistics.
+        allow_none: A function may return None for a response, on which it has no say; a response on which none has one
+            is left out of loss and statistics.
+        reward_timeout: Seconds that a function has for one call; 0 is no limit.
+        on_reward_error: After an error or a timeout of a function: stop; retry a few times, then stop; or skip it for
+            the responses at hand, as if it had returned None (in training only: an evaluation retries).
         stop_strings: Texts that end a response, beside the model's own end.
         engine: What answers; None is our decoder.
         collecting: Fields of CollectResponses: prompts_per_rollout, responses_per_prompt, ...
@@ -62,6 +71,8 @@ class Prompts(CollectorTask):
         held_out: CountOrNone | Source = 16,
         reward_weights: Sequence[float] = (),
         allow_none: bool = False,
+        reward_timeout: Size = 0.0,
+        on_reward_error: OnError = "stop",
         stop_strings: str | tuple[str, ...] = (),
         engine: Engine | None = None,
         **collecting: Any,
@@ -70,7 +81,8 @@ class Prompts(CollectorTask):
         self.group_size, self.lag = self.config.responses_per_prompt, self.config.lag
         given: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
         functions = [load_reward(one) if isinstance(one, str) else one for one in given]
-        self.rewards = Rewards(functions, list(reward_weights) or None, allow_none=allow_none)
+        calling = Calling(timeout=reward_timeout, on_error=on_reward_error)
+        self.rewards = Rewards(functions, list(reward_weights) or None, allow_none=allow_none, calling=calling)
         self.data = loaded(data)
         self.held_out = held_out if isinstance(held_out, int) else loaded(held_out)
         stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
@@ -163,15 +175,23 @@ class Prompts(CollectorTask):
         assert self._evaluator is not None
         return self._evaluator(policy)
 
+    def inputs(self) -> dict[str, str]:
+        sums = data_sums(self.data, self.held_out)
+        for name, function in self.rewards.functions.items():
+            sums |= code_sums(f"reward {name}", function)
+            if isinstance(function, RewardModel):
+                sums |= model_sums(function.source, what=f"reward {name}")
+        return sums | ({} if self.engine is None else code_sums("engine", self.engine))
+
     def describe(self) -> dict[str, Any]:
         return {
             "data": self.data.name,
             "rows": len(self.data.rows),
-            "rows_hash": rows_hash(self.data),
             "held_out": self.held_out if isinstance(self.held_out, int) else self.held_out.name,
             "rewards": list(self.rewards.functions),
             "reward_weights": self.rewards.weights,
             "allow_none": self.rewards.allow_none,
+            "on_reward_error": self.rewards.calling.on_error,
             "engine": type(self.engine).__name__,
             "max_new_tokens": self.sampling.max_new_tokens,
             "stop_strings": list(self.sampling.stop_strings),
@@ -197,9 +217,10 @@ def same_tokens(one: tuple[Any, int | None], other: tuple[Any, int | None]) -> b
     return first is second or (first.get_vocab() == second.get_vocab() and first.chat_template == second.chat_template)
 
 
-def rows_hash(data: Data) -> str:
+def data_sums(data: Data, held_out: int | Data) -> dict[str, str]:
     """Of the rows as they were read, by which other data of the same name and size are told apart."""
-    return hashlib.sha256(json.dumps(data.rows, default=str).encode()).hexdigest()[:16]
+    apart = {} if isinstance(held_out, int) else rows_sums("held-out data", held_out.name, held_out.rows)
+    return rows_sums("data", data.name, data.rows) | apart
 
 
 def loaded(data: Source) -> Data:

@@ -17,7 +17,13 @@ from rlhf.lm.texts import decoded
 
 
 def score_responses(
-    rewards: Rewards, prompts: Sequence[Prompt], generation: Generation, tokenizer: Any, sample_ids: list[int]
+    rewards: Rewards,
+    prompts: Sequence[Prompt],
+    generation: Generation,
+    tokenizer: Any,
+    sample_ids: list[int],
+    *,
+    evaluating: bool,
 ) -> tuple[list[str], Scores]:
     """The responses as text, and what the reward functions pay for them."""
     lengths = generation.lengths.tolist()
@@ -40,7 +46,7 @@ def score_responses(
     # the outermost, with which autocast forgets its casts of weights.
     device = generation.tokens.device.type
     with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-        return texts, rewards(samples)
+        return texts, rewards(samples, evaluating=evaluating)
 
 
 def try_rewards(rewards: Rewards, prompts: Sequence[Prompt], tokenizer: Any) -> None:
@@ -49,7 +55,7 @@ def try_rewards(rewards: Rewards, prompts: Sequence[Prompt], tokenizer: Any) -> 
     tokens = pad_sequence([torch.tensor(prompt.tokens) for prompt in prompts], batch_first=True)
     finished, logprobs = torch.ones(len(prompts), dtype=torch.bool), torch.zeros(tokens.shape)
     parroted = Generation(tokens=tokens, lengths=lengths, finished=finished, logprobs=logprobs, values=None)
-    score_responses(rewards, prompts, parroted, tokenizer, [prompt.row for prompt in prompts])
+    score_responses(rewards, prompts, parroted, tokenizer, [prompt.row for prompt in prompts], evaluating=True)
 
 
 def response_texts(tokenizer: Any, ids: Sequence[Sequence[int]], prompts: Sequence[Any]) -> list[str]:

@@ -1,17 +1,14 @@
-"""Reward functions: the user's own Python, called with what it names, its answers checked."""
+"""Reward functions: the user's own Python, called with what it names, its answers checked and added up."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import copy
 import difflib
 import inspect
-import math
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +16,9 @@ from torch import Tensor
 
 from rlhf.errors import InputError
 from rlhf.files import load_from_file
+from rlhf.lm.payments import Payment, checked
+from rlhf.lm.reward_calls import call_all
+from rlhf.lm.settings import Calling
 
 RewardFunction = Callable[..., Any]
 
@@ -48,23 +48,40 @@ class Samples:
     columns: dict[str, list[Any]]
     sample_ids: list[int]
 
-    def keywords(self) -> dict[str, list[Any]]:
-        """Fresh lists, so that a function that changes its arguments cannot reach the next one's."""
-        own = {name: list(getattr(self, name)) for name in KEYWORDS}
-        return own | {name: list(values) for name, values in self.columns.items()}
+    @property
+    def names(self) -> list[str]:
+        return [*KEYWORDS, *self.columns]
+
+    def copied(self, name: str) -> list[Any]:
+        """What bears this name, copied to its innermost list: a function that changes its arguments reaches neither the
+        next function nor the data. Each entry by itself, since those of a group are one object in the data.
+
+        Raises:
+            InputError: An entry cannot be copied.
+        """
+        values = getattr(self, name) if name in KEYWORDS else self.columns[name]
+        try:
+            return [copy.deepcopy(value) for value in values]
+        except Exception as error:
+            raise InputError(
+                f"column {name!r} holds what cannot be copied ({error}), and reward functions are given copies; leave "
+                "it out of the data, or hold it as text or numbers."
+            ) from error
 
 
 class Scores(NamedTuple):
     """What the samples are paid: `rewards (B, T)` and its weighted sum `scores (B,)`, both float64.
 
-    `valid (B,)` is False where a function returned None: such a sample scores 0 here and takes no part in anything.
-    `parts` holds each function's unweighted sum per sample, None where it returned None.
+    A function that says None for a sample adds nothing there. `valid (B,)` is False where every function did: such a
+    sample scores 0 here and takes no part in anything. `parts` holds each function's unweighted sum per sample, None
+    where it said None; `skipped` names the functions that failed and were left out.
     """
 
     scores: Tensor
     rewards: Tensor
     valid: Tensor
     parts: dict[str, list[float | None]]
+    skipped: tuple[str, ...] = ()
 
 
 class Rewards:
@@ -72,7 +89,9 @@ class Rewards:
 
     Args:
         weights: One per function; None: every function counts 1.
-        allow_none: A function may return None for a sample, which takes the sample out of loss and statistics.
+        allow_none: A function may return None for a sample, on which it has no say; a sample on which none has one is
+            left out of loss and statistics.
+        calling: What is done with one that waits or fails.
     """
 
     def __init__(
@@ -81,6 +100,7 @@ class Rewards:
         weights: Sequence[float] | None = None,
         *,
         allow_none: bool = False,
+        calling: Calling | None = None,
     ) -> None:
         if not functions:
             raise InputError("There is no reward function; give at least one, such as path/to/file.py:function.")
@@ -99,7 +119,7 @@ class Rewards:
                     "__name__ on one of them."
                 )
             self.functions[name] = function
-        self.allow_none = allow_none
+        self.allow_none, self.calling = allow_none, calling or Calling()
 
     def require_columns(self, columns: Iterable[str]) -> None:
         """Refuses a function that names what the data do not have, before a model is loaded.
@@ -126,31 +146,44 @@ class Rewards:
                         f"{_suggestion(parameter.name, available)}."
                     )
 
-    def __call__(self, samples: Samples) -> Scores:
+    def __call__(self, samples: Samples, *, evaluating: bool = False) -> Scores:
         """Calls every function once, the async ones together, and adds up what they pay.
+
+        Args:
+            evaluating: Numbers to be compared with others must not lack a function: where it would be skipped, it is
+                tried again.
 
         Raises:
             InputError: An answer has the wrong length or type, or is not finite. What a function itself raises
                 comes through untouched.
         """
         lengths = [len(ids) for ids in samples.completion_ids]
+        calling = self.calling
+        if evaluating and calling.on_error == "skip":
+            calling = replace(calling, on_error="retry")
+
+        def check(name: str, answer: Any) -> list[Payment]:
+            return checked(name, answer, sample_ids=samples.sample_ids, lengths=lengths, allow_none=self.allow_none)
+
+        calls = {name: partial(_called, function, samples) for name, function in self.functions.items()}
+        answers = call_all(calls, check, calling)
         rewards = torch.zeros(len(lengths), max(lengths, default=0), dtype=torch.float64)
-        valid = torch.ones(len(lengths), dtype=torch.bool)
+        valid = torch.zeros(len(lengths), dtype=torch.bool)
         parts: dict[str, list[float | None]] = {}
-        answers = _call_all(list(self.functions.values()), samples)
-        for (name, answer), weight in zip(zip(self.functions, answers, strict=True), self.weights, strict=True):
-            payments = _checked(name, answer, samples, self.allow_none)
+        for name, weight in zip(self.functions, self.weights, strict=True):
+            payments = answers[name] or [None] * len(lengths)
             parts[name] = [sum(payment) if isinstance(payment, list) else payment for payment in payments]
             for row, payment in enumerate(payments):
                 if payment is None:
-                    valid[row] = False
-                elif isinstance(payment, list):
+                    continue
+                valid[row] = True
+                if isinstance(payment, list):
                     rewards[row, : lengths[row]] += weight * torch.tensor(payment, dtype=torch.float64)
                 else:
                     # The last real token, also where the response was cut off: there is always one to pay.
                     rewards[row, lengths[row] - 1] += weight * payment
-        rewards[~valid] = 0.0
-        return Scores(rewards.sum(dim=1), rewards, valid, parts)
+        skipped = tuple(name for name, answer in answers.items() if answer is None)
+        return Scores(rewards.sum(dim=1), rewards, valid, parts, skipped)
 
 
 def load_reward(location: str) -> RewardFunction:
@@ -188,105 +221,18 @@ def _parameters(function: RewardFunction) -> list[inspect.Parameter]:
         raise InputError(f"reward function {_name(function)} cannot be called: {error}.") from error
 
 
-def _keywords(function: RewardFunction, samples: Samples) -> dict[str, list[Any]]:
-    parameters, keywords = _parameters(function), samples.keywords()
+def _called(function: RewardFunction, samples: Samples) -> Any:
+    """Its answer to what it names, or to everything if it takes `**`."""
+    parameters, names = _parameters(function), samples.names
     if isinstance(function, partial):
         # What the user fixed stays fixed, even if a column bears its name.
-        keywords = {name: values for name, values in keywords.items() if name not in function.keywords}
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return keywords
-    return {p.name: keywords[p.name] for p in parameters if p.kind in _BY_KEYWORD and p.name in keywords}
-
-
-def _call_all(functions: list[RewardFunction], samples: Samples) -> list[Any]:
-    """Every function's answer; coroutines run together in one event loop."""
-    answers: list[Any] = []
-    try:
-        for function in functions:
-            answers.append(function(**_keywords(function, samples)))
-    except BaseException:
-        for answer in answers:
-            if inspect.iscoroutine(answer):
-                answer.close()
-        raise
-    waiting = [index for index, answer in enumerate(answers) if inspect.isawaitable(answer)]
-    if waiting:
-        results = _run(_gather([answers[index] for index in waiting]))
-        for index, result in zip(waiting, results, strict=True):
-            answers[index] = result
-    return answers
-
-
-async def _gather(awaitables: list[Any]) -> list[Any]:
-    return list(await asyncio.gather(*awaitables))
-
-
-def _run(coroutine: Coroutine[Any, Any, list[Any]]) -> list[Any]:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    # A notebook's loop is running already, and a thread can have but one.
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        return executor.submit(asyncio.run, coroutine).result()
-
-
-Payment = float | list[float] | None
-
-
-def _checked(name: str, answer: Any, samples: Samples, allow_none: bool) -> list[Payment]:
-    """One finite number, or one list of finite numbers, per sample."""
-    answer = _plain(answer)
-    if not isinstance(answer, list):
-        raise InputError(f"reward function {name} returned {_kind(answer)}; return a list with one entry per sample.")
-    # Not even a list of one is broadcast: every sample would silently be paid the same.
-    if len(answer) != len(samples.sample_ids):
-        raise InputError(
-            f"reward function {name} returned {len(answer)} scores for {len(samples.sample_ids)} samples; "
-            "return one per sample."
-        )
-    payments: list[Payment] = []
-    for entry, ids, sample in zip(answer, samples.completion_ids, samples.sample_ids, strict=True):
-        entry = _plain(entry)
-        if isinstance(entry, list) and len(entry) != len(ids):
-            raise InputError(
-                f"reward function {name} returned {len(entry)} token rewards for sample {sample}, "
-                f"whose response has {len(ids)} tokens; return one per token."
-            )
-        if entry is None and not allow_none:
-            raise InputError(
-                f"reward function {name} returned None for sample {sample}; return a number, "
-                "or set allow_none to leave such samples out."
-            )
-        if isinstance(entry, list):
-            payments.append([_number(name, number, sample) for number in entry])
-        else:
-            payments.append(None if entry is None else _number(name, entry, sample))
-    return payments
-
-
-def _number(name: str, value: Any, sample: int) -> float:
-    value = _plain(value)
-    if not isinstance(value, Real):
-        raise InputError(f"reward function {name} returned {_kind(value)} for sample {sample}; return a number.")
-    if not math.isfinite(value):
-        raise InputError(f"reward function {name} returned {value} for sample {sample}; return finite numbers.")
-    return float(value)
-
-
-def _plain(value: Any) -> Any:
-    """Tensors, arrays and their scalars as Python lists and numbers; anything else as it is."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return list(value) if isinstance(value, tuple) else value
+        names = [name for name in names if name not in function.keywords]
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        asked = {parameter.name for parameter in parameters if parameter.kind in _BY_KEYWORD}
+        names = [name for name in names if name in asked]
+    return function(**{name: samples.copied(name) for name in names})
 
 
 def _suggestion(name: str, candidates: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(candidates), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _kind(value: Any) -> str:
-    return f"{type(value).__name__} {value!r}"[:80]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rlhf.settings import Count, CountOrNone, Positive, Settings, Size
 
@@ -23,6 +24,21 @@ class CollectResponses(Settings):
     """Taken off the last token's reward where the response was cut instead of ending itself; None is off."""
     lag: CountOrNone = 0
     """Updates by which the weights that respond lag behind those that learn."""
+
+
+OnError = Literal["stop", "retry", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calling(Settings):
+    """What is done with a reward function that waits or fails, such as one that asks an endpoint."""
+
+    timeout: Size = 0.0
+    """Seconds that a function has for one call; 0 is no limit."""
+    on_error: OnError = "stop"
+    """After an error of its own, or a timeout: stop the run with it; retry, and stop only if the last try fails too; or
+    skip the function for the samples at hand.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

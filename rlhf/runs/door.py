@@ -11,6 +11,7 @@ import platform
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,33 @@ from rlhf.runs.lock import HOLDER, LOCK, FolderLock
 
 PACKAGES = ("rlhf", "torch", "transformers", "accelerate", "datasets", "peft", "gymnasium", "safetensors", "numpy")
 # Where a run is kept, whether it goes on and who else gets its metrics say nothing about what it computes.
-NOT_COMPARED = ("resume", "output_dir", "tensorboard")
+NOT_COMPARED = ("resume", "accept_changes", "output_dir", "tensorboard")
+# What config.json holds beside the configuration: checksums, and changes of them that were accepted on resume.
+INPUTS, ACCEPTED = "inputs", "accepted_changes"
 
 
 def enter(
-    folder: Path, config: dict[str, Any], *, resume: bool, extendable: Collection[str], accelerator: Accelerator
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    resume: bool,
+    extendable: Collection[str],
+    accelerator: Accelerator,
+    inputs: Mapping[str, str],
+    accept_changes: bool,
 ) -> FolderLock:
-    """Makes `folder` a run with this configuration and the versions at hand, or lets it go on; it is held from here on.
+    """Makes `folder` a run with this configuration, these inputs and the versions at hand, or lets it go on; it is held
+    from here on.
+
+    Args:
+        inputs: Checksums, by name, of all that the run is made from beside its configuration.
+        accept_changes: Go on with other inputs than before, which is recorded.
 
     Raises:
         InputError: The folder is in use, holds another run, or none to resume; or the disk refuses.
     """
+    if accept_changes and not resume:
+        raise InputError("--accept-changes is for runs that go on; give --resume too, or leave it out.")
     require_folder(folder)
     with ExitStack() as refused, _writable(folder):
         # Whoever is at work in the folder is named before anything in it is looked at.
@@ -46,7 +63,7 @@ def enter(
         _require_new_or_resumed(folder, resume=resume)
         versions = _versions(accelerator)
         if resume:
-            _compare(folder, config, extendable)
+            config = _same_run(folder, config, extendable, inputs, accept=accept_changes)
             _warn_of_new_versions(folder, versions)
         make_folder(folder)
         if lock is None:
@@ -58,7 +75,7 @@ def enter(
             refused.callback(withdraw, folder)
         # The configuration last: a folder that has one is a run.
         write_json(folder / VERSIONS, versions)
-        write_json(folder / CONFIG, config)
+        write_json(folder / CONFIG, config | ({INPUTS: dict(inputs)} if inputs else {}))
         refused.pop_all()
     return lock
 
@@ -160,23 +177,53 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _compare(folder: Path, config: dict[str, Any], extendable: Collection[str]) -> None:
-    old = flatten(recorded(folder, CONFIG))
-    new = flatten(config)
+def _same_run(
+    folder: Path, config: dict[str, Any], extendable: Collection[str], inputs: Mapping[str, str], *, accept: bool
+) -> dict[str, Any]:
+    """The configuration, with what was accepted of changed inputs; refuses any other change."""
+    old = dict(recorded(folder, CONFIG))
+    accepted, before = old.pop(ACCEPTED, []), old.pop(INPUTS, {})
+    _compare(folder, old, config, extendable)
+    accepted = accepted + _changed_inputs(folder, before, inputs, accept=accept)
+    return config | ({ACCEPTED: accepted} if accepted else {})
+
+
+def _compare(folder: Path, before: dict[str, Any], config: dict[str, Any], extendable: Collection[str]) -> None:
+    old, new = flatten(before), flatten(config)
     changes = []
     for name in [*old, *(name for name in new if name not in old)]:
-        before, after = old.get(name, "(absent)"), new.get(name, "(absent)")
-        if before == after or name.split(".")[0] in NOT_COMPARED:
+        was, now = old.get(name, "(absent)"), new.get(name, "(absent)")
+        if was == now or name.split(".")[0] in NOT_COMPARED:
             continue
         if name not in extendable:
-            changes.append(f"  {name}: {before} -> {after}")
-        elif not (isinstance(before, int | float) and isinstance(after, int | float) and after > before):
-            changes.append(f"  {name}: {before} -> {after} (it may only grow)")
+            changes.append(f"  {name}: {was} -> {now}")
+        elif not (isinstance(was, int | float) and isinstance(now, int | float) and now > was):
+            changes.append(f"  {name}: {was} -> {now} (it may only grow)")
     if changes:
         raise InputError(
             f"{folder} was started with another configuration:\n" + "\n".join(changes) + "\n"
             "Resume with the old values, or start anew with another --output-dir."
         )
+
+
+def _changed_inputs(
+    folder: Path, before: Mapping[str, str], now: Mapping[str, str], *, accept: bool
+) -> list[dict[str, str]]:
+    """What is no longer what the run was started from, to be recorded; refused unless it is accepted."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    changed = [
+        {"input": name, "before": before.get(name, "(absent)"), "after": now.get(name, "(absent)"), "accepted": when}
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    ]
+    if changed and not accept:
+        listed = [f"  {each['input']}: {each['before']:.12} -> {each['after']:.12}" for each in changed]
+        raise InputError(
+            f"{folder} was started from other files, data or code:\n" + "\n".join(listed) + "\n"
+            "Put them back; or go on with --accept-changes (accept_changes=True), which config.json then records; or "
+            "start anew with another --output-dir."
+        )
+    return changed
 
 
 def _versions(accelerator: Accelerator) -> dict[str, str | int]:

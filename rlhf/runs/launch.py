@@ -8,13 +8,16 @@ import dataclasses
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar, cast
 
 import tyro
 
 from rlhf.deferred import deferred, settle
-from rlhf.errors import DiskError, InputError, NonFiniteError
+from rlhf.errors import DiskError, InputError, NonFiniteError, no_exit
 from rlhf.parallel import require_environment
 from rlhf.runs.console import lenient_streams, visible
 from rlhf.runs.stop import Stopped
@@ -24,6 +27,7 @@ with deferred():
 
 
 C = TypeVar("C")
+_end = os._exit
 
 # What torch and numpy say where memory ends, beside MemoryError.
 MEMORY_ENDED = (
@@ -65,7 +69,8 @@ def launch(
         parsed = tyro.cli(config, args=arguments, default=given, description=description, console_outputs=first)
         settle()
         try:
-            main(cast(C, parsed))
+            with no_exit("code of the run"), _no_silent_end():
+                main(cast(C, parsed))
         except (MemoryError, RuntimeError, ValueError) as error:
             if not _memory_ended(error):
                 raise
@@ -112,18 +117,52 @@ def leave(status: int) -> NoReturn:
     """Ends the process with this exit status; one of several does so without taking its Python down.
 
     A thread of gloo frees what the last collective held a little after that has returned, and needs the interpreter's
-    lock to do so; if the interpreter is being taken down by then, the thread aborts the process (status 134).
+    lock to do so; if the interpreter is being taken down by then, the thread aborts the process (status 134). So does
+    one that was stopped while threads of user code wait for an endpoint: Python would wait for them.
     """
-    if "torch" not in sys.modules or not torch.distributed.is_initialized():
+    distributed = "torch" in sys.modules and torch.distributed.is_initialized()
+    if not distributed and not (status and _threads_of_others()):
         sys.exit(status)
     # Ranks that failed alone must not wait for the others here.
     if status == 0:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+    _leave_at_once(status)
+
+
+def _leave_at_once(status: int) -> NoReturn:
+    """Ends the process without taking its Python down."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)
+    _end(status)
+
+
+def _threads_of_others() -> list[threading.Thread]:
+    """For which Python waits before it ends: workers of a pool that a reward made, say."""
+    own = threading.main_thread()
+    return [thread for thread in threading.enumerate() if thread is not own and not thread.daemon]
+
+
+@contextmanager
+def _no_silent_end() -> Iterator[None]:
+    """Inside, `os._exit(0)` in user code, which no handler hears of, ends with status 1 and says where it was called.
+
+    Forked processes may end as they like.
+    """
+    process = os.getpid()
+
+    def end(status: int) -> NoReturn:
+        if os.getpid() == process and status == 0:
+            traceback.print_stack()
+            status = _say("error: code of the run called os._exit(0), which no run does.", 1)
+        _end(status)
+
+    os._exit = end
+    try:
+        yield
+    finally:
+        os._exit = _end
 
 
 def _run(main: Callable[[], object]) -> int:
@@ -136,9 +175,18 @@ def _run(main: Callable[[], object]) -> int:
     except NonFiniteError as error:
         return _say(f"training stopped: {error} The last good checkpoint is kept.", 3)
     except Stopped as stopped:
-        return _say(f"{stopped}; --resume continues from here.", stopped.status)
-    except KeyboardInterrupt:
-        return _say("interrupted; --resume continues from the last checkpoint.", 130)
+        _say(str(stopped), stopped.status)
+        if not stopped.saved:
+            # Who waits for the end has waited for a reward already, and Python takes seconds to take all this down.
+            _leave_at_once(stopped.status)
+        return stopped.status
+    except KeyboardInterrupt as interrupt:
+        return _say(str(interrupt) or "interrupted; --resume continues from the last checkpoint.", 130)
+    except Exception:
+        if not _threads_of_others():
+            raise
+        traceback.print_exc()
+        return 1
     return 0
 
 

@@ -28,6 +28,9 @@ class Run:
     Args:
         resume: Continue what is in the folder. A folder with a configuration but no checkpoint starts again.
         extendable: Fields, dotted, that may be larger on resume than they were.
+        inputs: Gives checksums, by name, of all that the run is made from beside its configuration: on resume they must
+            be the same. Called on the main process only.
+        accept_changes: Go on although they are not, which is recorded in config.json.
 
     Raises:
         InputError: The folder is in use, holds another run, or none to resume; nothing has been changed.
@@ -41,6 +44,8 @@ class Run:
         resume: bool,
         accelerator: Accelerator,
         extendable: Collection[str] = (),
+        inputs: Callable[[], Mapping[str, str]] = dict,
+        accept_changes: bool = False,
     ) -> None:
         require_accelerator(accelerator)
         self.folder = Path(folder)
@@ -51,7 +56,15 @@ class Run:
         self._lock: FolderLock | None = None
 
         def pass_door() -> None:
-            self._lock = enter(self.folder, plain, resume=resume, extendable=extendable, accelerator=accelerator)
+            self._lock = enter(
+                self.folder,
+                plain,
+                resume=resume,
+                extendable=extendable,
+                accelerator=accelerator,
+                inputs=inputs(),
+                accept_changes=accept_changes,
+            )
 
         on_main(accelerator, pass_door)
         self._resumed, self._num_phases = resume, 0

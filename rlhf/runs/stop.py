@@ -19,11 +19,16 @@ with deferred():
 
 
 class Stopped(Exception):
-    """The run was asked to stop and did, after saving; `status` is the exit status the shell expects."""
+    """The run was asked to stop and did; `status` is the exit status the shell expects.
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.status = 128 + number
+    Args:
+        saved: After the update in hand was done and saved; else it was given up.
+    """
+
+    def __init__(self, number: int, *, saved: bool = True) -> None:
+        place = "here" if saved else "the last checkpoint"
+        super().__init__(f"stopped by {signal.Signals(number).name}; --resume continues from {place}.")
+        self.status, self.saved = 128 + number, saved
 
 
 class StopSignals:
@@ -31,7 +36,7 @@ class StopSignals:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        self._received = 0
+        self.received = 0
         self._agreed = 0
         self._previous: dict[int, Any] = {}
 
@@ -50,7 +55,7 @@ class StopSignals:
 
     def requested(self) -> bool:
         """Whether any rank was asked to stop; every rank must call this, and all get the same answer."""
-        received = torch.tensor(self._received, device=self._accelerator.device)
+        received = torch.tensor(self.received, device=self._accelerator.device)
         self._agreed = int(global_max(self._accelerator, received))
         return self._agreed != 0
 
@@ -59,11 +64,17 @@ class StopSignals:
         raise Stopped(self._agreed)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._received == signal.SIGINT:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
-        self._received = number
+        self.received = number
         if self._accelerator.is_main_process:
             # A handler may run in the middle of a print, so it writes past the buffers.
             again = " Ctrl-C again stops at once." if number == signal.SIGINT else ""
             with suppress(OSError):
                 os.write(2, f"\nStopping after this update.{again}\n".encode())
+
+
+def stop_signals() -> StopSignals | None:
+    """What heeds signals at present."""
+    found = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return found if isinstance(found, StopSignals) else None

@@ -206,6 +206,27 @@ def test_none_takes_a_sample_out_of_loss_and_statistics(policy):
     assert metrics["return_mean"] == pytest.approx(1.0 * metrics["score_mean"] / metrics["score_std"])
 
 
+def test_each_function_s_mean_is_over_those_on_which_it_had_a_say(policy):
+    def maths(bonus):
+        return [float(number) if number % 2 else None for number in bonus]
+
+    def code(bonus):
+        return [None if number % 2 else 0.5 for number in bonus]
+
+    def silent(bonus):
+        return [None] * len(bonus)
+
+    collector = word_collector(maths, code, silent, allow_none=True)
+    rollout, metrics, samples = collector.collect(policy, 0)
+    assert rollout.mask.any(dim=1).all()
+    odd = [sample["score"] for sample in samples if sample["row"] % 2]
+    assert 0 < len(odd) < len(samples) == metrics["episodes"]
+    assert metrics["reward/maths"] == pytest.approx(statistics.mean(odd))
+    assert metrics["reward/code"] == 0.5
+    assert "reward/silent" not in metrics
+    assert [sample["parts"]["code"] for sample in samples] == [None if s["row"] % 2 else 0.5 for s in samples]
+
+
 def test_none_for_every_sample_is_an_error(policy):
     with pytest.raises(InputError, match="None for every sample"):
         word_collector(lambda completions: [None] * len(completions), allow_none=True).collect(policy, 0)
@@ -226,7 +247,9 @@ def test_response_without_words_stays_a_sample():
         logprobs=torch.zeros(2, 2),
         values=torch.zeros(2, 2),
     )
-    texts, scores = score_responses(Rewards([reward]), word_prompts()[:2], generation, word_tokenizer(), [0, 1])
+    texts, scores = score_responses(
+        Rewards([reward]), word_prompts()[:2], generation, word_tokenizer(), [0, 1], evaluating=False
+    )
     # This tokenizer sets its words apart, the first from the prompt.
     assert texts == ["", " c"]
     assert seen == [("", [EOS]), (" c", [C, EOS])]

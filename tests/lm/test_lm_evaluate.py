@@ -106,6 +106,24 @@ def test_samples_without_a_score_are_left_out(policy):
     assert samples[2]["score"] is None
 
 
+def test_each_function_is_measured_on_those_on_which_it_has_a_say(policy):
+    def maths(bonus):
+        return [float(number) if number % 2 else None for number in bonus]
+
+    def code(bonus):
+        return [None if number % 2 else 0.5 for number in bonus]
+
+    def silent(bonus):
+        return [None] * len(bonus)
+
+    metrics, samples = evaluator(maths, code, silent, allow_none=True)(policy)
+    assert metrics["eval_score_mean"] == pytest.approx((0.5 + 1 + 0.5 + 3 + 0.5) / 5)
+    for prefix in ("eval_", "eval_greedy_"):
+        assert (metrics[f"{prefix}maths"], metrics[f"{prefix}code"]) == (2.0, 0.5)
+        assert f"{prefix}silent" not in metrics
+    assert len(samples) == 5
+
+
 def test_nothing_to_measure_is_an_error(policy):
     with pytest.raises(InputError, match="None for every evaluated sample"):
         evaluator(lambda completions: [None] * len(completions), allow_none=True)(policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from rlhf.errors import InputError
-from rlhf.lm.load import ModelConfig, context_length, load_tokenizer, policy_of, stop_tokens
+from rlhf.lm.load import ModelConfig, context_length, load_tokenizer, model_sums, policy_of, stop_tokens
 from tests.lm.tiny import save_tiny, tiny_policy
 from tests.lm.words import EOS, WORDS, D, word_tokenizer
 
@@ -103,3 +104,23 @@ def test_an_adapter_names_its_base_from_the_root(model, tmp_path, monkeypatch):
     again = policy_of(ModelConfig(model=str(tmp_path / "saved")), temperature=1.0, seed=1)
     for name, weights in made.named_parameters():
         assert torch.equal(weights, again.get_parameter(name)), name
+
+
+def test_a_model_is_known_by_the_checksum_of_every_file_that_is_read(tmp_path):
+    save_tiny("gpt2", tmp_path)
+    (tmp_path / "README.md").write_text("read by people")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("of a run that is kept in here")
+    names = {"config.json", "generation_config.json", "model.safetensors"}
+    assert model_sums(str(tmp_path)) == {
+        f"model: {name}": hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names
+    }
+
+
+def test_a_model_of_the_hub_is_known_by_its_revision(monkeypatch):
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    # What transformers gives for a name on the hub: a file in its cache.
+    place = f"/cache/models--some--name/snapshots/{revision}"
+    monkeypatch.setattr("rlhf.lm.load.find_adapter_config_file", lambda source: None)
+    monkeypatch.setattr("rlhf.lm.load.cached_file", lambda source, name, **_: f"{place}/{name}")
+    assert model_sums("some/name") == {"model: some/name": f"revision {revision}"}

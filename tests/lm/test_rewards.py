@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import traceback
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,15 +73,80 @@ def test_reward_keeps_its_default_for_a_column_the_data_lack():
     assert rewards(samples(answer=[1, 2, 3])).scores.tolist() == [7.0] * 3
 
 
-def test_reward_cannot_change_what_the_next_one_sees():
-    def first(completions):
-        completions.clear()
-        return [0.0] * 3
+def nested() -> Samples:
+    """Chats, of which the first two are one object, as those of a group are in the data."""
+    prompt, other = [{"role": "user", "content": "two plus two?"}], [{"role": "user", "content": "three?"}]
+    return Samples(
+        prompts=[prompt, prompt, other],
+        responses=["four", "five", "3"],
+        completions=[[{"role": "assistant", "content": text}] for text in ("four", "five", "3")],
+        completion_ids=[[5], [6], [7, 8]],
+        finished=[True, True, False],
+        columns={"tests": [{"cases": [1, 2]}, {"cases": [3]}, {"cases": []}]},
+        sample_ids=[0, 1, 2],
+    )
 
-    def second(completions):
-        return [float(len(text)) for text in completions]
 
-    assert Rewards([first, second])(samples()).scores.tolist() == [3, 1, 5]
+def joins(prompts, completions, **_):
+    for prompt, completion in zip(prompts, completions, strict=True):
+        prompt.extend(completion)
+        assert len(prompt) == 2
+    return [0.0] * 3
+
+
+def relabels(completions, **_):
+    for (message,) in completions:
+        message["content"] = "hacked"
+    return [0.0] * 3
+
+
+def empties(completion_ids, finished, tests, responses):
+    finished[0], responses[0] = False, "hacked"
+    for ids, test in zip(completion_ids, tests, strict=True):
+        ids.clear()
+        test["cases"].append(9)
+    return [0.0] * 3
+
+
+def clears(completions):
+    completions.clear()
+    return [0.0] * 3
+
+
+@pytest.mark.parametrize("changes", [joins, relabels, empties, clears])
+def test_reward_cannot_change_what_the_next_one_or_the_data_sees(changes):
+    seen = []
+
+    def looks(**everything):
+        seen.append(everything)
+        return [[0.0] * len(ids) for ids in everything["completion_ids"]]
+
+    given, rewards = nested(), Rewards([changes, looks])
+    for _ in range(2):
+        rewards(given)
+    assert given == nested()
+    untouched = nested()
+    assert seen == [{name: untouched.copied(name) for name in untouched.names}] * 2
+
+
+def test_answer_in_a_list_that_the_next_function_fills_again_keeps_its_numbers():
+    buffer = [0.0] * 3
+
+    def ones(completions):
+        buffer[:] = [1.0] * 3
+        return buffer
+
+    def twos(completions):
+        buffer[:] = [2.0] * 3
+        return buffer
+
+    assert Rewards([ones, twos])(samples()).parts == {"ones": [1.0] * 3, "twos": [2.0] * 3}
+
+
+def test_column_that_cannot_be_copied_is_refused_by_name():
+    with pytest.raises(InputError, match="column 'lock' holds what cannot be copied"):
+        Rewards([lambda lock: [0.0] * 3])(samples(lock=[threading.Lock()] * 3))
+    assert Rewards([lambda finished: [0.0] * 3])(samples(lock=[threading.Lock()] * 3)).scores.tolist() == [0.0] * 3
 
 
 def test_sequence_score_is_paid_on_the_last_real_token_even_when_cut():
@@ -140,22 +207,48 @@ def test_other_types_are_refused(bad: Any):
     assert "for sample 10; return a number" in message([bad, 1.0, 1.0])
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, torch.tensor(float("nan"))])
+NOT_FLOAT32 = [1e200, -1e39, 10**5000, Fraction(10**400), -Fraction(10**50, 3)]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, torch.tensor(float("nan")), *NOT_FLOAT32], ids=range(8))
 def test_non_finite_score_names_function_and_sample(bad: Any):
     assert "reward function reward returned" in (text := message([1.0, bad, 1.0]))
     assert "for sample 11; return finite numbers" in text
+    assert len(text) < 200
+
+
+def test_what_a_repr_says_to_a_console_is_not_said():
+    class Loud:
+        def __repr__(self):
+            return "a\nerror: b\x1b[2J"
+
+    assert r"Loud a\nerror: b\x1b[2J for sample 10" in message([Loud(), 1.0, 1.0])
 
 
 def test_none_is_refused_unless_allowed():
     assert "None for sample 12" in message([1.0, 2.0, None])
 
 
-def test_none_takes_the_sample_out():
-    scores = Rewards([constant([1.0, None, 2.0]), lambda completions: [5, 5, 5]], allow_none=True)(samples())
-    assert scores.valid.tolist() == [True, False, True]
-    assert scores.scores.tolist() == [6, 0, 7]
-    assert scores.rewards[1].tolist() == [0, 0, 0]
-    assert scores.parts["reward"] == [1.0, None, 2.0]
+@pytest.mark.parametrize(
+    ("answers", "weights", "totals", "valid"),
+    [
+        # Each applies to samples of its own, as functions of maths and of code do.
+        ([[1.0, None, 2.0], [None, 0.5, None]], None, [1.0, 0.5, 2.0], [True, True, True]),
+        ([[1.0, None, 2.0], [5, 5, 5]], [0.5, 2.0], [10.5, 10.0, 11.0], [True, True, True]),
+        ([[1.0, None, 2.0], [5, None, None]], None, [6.0, 0.0, 2.0], [True, False, True]),
+        ([[[1, 2], None, [4, 5, 6]], [None, None, 7.0]], None, [3.0, 0.0, 22.0], [True, False, True]),
+        ([[None, None, None], [1, 2, 3]], None, [1.0, 2.0, 3.0], [True, True, True]),
+    ],
+)
+def test_none_takes_one_function_out_and_a_sample_only_if_all_say_it(answers, weights, totals, valid):
+    functions = [constant(answer) for answer in answers]
+    for function, name in zip(functions, "ab", strict=True):
+        function.__name__ = name
+    scores = Rewards(functions, weights, allow_none=True)(samples())
+    assert scores.valid.tolist() == valid
+    assert scores.scores.tolist() == totals
+    assert scores.rewards.sum(dim=1).tolist() == totals
+    assert [part is None for part in scores.parts["a"]] == [entry is None for entry in answers[0]]
 
 
 def test_async_functions_run_together():

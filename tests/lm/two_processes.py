@@ -21,7 +21,14 @@ from rlhf.loop import framed
 from rlhf.runs.launch import leave
 from tests.learners import learner_of
 from tests.lm.words import EOS, D, word_tokenizer
-from tests.lm.worlds import length_and_bonus, none_for_one_prompt, word_collector, word_policy, word_prompts
+from tests.lm.worlds import (
+    all_but_one,
+    length_and_bonus,
+    none_for_one_prompt,
+    word_collector,
+    word_policy,
+    word_prompts,
+)
 
 METHODS: dict[str, Any] = {
     "a2c": a2c.A2C(kl_coef=0.1, critic=Critic(epochs=2)),
@@ -69,7 +76,7 @@ def main() -> None:
     policy = word_policy()
     policy.make_reference()
     collector = word_collector(
-        length_and_bonus,
+        all_but_one,
         none_for_one_prompt,
         accelerator=accelerator,
         allow_none=True,

@@ -53,6 +53,12 @@ def length_and_bonus(completion_ids: list[list[int]], bonus: list[int]) -> list[
     return [len(ids) + 10.0 * number for ids, number in zip(completion_ids, bonus, strict=True)]
 
 
+def all_but_one(completion_ids: list[list[int]], bonus: list[int]) -> list[float | None]:
+    """The same, with no say on one prompt."""
+    scores = length_and_bonus(completion_ids, bonus)
+    return [None if number == 2 else score for score, number in zip(scores, bonus, strict=True)]
+
+
 def none_for_one_prompt(bonus: list[int]) -> list[float | None]:
     """Of two ranks, the one with this prompt has nothing to learn from."""
     return [None if number == 2 else 0.0 for number in bonus]
@@ -73,7 +79,7 @@ def improve(
     policy.tokenizer, policy.end_tokens = word_tokenizer(), (EOS, D)
     task = Prompts(
         ROWS,
-        [length_and_bonus, none_for_one_prompt],
+        [all_but_one, none_for_one_prompt],
         allow_none=True,
         max_new_tokens=6,
         held_out=ROWS,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.errors import DiskError, InputError, NonFiniteError
+from rlhf.errors import DiskError, InputError, NonFiniteError, UserExit
 from rlhf.optimize import Optimize
 from rlhf.runs.launch import launch
 from rlhf.runs.stop import Stopped
@@ -87,6 +87,49 @@ def test_launch_lets_errors_of_user_code_through(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["recipe.py"])
     with pytest.raises(ZeroDivisionError):
         launch(raiser(ZeroDivisionError()), Config)
+
+
+def leaves_quietly(config: Config) -> None:
+    sys.exit()
+
+
+def runs_code_that_exits(config: Config) -> None:
+    exec("exit(0)")
+
+
+@pytest.mark.parametrize("main", [leaves_quietly, runs_code_that_exits])
+def test_exit_in_user_code_is_an_error(monkeypatch, main):
+    monkeypatch.setattr(sys, "argv", ["recipe.py"])
+    with pytest.raises(UserExit, match=r"called exit\(.*which no run does"):
+        launch(main, Config)
+
+
+ENDING = """
+import os, sys
+from dataclasses import dataclass
+from rlhf.runs.launch import launch
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    status: int
+
+def main(config):
+    if os.fork() == 0:
+        os._exit(0)
+    assert os.wait()[1] == 0
+    os._exit(config.status)
+
+launch(main, Config)
+"""
+
+
+@pytest.mark.parametrize(("given", "status"), [("0", 1), ("5", 5)])
+def test_user_code_that_ends_the_process_never_ends_it_with_0(given, status):
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, "--status", given], stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    assert done.returncode == status
+    assert ("called os._exit(0), which no run does" in done.stderr) == (given == "0")
 
 
 def test_launch_names_the_rank_that_failed(monkeypatch, capsys):
@@ -175,6 +218,56 @@ def test_a_rank_ends_without_taking_its_python_down(tmp_path, status):
 
     assert end() == (status, "printed at exit\n")
     assert end("alone") == (77, "printed at exit\n")
+
+
+WAITING = """
+import time
+from dataclasses import dataclass
+from accelerate import Accelerator
+from rlhf.runs.launch import launch
+from rlhf.runs.stop import StopSignals
+from rlhf.runs.waiting import Waiting
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    pass
+
+class TornDown:
+    def __del__(self):
+        time.sleep(30)
+
+kept = TornDown()
+
+def main(config):
+    with StopSignals(Accelerator(cpu=True)), Waiting():
+        print("ready", flush=True)
+        while True:
+            try:
+                time.sleep(30)
+            except CAUGHT:
+                pass
+
+launch(main, Config)
+"""
+
+
+@pytest.mark.parametrize("caught", ["Exception", "BaseException"])
+def test_sigterm_ends_a_process_that_waits_within_two_seconds(caught):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING.replace("CAUGHT", caught)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    # On a machine that is not busy, 0.8 and 1.6.
+    assert time.monotonic() - start < 2.5
+    assert process.returncode == 143
+    assert errors.splitlines()[-1].endswith("--resume continues from the last checkpoint.")
 
 
 @pytest.mark.slow

@@ -1,0 +1,94 @@
+"""Checksums by which a resumed run knows what it was started from."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlhf.files import load_from_file
+from rlhf.sources import code_sums, rows_sums
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(
+        "import math\nfrom beside_of_sources import SCALE\n\n"
+        "def reward(responses):\n    import package_of_sources.inner\n    return [SCALE] * len(responses)\n\n"
+        "class Judge:\n    def __call__(self, responses):\n        return [1.0] * len(responses)\n\n"
+        "judge = Judge()\n"
+    )
+    (tmp_path / "beside_of_sources.py").write_text("SCALE = 2.0\n")
+    (tmp_path / "unrelated.py").write_text("")
+    (tmp_path / "package_of_sources").mkdir()
+    (tmp_path / "package_of_sources" / "__init__.py").write_text("")
+    (tmp_path / "package_of_sources" / "inner.py").write_text("from . import deep\n")
+    (tmp_path / "package_of_sources" / "deep.py").write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["reward", "Judge", "judge"])
+def test_code_is_its_file_and_what_that_imports_from_beside_it(folder, name):
+    value = load_from_file(f"{folder}/mine.py:{name}", what="reward", kind="function")
+    files = (
+        *("mine.py", "beside_of_sources.py", "package_of_sources/__init__.py"),
+        *("package_of_sources/deep.py", "package_of_sources/inner.py"),
+    )
+    assert code_sums("reward x", value) == {f"reward x: {file}": sha256(folder / file) for file in files}
+
+
+def test_method_of_an_object_is_code_of_its_file(folder):
+    judge = load_from_file(f"{folder}/mine.py:judge", what="reward", kind="function")
+    assert code_sums("x", judge.__call__) == code_sums("x", judge)
+
+
+def test_what_a_partial_fixes_counts(folder):
+    reward = load_from_file(f"{folder}/mine.py:reward", what="reward", kind="function")
+    one, two = (code_sums("x", partial(reward, by=by)) for by in (1, 2))
+    assert one.keys() == two.keys() == {*code_sums("x", reward), "x: arguments"}
+    assert [name for name in one if one[name] != two[name]] == ["x: arguments"]
+
+
+def test_code_of_installed_packages_is_left_to_their_versions():
+    assert code_sums("x", np.mean) == code_sums("x", rows_sums) == code_sums("x", Path) == {}
+
+
+def of_a_script(responses):
+    return [1.0]
+
+
+def test_of_a_script_that_was_started_only_the_function_counts(monkeypatch):
+    """It may hold the settings too, which a resumed run may have more of."""
+    monkeypatch.setattr(of_a_script, "__module__", "__main__")
+    source = "def of_a_script(responses):\n    return [1.0]\n"
+    assert code_sums("x", of_a_script) == {"x": hashlib.sha256(source.encode()).hexdigest()}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        [{"prompt": "a", "n": 2}],
+        [{"prompt": "b", "n": 1}],
+        [{"prompt": "a", "n": 1}] * 2,
+        [{"n": 1, "prompt": "a\ud800"}],
+    ],
+)
+def test_rows_are_known_by_their_content(changed):
+    rows = [{"prompt": "a", "n": 1}]
+    assert rows_sums("data", "p.jsonl", rows) == rows_sums("data", "p.jsonl", [dict(rows[0])])
+    assert list(rows_sums("data", "p.jsonl", rows)) == ["data: p.jsonl"]
+    assert rows_sums("data", "p.jsonl", rows) != rows_sums("data", "p.jsonl", changed)
+
+
+def test_rows_of_objects_have_one_checksum_in_every_process():
+    def rows(number: int) -> list[dict]:
+        return [{"image": np.full(3, number), "other": object()}]
+
+    assert rows_sums("data", "x", rows(1)) == rows_sums("data", "x", rows(1)) != rows_sums("data", "x", rows(2))
