@@ -514,9 +514,9 @@ ALWAYS = {
 # What only one side can know.
 CONTROL = {"eval_return_mean", "eval_return_std", "eval_length_mean"}
 LANGUAGE = {
-    *("score_mean", "score_std", "finished_fraction", "reward/all_but_one"),
+    *("score_mean", "score_std", "finished_fraction", "reward/length_and_bonus"),
     *("eval_score_mean", "eval_greedy_score_mean", "eval_length_mean", "eval_finished_fraction"),
-    *("eval_kl_ref_per_episode", "eval_all_but_one", "eval_greedy_all_but_one"),
+    *("eval_kl_ref_per_episode", "eval_length_and_bonus", "eval_greedy_length_and_bonus"),
 }
 
 
