@@ -27,9 +27,9 @@ def test_update_without_any_score_moves_nothing_and_the_run_goes_on():
     policy, seen = word_policy(), []
 
     def reward(responses):
-        """Called twice to evaluate, then once an update: fails in the third."""
+        """Called once to be tried, twice to evaluate, then once an update: fails in the third."""
         seen.append([parameter.detach().clone() for parameter in policy.parameters()])
-        if len(seen) == 5:
+        if len(seen) == 6:
             raise ConnectionError("no answer")
         return [float(len(response)) for response in responses]
 
@@ -38,8 +38,8 @@ def test_update_without_any_score_moves_nothing_and_the_run_goes_on():
         any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
         for before, after in itertools.pairwise(seen)
     ]
-    # Between the two evaluations nothing is learned, and nothing from the failure; Adam's momentum waits too.
-    assert moved == [False, False, True, True, False, True, True, False]
+    # Before the first update nothing is learned, and nothing from the failure; Adam's momentum waits too.
+    assert moved == [False, False, False, True, True, False, True, True, False]
 
 
 def test_rewards_that_never_answer_again_stop_the_run():
