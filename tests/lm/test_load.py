@@ -121,6 +121,7 @@ def test_a_model_of_the_hub_is_known_by_its_revision(monkeypatch):
     revision = "0123456789abcdef0123456789abcdef01234567"
     # What transformers gives for a name on the hub: a file in its cache.
     place = f"/cache/models--some--name/snapshots/{revision}"
-    monkeypatch.setattr("rlhf.lm.load.find_adapter_config_file", lambda source: None)
+    monkeypatch.setattr("rlhf.lm.pretrained.require_hub", lambda name, what: None)
+    monkeypatch.setattr("rlhf.lm.adapters.find_adapter_config_file", lambda source: None)
     monkeypatch.setattr("rlhf.lm.load.cached_file", lambda source, name, **_: f"{place}/{name}")
     assert model_sums("some/name") == {"model: some/name": f"revision {revision}"}
