@@ -54,7 +54,9 @@ def every_class() -> list[type[Any]]:
         found += below
         waiting += below
     ours = [kind for kind in found if kind.__module__.startswith(("rlhf.", "recipes."))]
-    return sorted({kind for kind in ours if dataclasses.is_dataclass(kind)}, key=lambda kind: kind.__qualname__)
+    return sorted(
+        {kind for kind in ours if dataclasses.is_dataclass(kind)}, key=lambda kind: (kind.__module__, kind.__qualname__)
+    )
 
 
 def base(kind: type[Any]) -> Any:
