@@ -12,7 +12,6 @@ the README: exact match on sums never trained on, before and after PPO, sampled 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +39,7 @@ with deferred():
     from rlhf.lm.policy import CausalLM
     from rlhf.lm.prompts import Prompts
     from rlhf.lm.tokenizers import character_tokenizer
+    from rlhf.runs.clock import seconds_spent
     from rlhf.runs.log import read_lines, trackers
     from rlhf.runs.run import Run
     from rlhf.runs.summary import conclude
@@ -145,7 +145,6 @@ def new_policy(config: Config, tokenizer: Any) -> CausalLM:
 
 
 def main(config: Config) -> dict[str, float]:
-    start = time.perf_counter()
     accelerator = Accelerator(
         mixed_precision=config.precision.mixed_precision,
         **trackers(tensorboard=config.tensorboard, output_dir=config.output_dir),
@@ -189,7 +188,7 @@ def main(config: Config) -> dict[str, float]:
         "greedy_match_before": before["eval_greedy_score_mean"],
         "greedy_match_after": after["eval_greedy_score_mean"],
         "tokens": after["steps"],
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds_spent([*first.rows(), *phase.rows()]),
     }
     conclude(run, result)
     return result

@@ -41,6 +41,7 @@ with deferred():
     from rlhf.lm.data import load_data
     from rlhf.lm.load import context_length, load_policy, load_tokenizer, model_sums
     from rlhf.lm.prompts import Prompts
+    from rlhf.runs.clock import seconds_spent
     from rlhf.runs.door import require_new_or_resumed
     from rlhf.runs.log import read_lines, trackers
     from rlhf.runs.run import Run
@@ -179,7 +180,7 @@ def main(config: Config) -> dict[str, float | None]:
 
 
 def summarise(metrics: Path) -> dict[str, float | None]:
-    """The first and the last evaluation, and the time that was spent, over all resumes."""
+    """The first and the last evaluation, and the time that was spent, over all resumes (see `seconds_spent`)."""
     rows = read_lines(metrics)
     evaluations = [row for row in rows if "eval_score_mean" in row]
     before, after = evaluations[0], evaluations[-1]
@@ -189,7 +190,7 @@ def summarise(metrics: Path) -> dict[str, float | None]:
         "greedy_score_before": before["eval_greedy_score_mean"],
         "greedy_score_after": after["eval_greedy_score_mean"],
         "kl_per_response": after.get("eval_kl_ref_per_episode"),
-        "seconds": sum(value for row in rows for name, value in row.items() if name.startswith("seconds/")),
+        "seconds": seconds_spent(rows),
     }
 
 

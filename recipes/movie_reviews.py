@@ -16,7 +16,6 @@ model of this size writes the words of a review, seldom its thoughts.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +50,7 @@ with deferred():
     from rlhf.lm.prompts import Prompts
     from rlhf.lm.reward_model import RewardModel
     from rlhf.lm.tokenizers import byte_pair_tokenizer
+    from rlhf.runs.clock import seconds_spent
     from rlhf.runs.log import read_lines
     from rlhf.runs.run import Run
     from rlhf.runs.summary import conclude
@@ -232,7 +232,6 @@ def inputs(config: Config, parts: dict[str, tuple[list[str], list[int]]]) -> dic
 
 
 def main(config: Config) -> dict[str, float | None]:
-    start = time.perf_counter()
     accelerator = Accelerator(mixed_precision=config.precision.mixed_precision)
     texts, labels = labelled_texts(config.data, "train")
     test_texts, test_labels = labelled_texts(config.data, "test")
@@ -291,7 +290,7 @@ def main(config: Config) -> dict[str, float | None]:
         ("second_classifier", "second_classifier", bayes),
     ):
         result |= {f"real_{kind}": share(odds(real)), f"{name}_accuracy": accuracy(odds(test_texts), test_labels)}
-    result["seconds"] = time.perf_counter() - start
+    result["seconds"] = seconds_spent([*sft.rows(), *phase.rows()])
     conclude(run, result)
     return result
 

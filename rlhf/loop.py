@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +26,8 @@ with deferred():
     from rlhf import acting, optimize
     from rlhf.reduce import MetricSums, advantage_metrics, global_moments, global_sum
     from rlhf.rollout import Batch, PolicyOutput, Rollout, single_steps
-    from rlhf.runs.evaluate import Evaluation
+    from rlhf.runs.clock import seconds_spent
+    from rlhf.runs.memory import peak_memory
     from rlhf.runs.run import Phase, Restored, Unsaved
     from rlhf.task import Here, Task
 
@@ -120,7 +120,7 @@ def learn(
 
     with StopSignals(accelerator) as signals, _own_forward(accelerator, wrapped), _stop_noted(phase):
         if restored is None:
-            _log_evaluation(phase, task.evaluate(policy, here), update=0, steps=0, row={})
+            _evaluate(policy, task, here, phase, {"update": 0, "steps": 0})
             save(0)
         done, told = steps if duration.steps else update, False
         while done < duration.target:
@@ -140,11 +140,9 @@ def learn(
                 _require_finite(policy, update)
             phase.record([{"update": update, "kind": "training", **s} for s in samples[: duration.record_samples]])
             if evaluates:
-                with _timed(row, "seconds/evaluate"):
-                    evaluation = task.evaluate(policy, here)
-                _log_evaluation(phase, evaluation, update=update, steps=steps, row=row)
+                _evaluate(policy, task, here, phase, {"update": update, "steps": steps, **row})
             else:
-                phase.log({"update": update, **row})
+                _log(phase, {"update": update, **row})
             if saves:
                 save(update)
             if stopped and not last:
@@ -332,7 +330,7 @@ def _memory(accelerator: Accelerator) -> dict[str, float]:
     """Peak memory of this process in GiB: of the accelerator where there is one, else of the host."""
     if accelerator.device.type == "cuda":
         return {"memory_gib": torch.cuda.max_memory_allocated(accelerator.device) / 2**30}
-    return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    return {"memory_gib": peak_memory() / 2**30}
 
 
 @contextmanager
@@ -342,8 +340,14 @@ def _timed(seconds: dict[str, Any], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - start
 
 
-def _log_evaluation(
-    phase: Phase | Unsaved, evaluation: Evaluation, *, update: int, steps: int, row: dict[str, float]
-) -> None:
-    phase.record([{"update": update, "kind": "evaluation", **sample} for sample in evaluation.samples])
-    phase.log({"update": update, "steps": steps, **row, **evaluation.metrics})
+def _evaluate(policy: Any, task: Task, here: Here, phase: Phase | Unsaved, row: dict[str, Any]) -> None:
+    """Evaluates, and logs the result behind what the row has."""
+    with _timed(row, "seconds/evaluate"):
+        evaluation = task.evaluate(policy, here)
+    phase.record([{"update": row["update"], "kind": "evaluation", **sample} for sample in evaluation.samples])
+    _log(phase, {**row, **evaluation.metrics})
+
+
+def _log(phase: Phase | Unsaved, row: dict[str, float]) -> None:
+    """With what was done since the last row and is timed by no other name, such as loading and checkpoints."""
+    phase.log({**row, "seconds/other": phase.clock.lap() - seconds_spent([row])})

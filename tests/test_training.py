@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.rewards import Rewards
 from rlhf.loop import Duration, describe
 from rlhf.rollout import Collected, Rollout
+from rlhf.runs.clock import seconds_spent
 from rlhf.runs.evaluate import Evaluation
 from rlhf.runs.log import read_lines
 from rlhf.runs.run import Phase, Run, Unsaved
@@ -202,6 +204,71 @@ def test_steps_samples_and_the_collectors_metrics_are_logged(tmp_path):
         4
     ] * 3
     assert [sample["update"] for sample in samples if sample["kind"] == "evaluation"] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["folder", "no folder"])
+def test_every_second_of_a_run_is_told_the_first_evaluation_and_checkpoints_too(tmp_path, saved):
+    """Evaluations take 0.03 s and writing 0.02: at updates 0, 2 and 4 each, the last writing after the last row."""
+    policy = Slow(1, 3)
+    phase = new_phase(tmp_path / "run", Settings()) if saved else Unsaved("ppo", CPU)
+    began = time.perf_counter()
+    train_phase(policy, Given(Bandit(), slow), ppo.PPO(), Settings().optimize, duration=Settings().train, phase=phase,
+                seed=0)  # fmt: skip
+    took, rows = time.perf_counter() - began, phase.rows()
+    assert [row.get("seconds/evaluate", 0.0) >= 0.03 for row in rows] == [True, False, True, False, True]
+    assert not saved or min(rows[1]["seconds/other"], rows[3]["seconds/other"]) >= 0.02
+    least = 3 * 0.03 + (2 * 0.02 if saved else 0.0)
+    assert least <= beside_updates(rows)
+    # Making the phase came before `began`.
+    assert seconds_spent(rows) - rows[0]["seconds/other"] <= took
+
+
+def test_the_time_of_a_run_is_that_of_all_its_processes_and_phases(tmp_path):
+    """Two phases, the second of which is extended: what was told once is told again, and what is new comes on top."""
+
+    def both(number: int, *, resume: bool) -> tuple[list[dict[str, float]], float]:
+        began = time.perf_counter()
+        run = Run(tmp_path / "run", updates(number), resume=resume, accelerator=CPU, extendable={"train.updates"})
+        first, second = run.phase("first"), run.phase("second")
+        policy = Slow(1, 3)
+        for phase, duration in ((first, Duration(updates=2)), (second, updates(number).train)):
+            train_phase(policy, Given(Bandit(), slow), ppo.PPO(), Settings().optimize, duration=duration, phase=phase,
+                        seed=0)  # fmt: skip
+        return [*first.rows(), *second.rows()], time.perf_counter() - began
+
+    once, took = both(2, resume=False)
+    # Two evaluations and three writings a phase; the last two come after the last row.
+    assert beside_updates(once) >= 4 * 0.03 + 4 * 0.02
+    assert seconds_spent(once) <= took
+    again, _ = both(2, resume=True)
+    assert again == once
+    extended, took = both(4, resume=True)
+    # Another process reads two policies of 0.04 s each, and evaluates once.
+    assert extended[: len(once)] == once
+    assert beside_updates(extended[len(once) :]) >= 2 * 0.04 + 0.03
+    assert seconds_spent(extended[len(once) :]) <= took
+
+
+def beside_updates(rows: list[dict[str, float]]) -> float:
+    """Seconds of all that is no update, which on this bandit takes as long as the machine lets it."""
+    return seconds_spent(rows) - sum(row.get(f"seconds/{part}", 0.0) for row in rows for part in ("collect", "update"))
+
+
+class Slow(TabularPolicy):
+    """As a large model is."""
+
+    def save(self, folder: Path) -> None:
+        time.sleep(0.02)
+        super().save(folder)
+
+    def load(self, folder: Path) -> None:
+        time.sleep(0.04)
+        super().load(folder)
+
+
+def slow(policy: Any) -> Evaluation:
+    time.sleep(0.03)
+    return expected_return(policy)
 
 
 def test_schedules_follow_the_share_of_the_run_that_is_done(tmp_path):
@@ -509,7 +576,8 @@ ALWAYS = {
     *("ratio_max", "ratio_error_max", "kl_ref_k1", "kl_ref_k3", "kl_ref_per_episode", "kl_coef"),
     *("explained_variance", "td_error", "value_max", "advantage_mean", "advantage_std"),
     *("gradient_norm", "gradient_steps", "learning_rate", "memory_gib", "steps_per_second"),
-    *("steps_per_second/collect", "steps_per_second/update", "seconds/collect", "seconds/update", "seconds/evaluate"),
+    *("steps_per_second/collect", "steps_per_second/update"),
+    *("seconds/collect", "seconds/update", "seconds/evaluate", "seconds/other"),
 }
 # What only one side can know.
 CONTROL = {"eval_return_mean", "eval_return_std", "eval_length_mean"}

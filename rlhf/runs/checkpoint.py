@@ -264,7 +264,11 @@ def _flush_tree(folder: Path) -> None:
 
 def _flush(path: Path) -> None:
     """Forces a file's content, or a folder's list of names, onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows opens no folders, and flushes only what may be written.
+    windows = not hasattr(os, "O_DIRECTORY")
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

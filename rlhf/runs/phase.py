@@ -25,6 +25,7 @@ from rlhf.runs.checkpoint import (
     write_each,
     write_json,
 )
+from rlhf.runs.clock import Clock
 from rlhf.runs.disk import free_bytes, one_line, readable, size_of
 from rlhf.runs.kept import PHASE, RUN, keep, restore_log
 from rlhf.runs.log import Display, Lines, check_row, read_lines
@@ -51,6 +52,7 @@ class Phase:
 
     Args:
         order: Which part of the run it is.
+        clock: The run's.
         withdraw: Takes the run back that was started, if nothing has been done in it.
 
     Raises:
@@ -64,11 +66,12 @@ class Phase:
         *,
         order: int,
         accelerator: Accelerator,
+        clock: Clock,
         withdraw: Callable[[], None],
     ) -> None:
         self.folder = run_folder / name
         self.final = self.folder / "final"
-        self.accelerator = accelerator
+        self.accelerator, self.clock = accelerator, clock
         self._run_folder, self._withdraw = run_folder, withdraw
         self._checkpoints = self.folder / "checkpoints"
         self._metrics = Lines(self.folder / "metrics.jsonl")

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from rlhf.parallel import require_accelerator
 from rlhf.runs.checkpoint import Writer, write_json
+from rlhf.runs.clock import Clock
 from rlhf.runs.disk import one_line
 from rlhf.runs.door import enter, flatten, plain_config, withdraw
 from rlhf.runs.lock import FolderLock
@@ -50,6 +51,7 @@ class Run:
         require_accelerator(accelerator)
         self.folder = Path(folder)
         self.accelerator = accelerator
+        self._clock = Clock()
         require_processes(accelerator)
         require_shared(self.folder, accelerator)
         plain = plain_config(config)
@@ -75,7 +77,14 @@ class Run:
     def phase(self, name: str) -> Phase:
         """A part of the run, in a subfolder; parts must be asked for in the order in which they happen."""
         self._num_phases += 1
-        return Phase(self.folder, name, order=self._num_phases, accelerator=self.accelerator, withdraw=self._withdraw)
+        return Phase(
+            self.folder,
+            name,
+            order=self._num_phases,
+            accelerator=self.accelerator,
+            clock=self._clock,
+            withdraw=self._withdraw,
+        )
 
     def write_result(self, result: Mapping[str, float | str | None]) -> None:
         """The headline of the run, as flat JSON."""
@@ -107,7 +116,7 @@ class Unsaved:
     folder = None
 
     def __init__(self, name: str, accelerator: Accelerator, *, shown: bool = True) -> None:
-        self.accelerator, self.shown = accelerator, shown
+        self.accelerator, self.shown, self.clock = accelerator, shown, Clock()
         self._rows: list[dict[str, float]] = []
         self._display = Display(name)
         self._target, self._unit = 0, "updates"

@@ -94,7 +94,7 @@ def test_resuming_a_finished_run_trains_nothing(finished, no_report):
     folder, result = finished
     before = files(folder)
     again = run(arithmetic.main, small_config(folder, resume=True))
-    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+    assert again == result
     after = files(folder)
     assert {name for name in before if after[name] != before[name]} <= {"config.json", "result.json"}
 

@@ -74,8 +74,7 @@ def test_movie_reviews_end_with_every_figure_and_resume_reads_them_again(tmp_pat
     assert result["second_classifier_accuracy"] == 1.0
     # Every prompt is four words; six of twelve tests are positive, each longer than 8 tokens with its end.
     assert result["real_length"] == 8.0
-    again = movie_reviews.main(tiny(tmp_path, data, resume=True))
-    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+    assert movie_reviews.main(tiny(tmp_path, data, resume=True)) == result
 
 
 def test_movie_reviews_refuse_data_that_are_missing_or_lack_columns(tmp_path: Path):
