@@ -528,7 +528,7 @@ def test_the_kl_coefficient_is_part_of_the_checkpoint(tmp_path):
 
 def test_control_is_refused_in_mixed_precision():
     """Its rewards would be rounded to what the log-probabilities are in."""
-    half = SimpleNamespace(mixed_precision="bf16")
+    half = SimpleNamespace(mixed_precision="bf16", num_processes=1)
     with pytest.raises(InputError, match="mixed precision is bf16, but control computes in its weights' own"):
         train_phase(
             TabularPolicy(1, 3),
@@ -840,14 +840,14 @@ def test_steps_are_counted_in_updates_where_rollouts_are_of_one_size(tmp_path):
         [0.01 * (1 - n / 8) for n in range(8)], rel=1e-12
     )
     finished = json.loads((tmp_path / "run" / "ppo" / "final" / "finished.json").read_text())
-    assert finished == {"updates": 8}
+    assert finished == {"updates": 8, "update": 8}
 
 
 def test_steps_are_counted_as_steps_where_rollouts_are_of_any_size(tmp_path):
     train(TabularPolicy(1, 3), Given(uneven(), expected_return), ppo.PPO(), steps=85, out=tmp_path / "run")
     assert [row["steps"] for row in logged(tmp_path / "run")] == [0, 10, 30, 60, 70, 90]
     finished = json.loads((tmp_path / "run" / "ppo" / "final" / "finished.json").read_text())
-    assert finished == {"steps": 85}
+    assert finished == {"steps": 85, "update": 5}
 
 
 def test_evaluations_and_checkpoints_are_spread_over_the_run():

@@ -63,7 +63,7 @@ def test_a_run_leaves_everything_behind(finished):
     assert tuple(result) == (*matches, "tokens", "seconds")
     assert json.loads((folder / "result.json").read_text()) == result
     assert {path.name for path in folder.iterdir()} == {
-        *("config.json", "versions.json", "report.html", "result.json", "clone", "ppo")
+        *(".lock", "config.json", "versions.json", "report.html", "result.json", "clone", "ppo")
     }
     assert [row["update"] for row in read_lines(folder / "clone" / "metrics.jsonl")] == [0, 1, 2]
     assert [row["update"] for row in read_lines(folder / "ppo" / "metrics.jsonl")] == [0, 1]

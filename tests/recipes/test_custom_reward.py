@@ -41,7 +41,9 @@ def test_a_run_leaves_everything_behind(finished):
         *("score_before", "score_after", "greedy_score_before", "greedy_score_after", "kl_per_response", "seconds")
     ]
     assert json.loads((folder / "result.json").read_text()) == result
-    assert {"config.json", "versions.json", "report.html", "result.json", "ppo"} == {p.name for p in folder.iterdir()}
+    assert {p.name for p in folder.iterdir()} == {
+        *(".lock", "config.json", "versions.json", "report.html", "result.json", "ppo")
+    }
     assert [row["update"] for row in read_lines(folder / "ppo" / "metrics.jsonl")] == [0, 1, 2]
     kinds = [sample["kind"] for sample in read_lines(folder / "ppo" / "samples.jsonl")]
     assert kinds == ["evaluation"] * 4 + (["training"] * 8 + ["evaluation"] * 4) * 2
