@@ -37,8 +37,9 @@ def whiten(
 
 
 def largest(mask: Bool[Tensor, "*shape"], *tensors: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """The greatest absolute value in the mask; 0 of none."""
-    return torch.stack([x.detach().masked_fill(~mask, 0.0).abs().amax() for x in tensors]).amax()
+    """The greatest absolute value in the mask; 0 of none, as of a process that has no row of a minibatch."""
+    inside = [x.detach().masked_fill(~mask, 0.0).abs().flatten() for x in tensors]
+    return torch.cat([*inside, inside[0].new_zeros(1)]).amax()
 
 
 def standardise(

@@ -23,7 +23,7 @@ class MySofterPPO(PPO):
 
 @dataclass(frozen=True, kw_only=True)
 class Named(Method):
-    name = "by another name"
+    name = "another_name"
 
 @dataclass(frozen=True, kw_only=True)
 class Unrelated:
@@ -62,7 +62,7 @@ def test_a_class_of_ones_own_is_found_in_its_file(file: Path) -> None:
     kind = find_method(f"{file}:MySofterPPO")
     assert kind(softness=0.5, clip=0.3).softness == 0.5
     assert kind.name == "my_softer_ppo"
-    assert find_method(f"{file}:Named").name == "by another name"
+    assert find_method(f"{file}:Named").name == "another_name"
 
 
 def test_a_class_of_ones_own_does_not_join_ours(file: Path) -> None:

@@ -35,7 +35,7 @@ def read_by_rewards(tokenizer: Any, prompt: Any, tokens: list[int]) -> list[Any]
     nothing = torch.zeros(1, len(tokens))
     one = torch.tensor([len(tokens)])
     generation = Generation(torch.tensor([tokens]), one, torch.tensor([True]), nothing, nothing)
-    score_responses(Rewards([reward]), prompts, generation, tokenizer, [0])
+    score_responses(Rewards([reward]), prompts, generation, tokenizer, [0], evaluating=False)
     return seen
 
 

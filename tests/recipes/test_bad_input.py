@@ -141,7 +141,7 @@ def test_a_model_without_a_tokenizer_is_refused(inputs, model, monkeypatch, caps
         ("short", "reward function short returned 1 scores for 2 samples; return one per sample."),
         ("texts", "reward function texts returned str 'good' for sample 0; return a number."),
         ("nothing", "reward function nothing returned NoneType None; return a list with one entry per sample."),
-        ("nan", "reward function nan returned nan for sample 0; return finite numbers."),
+        ("nan", "reward function nan returned nan for sample 0; return finite numbers"),
         ("tokens", "token rewards for sample 0, whose response has"),
     ],
 )
