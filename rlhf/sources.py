@@ -52,7 +52,7 @@ def code_sums(what: str, value: Any) -> dict[str, str]:
             sums[what] = hashlib.sha256(inspect.getsource(owner).encode()).hexdigest()
     else:
         file = Path(path).resolve()
-        if any(folder in file.parents for folder in _INSTALLED):
+        if _installed(file):
             return {}
         root = file.parents[owner.__module__.count(".")]
         sums = files_sums(what, _with_neighbours(file, root), below=root)
@@ -61,13 +61,17 @@ def code_sums(what: str, value: Any) -> dict[str, str]:
     return sums
 
 
+def _installed(file: Path) -> bool:
+    return any(folder in file.parents for folder in _INSTALLED)
+
+
 def _with_neighbours(file: Path, root: Path) -> set[Path]:
     """A file, and whatever it and those import that lies below `root`."""
     found: set[Path] = set()
     waiting = [file]
     while waiting:
         path = waiting.pop()
-        if path not in found:
+        if path not in found and not _installed(path):
             found.add(path)
             waiting += _imports(path, root)
     return found

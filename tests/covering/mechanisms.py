@@ -1,0 +1,105 @@
+"""The mechanisms of a run on a language model, and what of them is refused together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import rlhf
+from rlhf.algorithms.actor_critic import Critic
+from rlhf.algorithms.base import Method
+from rlhf.algorithms.choices import find_method
+
+
+class InBlocks(rlhf.GRPO):
+    """GRPO whose rows stay together by group, as pairs of preferences do."""
+
+    rows: ClassVar[Any] = "groups"
+
+
+METHODS: dict[str, Callable[[float], Method]] = {
+    "ppo": lambda kl_coef: rlhf.PPO(kl_coef=kl_coef),
+    "ppo warming up": lambda kl_coef: rlhf.PPO(kl_coef=kl_coef, critic_warmup=1, value_clip=0.2),
+    "ppo adaptive": lambda kl_coef: rlhf.PPO(kl_coef=kl_coef, kl_target=0.1),
+    "ppo_kl": lambda kl_coef: find_method("ppo_kl")(kl_coef=kl_coef),
+    "a2c": lambda kl_coef: find_method("a2c")(kl_coef=kl_coef),
+    "a2c fitted": lambda kl_coef: find_method("a2c")(kl_coef=kl_coef, critic=Critic(epochs=2)),
+    "reinforce": lambda kl_coef: find_method("reinforce")(kl_coef=kl_coef),
+    "reinforce fitted": lambda kl_coef: find_method("reinforce")(kl_coef=kl_coef, baseline="value", critic_epochs=2),
+    "reinforce_pp": lambda kl_coef: find_method("reinforce_pp")(kl_coef=kl_coef),
+    "rloo": lambda kl_coef: find_method("rloo")(kl_coef=kl_coef),
+    "grpo": lambda kl_coef: rlhf.GRPO(kl_coef=kl_coef),
+    "grpo in blocks": lambda kl_coef: InBlocks(kl_coef=kl_coef),
+    "trpo": lambda kl_coef: find_method("trpo")(kl_coef=kl_coef, fisher_shares=1),
+    "impala": lambda kl_coef: find_method("impala")(kl_coef=kl_coef),
+    "off_policy": lambda kl_coef: find_method("off_policy")(kl_coef=kl_coef),
+}
+
+# The first value of each is the plain one.
+FACTORS: dict[str, tuple[str, ...]] = {
+    "method": tuple(METHODS),
+    "model": ("packed", "padded", "capped head", "experts"),
+    "vocabulary": ("exact", "padded"),
+    "precision": ("float64", "float32", "bf16"),
+    "critic": ("shared", "separate", "none"),
+    "adapter": ("none", "lora", "trained lora", "dora", "lora with biases", "lora with a module"),
+    "reference": ("none", "same", "bfloat16"),
+    "entropy": ("0", "0.01"),
+    "group": ("3", "1"),
+    "lag": ("0", "1"),
+    "steps": ("1 x 1", "2 x 2"),
+    "whiten": ("none", "batch", "minibatch"),
+    "budget": ("all", "some", "one row"),
+    "responses": ("whole", "chunked", "another engine"),
+    "prompts": ("text", "chat"),
+    "scores": ("plain", "one a token", "normalised", "clipped", "penalised", "some missing"),
+    "schedule": ("constant", "linear"),
+    "temperature": ("1", "0.7"),
+    "checkpointing": ("off", "on"),
+}
+PLAIN = {name: values[0] for name, values in FACTORS.items()}
+
+
+class Refusal(NamedTuple):
+    """Two values that do not go together, and what the message says."""
+
+    one: tuple[str, str]
+    other: tuple[str, str]
+    message: str
+
+
+_STEPPING_ONCE = ("a2c", "a2c fitted", "reinforce", "reinforce fitted", "rloo", "impala")
+_UNWHITENED = ("reinforce", "rloo", "grpo", "grpo in blocks", "impala")
+_COMPARING = ("rloo", "grpo", "grpo in blocks")
+_NEEDING_CRITIC = ("ppo warming up", "a2c fitted", "reinforce fitted", "off_policy")
+
+
+def _refusals() -> list[Refusal]:
+    def refuse(methods: tuple[str, ...], factor: str, values: tuple[str, ...], message: str) -> list[Refusal]:
+        return [Refusal(("method", method), (factor, value), message) for method in methods for value in values]
+
+    return [
+        *refuse(_STEPPING_ONCE, "steps", ("2 x 2",), "takes one step on each batch"),
+        *refuse(_UNWHITENED, "whiten", ("batch", "minibatch"), "whiten is"),
+        *refuse(("reinforce_pp",), "whiten", ("none", "minibatch"), "whiten is"),
+        *refuse(_COMPARING, "group", ("1",), "compares rows that share a start"),
+        *refuse(_NEEDING_CRITIC, "critic", ("none",), "critic is none"),
+        *refuse(("ppo adaptive",), "reference", ("none",), "kl_coef must be positive"),
+    ]
+
+
+REFUSALS = _refusals()
+# Not ours to refuse, as no model is loaded in float64 but by tests: torch multiplies experts in float32 and below only,
+# and transformers' own attention has a softmax in float32, to which the least float64 is minus infinity. TRPO has no
+# entropy bonus.
+ABSENT = [
+    (("model", "experts"), ("precision", "float64")),
+    (("model", "capped head"), ("precision", "float64")),
+    (("method", "trpo"), ("entropy", "0.01")),
+]
+_APART = {frozenset((refusal.one, refusal.other)) for refusal in REFUSALS} | {frozenset(pair) for pair in ABSENT}
+
+
+def fits(one: tuple[str, Any], other: tuple[str, Any]) -> bool:
+    """Whether two values may stand in one run."""
+    return frozenset((one, other)) not in _APART
