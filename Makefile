@@ -8,7 +8,7 @@ PYTEST := -m pytest -n 2 --dist worksteal
 UV := .venv-uv/bin/uv pip compile --quiet pyproject.toml --extra test --no-annotate
 ARGS ?=
 
-.PHONY: demo test test-newest test-lowest test-slow learning learning-methods learning-curves lint benchmark-control lock clean
+.PHONY: demo test test-newest test-lowest test-slow test-attacks learning learning-methods learning-curves lint benchmark-control lock clean
 
 demo: $(VENV)/.installed
 	$(RUN) recipes/arithmetic.py $(ARGS)
@@ -30,6 +30,11 @@ test-lowest: .venv-uv/bin/uv
 # Kill-and-resume in full, and what else takes minutes.
 test-slow: $(VENV)/.installed
 	$(RUN) $(PYTEST) -m slow --ignore tests/learning
+
+# What docs/reliability.md reports: kills, disk faults, damage, signals and malice by the hundred (about an hour). Mounting
+# file systems takes root; without, those attacks are skipped.
+test-attacks: $(VENV)/.installed
+	$(RUN) $(PYTEST) -m attack -s tests/attacks
 
 # The learning claims of recipes/README.md, every seed (about an hour on 2 cores); results stay in runs/learning.
 learning: $(VENV)/.installed

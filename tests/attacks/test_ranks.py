@@ -1,0 +1,91 @@
+"""One of two ranks fails: all end, the cause is named, nothing is left behind, and the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.attacks import rig
+
+pytestmark = pytest.mark.attack
+
+ROOT = Path(__file__).parents[2]
+FAULTS = [
+    *(
+        (place, kind, 1, 1)
+        for place in ("collect", "update", "evaluate", "checkpoint")
+        for kind in ("exception", "kill")
+    ),
+    *(("collect", kind, 2, 1) for kind in ("input", "sys.exit", "term", "stall")),
+    ("collect", "exception", 2, 0),
+    ("checkpoint", "kill", 2, 0),
+    ("finish", "kill", 0, 1),
+    ("evaluate", "int", 1, 1),
+]
+
+
+def ranks(job: rig.Job, folder: Path, *fault: object) -> rig.Attempt:
+    """The job as two processes; whoever still lives afterwards is an orphan, and says so in the log."""
+    resume = ["--resume"] if (folder / "run" / "config.json").exists() else []
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+        str(Path(__file__).with_name("failing_rank.py")),
+        *map(str, fault or ("nowhere", "nothing", 0, 0)),
+        *(str(rig.RECIPES / job.recipe), *job.arguments, "--output-dir", "run", *resume),
+    ]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+    )  # fmt: skip
+    try:
+        log = process.communicate(timeout=150)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return rig.Attempt(None, process.communicate()[0])
+    left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True, check=False).stdout.split()
+    for pid in left:
+        rig.kill(int(pid))
+    return rig.Attempt(process.returncode, log + f"\n{len(left)} ORPHANS" * bool(left))
+
+
+def test_a_rank_that_fails_ends_all_and_costs_nothing(jobs: dict[str, rig.Job], tmp_path: Path) -> None:
+    job, whole, here, tally = (
+        jobs["lm"],
+        rig.fresh(tmp_path / "whole"),
+        tmp_path / "here",
+        rig.Tally("one of two ranks fails"),
+    )
+    done = ranks(job, whole)
+    assert done.status == 0, done.log
+    for fault in FAULTS:
+        done = ranks(job, rig.fresh(here), *fault)
+        kind = fault[1]
+        named = kind not in ("exception", "input") or "rank fault injected" in done.log
+        if done.status is None or "ORPHANS" in done.log or not named:
+            tally.add(
+                "hung" if done.status is None else "left orphans or no cause", good=False, what=(fault, done.log[-400:])
+            )
+            continue
+        if done.status == 0 and kind != "stall":
+            tally.add("ended with 0 in spite of it", good=kind == "int", what=fault)
+            continue
+        again = ranks(job, here) if done.status else done
+        changed = rig.differences(here / "run", whole / "run") if again.status == 0 else ["did not end"]
+        outcome = "differ" if changed else "all ended, then resumed to the same"
+        tally.add(outcome, good=not changed, what=(fault, done.status, again.status, changed[:4], again.log[-300:]))
+    tally.require_all_good()
+
+
+def test_another_number_of_processes_is_refused(jobs: dict[str, rig.Job], tmp_path: Path) -> None:
+    job = jobs["lm"]
+    done = ranks(job, rig.fresh(tmp_path / "here"), "collect", "exception", 2, 1)
+    assert done.status not in (0, None)
+    alone = rig.attempt(job, tmp_path / "here", resume=True)
+    assert alone.status == 2
+    assert "2 processes" in alone.log
