@@ -24,7 +24,7 @@ from typing import Any
 from tests.recipes.small import REWARDS, save_model
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-OF_THE_CLOCK = ("seconds", "steps_per_second", "memory")
+OF_THE_CLOCK = ("seconds", "steps_per_second", "env_steps_per_second", "memory")
 # A run that takes longer than this hangs.
 SECONDS = 120.0
 
@@ -104,6 +104,7 @@ class Tally:
 @cache
 def preload() -> None:
     """Imports everything that a recipe imports and computes nothing, so that the attempts can be forked."""
+    import gymnasium.envs.classic_control.cartpole
     import matplotlib.pyplot  # noqa: F401
     import torch
     import transformers.models.gpt2.modeling_gpt2
@@ -113,7 +114,9 @@ def preload() -> None:
     import recipes.cartpole
     import recipes.custom_reward
     import recipes.imitation  # noqa: F401
+    from rlhf.deferred import settle
 
+    settle()
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
@@ -125,9 +128,12 @@ def jobs(folder: Path) -> dict[str, Job]:
     if not model.exists():
         save_model(model)
     lm = Job("custom_reward.py", ("--model", str(model), *LM))
+    cartpole = Job("cartpole.py", CARTPOLE)
     return {
-        "cartpole": Job("cartpole.py", CARTPOLE),
+        "cartpole": cartpole,
+        "short cartpole": cartpole.with_options("--steps", "256"),
         "lm": lm,
+        "short lm": lm.with_options("--improve.train.updates", "3"),
         "lora": lm.with_options("--lora", "--critic", "separate"),
         "arithmetic": Job("arithmetic.py", ARITHMETIC),
     }

@@ -15,9 +15,12 @@ import pytest
 
 from tests.attacks import rig
 from tests.attacks.operations import at_operation, failing
-from tests.attacks.test_kills import counted, stride
+from tests.attacks.test_kills import counted
 
 pytestmark = pytest.mark.attack
+
+# Operations of a run at which the disk fails, and moments at which it turns read-only.
+POINTS, MOMENTS = 50, 10
 
 # On a full disk or over a quota room can still be freed; a broken or read-only one does not change at all.
 CODES = {errno.ENOSPC: False, errno.EDQUOT: False, errno.EIO: True, errno.EACCES: True, errno.EROFS: True}
@@ -30,8 +33,9 @@ def test_an_error_at_any_file_operation_is_one_line(
 ) -> None:
     job, whole, here = jobs[name], tmp_path / "whole", tmp_path / "here"
     tally = rig.Tally(f"disk error at a file operation{' and ever after' if forever else ''}, {name}")
-    events = counted(job, whole)
-    for turn, number in enumerate(range(1, events + 1, stride(events))):
+    operations = range(1, counted(job, whole) + 1)
+    # At random: evenly spread, they would be the same ones of every checkpoint.
+    for turn, number in enumerate(random.Random(f"{name} {forever}").sample(operations, POINTS)):
         code, freeing = list(CODES.items())[turn % len(CODES)]
         rig.fresh(here)
         fails = at_operation(here / "run", failing(code), number=number, forever=forever, freeing=freeing)
@@ -62,97 +66,132 @@ def limited_to(size: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
+needs_root = pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="mounting a file system needs root")
+ROOM = "size=200m"
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, whose size and mode can be changed; mounting needs root."""
+    """A file system of its own, whose size can be changed."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(folder)], check=True)
+    assert mounted("-t", "tmpfs", "-o", ROOM, "tmpfs", str(folder))
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def remounted(disk: Path, options: str) -> bool:
-    done = subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], stderr=subprocess.DEVNULL, check=False)
-    return done.returncode == 0
+def mounted(*arguments: str) -> bool:
+    return subprocess.run(["mount", *arguments], stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
+def resized(disk: Path, size: str) -> bool:
+    """False if more is on it."""
+    return mounted("-o", f"remount,{size}", str(disk))
+
+
+def on_the_disk(disk: Path, log: Path) -> Path:
+    """An empty folder whose log is somewhere else."""
+    here = rig.fresh(disk / "here")
+    log.unlink(missing_ok=True)
+    (here / "log").symlink_to(log)
+    return here
+
+
+def bytes_of(run: Path) -> int:
+    """What it takes in whole pages."""
+    return sum(-(-path.stat().st_size // 4096) * 4096 for path in run.rglob("*") if path.is_file())
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["cartpole", "lm"])
+def test_a_file_system_that_is_too_small_is_one_line(
+    name: str, jobs: dict[str, rig.Job], tmp_path: Path, disk: Path
+) -> None:
+    job, whole, tally = jobs[name], tmp_path / "whole", rig.Tally(f"file system that is too small, {name}")
+    assert rig.attempt(job, whole).status == 0
+    needed = bytes_of(whole / "run")
+    for part in range(1, 16, 2):
+        here = on_the_disk(disk, tmp_path / "log")
+        assert resized(disk, f"size={max(needed * part // 12, 65536)}")
+        failed = rig.ended(rig.start(job, here), here)
+        assert resized(disk, ROOM)
+        judge(job, here, whole, failed, tally, what=f"{part} of 12 parts of {needed} bytes")
+    tally.require_all_good()
+
+
+@needs_root
 @pytest.mark.parametrize("name", ["cartpole", "lm"])
 def test_a_file_system_that_fills_up_is_one_line(
     name: str, jobs: dict[str, rig.Job], tmp_path: Path, disk: Path
 ) -> None:
     job, whole, tally = jobs[name], tmp_path / "whole", rig.Tally(f"file system that fills up, {name}")
-    counted(job, whole)
-    used = sum(-(-path.stat().st_size // 4096) * 4096 for path in (whole / "run").rglob("*") if path.is_file())
-    for share in range(1, 16):
-        here = rig.fresh(disk / "here")
-        # The log shares the disk; a link takes it off.
-        (tmp_path / "log").unlink(missing_ok=True)
-        (here / "log").symlink_to(tmp_path / "log")
-        assert remounted(disk, f"size={max(used * share // 12, 65536)}")
-        failed = rig.ended(rig.start(job, here), here)
-        assert remounted(disk, "size=200m")
-        judge(job, here, whole, failed, tally, what=f"at {share} of 12 parts of {used} bytes")
+    assert rig.attempt(job, whole).status == 0
+    needed = bytes_of(whole / "run")
+    for trial in range(MOMENTS):
+        draw = random.Random(f"{name} {trial}")
+        here = on_the_disk(disk, tmp_path / "log")
+        pid, status = rig.start(job, here), None
+        # From some checkpoint on others leave it less than the whole run takes.
+        while status is None and len(list(here.glob("run/*/checkpoints/[0-9]*"))) <= trial % 2:
+            status = rig.wait(pid, 0.0)
+        left = draw.randrange(4096, needed // 3)
+        while status is None and not resized(disk, f"size={shutil.disk_usage(disk).used + left}"):
+            status = rig.wait(pid, 0.0)
+        failed = rig.ended(pid, here) if status is None else rig.Attempt(status, "")
+        assert resized(disk, ROOM)
+        judge(job, here, whole, failed, tally, what=f"trial {trial}, {left} bytes left")
     tally.require_all_good()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
+@needs_root
 @pytest.mark.parametrize("name", ["cartpole", "lm"])
-def test_a_file_system_that_turns_read_only_is_one_line(
-    name: str, jobs: dict[str, rig.Job], tmp_path: Path, disk: Path
-) -> None:
-    job, whole, tally = jobs[name], tmp_path / "whole", rig.Tally(f"file system that turns read-only, {name}")
-    seconds = rig.attempt(job, whole).seconds
-    for trial in range(10):
-        draw = random.Random(f"{name} {trial}")
-        here = rig.fresh(disk / "here")
-        (tmp_path / "log").unlink(missing_ok=True)
-        (here / "log").symlink_to(tmp_path / "log")
+def test_a_folder_that_turns_read_only_is_one_line(name: str, jobs: dict[str, rig.Job], tmp_path: Path) -> None:
+    job, whole, here, tally = jobs[name], tmp_path / "whole", tmp_path / "here", rig.Tally(f"turns read-only, {name}")
+    seconds, run = rig.attempt(job, whole).seconds, str(here / "run")
+    for trial in range(MOMENTS):
+        rig.fresh(here)
         pid = rig.start(job, here)
-        status = rig.wait(pid, draw.uniform(0.1, seconds))
-        # A file system with a file open for writing does not turn read-only.
-        while status is None and not remounted(disk, "ro"):
-            status = rig.wait(pid, 0.0)
-        if status is not None:
-            continue
+        status = rig.wait(pid, random.Random(f"{name} {trial}").uniform(0.3, 0.9) * seconds)
+        assert status is None
+        assert mounted("--bind", run, run)
+        # That takes a moment at which nothing below is open for writing.
+        while not mounted("-o", "remount,bind,ro", run):
+            pass
         failed = rig.ended(pid, here)
-        assert remounted(disk, "rw")
+        subprocess.run(["umount", run], check=True)
         judge(job, here, whole, failed, tally, what=f"trial {trial}")
     tally.require_all_good()
 
 
 def judge(job: rig.Job, here: Path, whole: Path, failed: rig.Attempt, tally: rig.Tally, *, what: str) -> None:
     """A run that failed said why in one line and kept a checkpoint; resumed, it ends as if nothing had been."""
-    if failed.traceback or failed.status is None:
-        tally.add("traceback" if failed.traceback else "hung", good=False, what=(what, failed.last))
-        return
-    if failed.status not in (0, DISK_STATUS):
-        tally.add(f"status {failed.status}", good=False, what=(what, failed.last))
-        return
-    if failed.status and not says_what_to_do(failed.log):
-        tally.add("does not say how to go on", good=False, what=(what, failed.last))
-        return
+    what, outcome = (what, failed.status, failed.last), OUTCOMES.get(failed.status, f"status {failed.status}")
+    wrong = failed.traceback or failed.status not in OUTCOMES
+    if failed.status and not wrong and not says_what_to_do(failed):
+        wrong, outcome = True, "does not say how to go on"
     logged = sum(path.read_text(errors="replace").count("\n") for path in (here / "run").glob("*/metrics.jsonl"))
     if failed.status and logged > 1 and not rig.good_checkpoints(here / "run"):
-        tally.add("kept no good checkpoint", good=False, what=what)
+        wrong, outcome = True, "kept no good checkpoint"
+    if wrong:
+        tally.add("traceback" if failed.traceback else outcome, good=False, what=what)
         return
     resumed = rig.attempt(job, here)
     changed = rig.differences(here / "run", whole / "run") if resumed.status == 0 else ["did not end"]
     left = rig.litter(here / "run")
-    outcome = (
-        "not resumed to the same" if changed or left else "ended in spite of it" if failed.status == 0 else "one line"
+    good = not changed and not left
+    tally.add(
+        f"{outcome}, resumed to the same" if good else "not resumed to the same",
+        good=good,
+        what=(*what, resumed.status, resumed.last, changed[:4], left[:4]),
     )
-    tally.add(outcome, good=not changed and not left, what=(what, resumed.status, resumed.last, changed[:4], left[:4]))
     shutil.rmtree(here / "run", ignore_errors=True)
 
 
-DISK_STATUS = 4
+OUTCOMES = {0: "ended in spite of it", 2: "refused to begin in one line", 4: "stopped in one line"}
 
 
-def says_what_to_do(log: str) -> bool:
-    """The line names the path, and either how to go on or that nothing was begun."""
-    return any(
-        "run" in line and ("--resume" in line or "nothing" in line)
-        for line in rig.lines_said(log, ("error:", "stopped"))
-    )
+def says_what_to_do(failed: rig.Attempt) -> bool:
+    """The one line names a path of the run, and how to go on."""
+    said = rig.lines_said(failed.log, ("error:",))
+    ways = "another" if failed.status == 2 else "--resume"
+    return said == [failed.last] and "run" in failed.last and ways in failed.last

@@ -15,16 +15,15 @@ from tests.attacks.operations import at_operation, die, written_to
 pytestmark = pytest.mark.attack
 
 
-@pytest.mark.parametrize("name", ["cartpole", "lm"])
+# Of kills at random moments, for each recipe.
+TRIALS = 10
+
+
+@pytest.mark.parametrize("name", ["short cartpole", "short lm"])
 def test_a_kill_at_any_file_operation_costs_nothing(name: str, jobs: dict[str, rig.Job], tmp_path: Path) -> None:
-    job, whole, here, tally = (
-        jobs[name],
-        tmp_path / "whole",
-        tmp_path / "here",
-        rig.Tally(f"kill at a file operation, {name}"),
-    )
-    events = counted(job, whole)
-    for number in range(1, events + 1, stride(events)):
+    job, whole, here = jobs[name], tmp_path / "whole", tmp_path / "here"
+    tally = rig.Tally(f"kill at each file operation, {name}")
+    for number in range(1, counted(job, whole) + 1):
         rig.fresh(here)
         killed = rig.attempt(job, here, before=at_operation(here / "run", die, number=number))
         judge(job, here, whole, tally, what=f"operation {number}", killed=killed)
@@ -32,14 +31,12 @@ def test_a_kill_at_any_file_operation_costs_nothing(name: str, jobs: dict[str, r
 
 
 def test_a_kill_at_any_file_operation_of_a_resume_costs_nothing(jobs: dict[str, rig.Job], tmp_path: Path) -> None:
-    job, whole, source, here = jobs["lm"], tmp_path / "whole", tmp_path / "killed", tmp_path / "here"
-    tally = rig.Tally("kill at a file operation of a resume, lm")
-    events = counted(job, whole)
-    rig.attempt(job, source, before=at_operation(source / "run", die, number=events * 2 // 3))
-    again = tmp_path / "count"
+    job, whole, source, here = jobs["short lm"], tmp_path / "whole", tmp_path / "killed", tmp_path / "here"
+    tally = rig.Tally("kill at each file operation of a resume, short lm")
+    rig.attempt(job, source, before=at_operation(source / "run", die, number=counted(job, whole) * 2 // 3))
+    again = tmp_path / "again"
     shutil.copytree(source / "run", again / "run")
-    events = counted(job, again)
-    for number in range(1, events + 1, stride(events)):
+    for number in range(1, counted(job, again) + 1):
         rig.fresh(here)
         shutil.copytree(source / "run", here / "run")
         killed = rig.attempt(job, here, before=at_operation(here / "run", die, number=number))
@@ -61,15 +58,6 @@ def test_kills_at_random_moments_cost_nothing(name: str, jobs: dict[str, rig.Job
                 rig.wait(pid, rig.SECONDS)
         judge(job, here, whole, tally, what=f"trial {trial}")
     tally.require_all_good()
-
-
-TRIALS = 10
-# Operations of one run at which it is killed, evenly spread.
-POINTS = 60
-
-
-def stride(events: int) -> int:
-    return max(1, events // POINTS)
 
 
 def counted(job: rig.Job, folder: Path) -> int:
