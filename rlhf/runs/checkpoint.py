@@ -112,7 +112,7 @@ def commit_folder(folder: Path, write: Writer) -> Path:
     try:
         write(temporary)
         _require_finite(temporary)
-        (temporary / MANIFEST).write_text(_canonical(_contents(temporary)), encoding="utf-8")
+        (temporary / MANIFEST).write_bytes(_canonical(_contents(temporary)).encode())
         _as_readable_as(temporary / MANIFEST, temporary)
         _flush_tree(temporary)
         if os.path.lexists(folder):
@@ -215,7 +215,7 @@ def _canonical(contents: Mapping[str, tuple[int, str]]) -> str:
 
 def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        text = (folder / MANIFEST).read_bytes().decode()
         contents = {name: (file["size"], file["sha256"]) for name, file in json.loads(text)["files"].items()}
     except FileNotFoundError:
         raise Damaged(f"{folder} is damaged: {MANIFEST} is missing.") from None

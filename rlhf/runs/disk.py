@@ -31,11 +31,16 @@ def one_line(folder: Path, *, needed: int = 0) -> Iterator[None]:
         # Without a number it is no fault of the disk, but some library's own message.
         if refused is None:
             raise
-        path = getattr(error, "filename", None) or folder
+        path = named(error) or folder
         raise DiskError(
             f"{path}: {refused}; {room(folder, needed)}. {_kept(folder)} Mend the disk or make room on it, then run "
             "the same command with --resume."
         ) from error
+
+
+def named(error: Exception) -> str | None:
+    """The file it is about; of two, the one that was to be made, since the other is ours and temporary."""
+    return getattr(error, "filename2", None) or getattr(error, "filename", None)
 
 
 def reason(error: Exception) -> str | None:

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 
 from rlhf.errors import InputError
 from rlhf.runs.checkpoint import TEMPORARY, write_json
-from rlhf.runs.disk import reason, room
+from rlhf.runs.disk import named, reason, room
 from rlhf.runs.kept import CONFIG, PHASE, VERSIONS, newest_copies, recorded
 from rlhf.runs.lock import HOLDER, LOCK, FolderLock
 
@@ -100,7 +100,7 @@ def _writable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"--output-dir {folder} cannot be written to: {error.filename or folder}: {reason(error) or error}; "
+            f"--output-dir {folder} cannot be written to: {named(error) or folder}: {reason(error) or error}; "
             f"{room(folder)}. Mend that, or name another."
         ) from None
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhf.errors import InputError
 from rlhf.runs.checkpoint import Damaged, replace_file, verify_folder
+from rlhf.runs.log import Lines
 
 # The subfolder of a checkpoint that holds the copies.
 RUN = "run"
@@ -17,13 +19,26 @@ RUN = "run"
 CONFIG, VERSIONS, PHASE = "config.json", "versions.json", "phase.json"
 
 
-def keep(into: Path, run_folder: Path, phase_folder: Path, logs: list[Path]) -> None:
-    """Copies the files of the run and of the phase, and its logs as they are now."""
-    for path in (run_folder / CONFIG, run_folder / VERSIONS, phase_folder / PHASE, *logs):
-        if path.exists():
-            shutil.copyfile(path, into / path.name)
+def own_files(run_folder: Path, phase_folder: Path) -> dict[str, bytes]:
+    """Those of the run and of the phase, by name; read once they are written, whatever becomes of them later."""
+    paths = (run_folder / CONFIG, run_folder / VERSIONS, phase_folder / PHASE)
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def keep(into: Path, own: Mapping[str, bytes], logs: Iterable[Lines]) -> None:
+    """Writes the run's own files, and copies the logs as they are now.
+
+    Raises:
+        DiskError: A log is not what this process has written.
+    """
+    for name, content in own.items():
+        (into / name).write_bytes(content)
+    for lines in logs:
+        lines.require_unchanged()
+        if lines.path.exists():
+            shutil.copyfile(lines.path, into / lines.path.name)
         else:
-            (into / path.name).touch()
+            (into / lines.path.name).touch()
 
 
 def restore_log(path: Path, kept: Path | None) -> None:
@@ -45,7 +60,8 @@ def restore_log(path: Path, kept: Path | None) -> None:
     if not now.startswith(before):
         what = "was changed or cut" if now else "was lost"
         warnings.warn(f"{path} {what} after it was saved; it is restored from {kept}.", stacklevel=2)
-    if now != before:
+    # What a link leads to is not ours to write to.
+    if now != before or path.is_symlink():
         replace_file(path, before)
 
 

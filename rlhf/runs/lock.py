@@ -77,6 +77,8 @@ class FolderLock:
         since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         holder = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
         try:
+            # If it is a link, what it leads to is not ours.
+            self._holder.unlink(missing_ok=True)
             self._holder.write_text(json.dumps(holder) + "\n", encoding="utf-8")
         except OSError:
             self.release()

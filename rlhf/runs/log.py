@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rlhf.errors import InputError, NonFiniteError
+from rlhf.errors import DiskError, InputError, NonFiniteError
 from rlhf.runs.console import plain_console, visible
 
 # What the console shows: a heading and the metrics it may come from, of which the first that was logged counts.
@@ -40,16 +40,35 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # Bytes of it after the last write of this process.
+        self._size: int | None = None
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Writes the records, or none of them.
 
         Raises:
             ValueError: A record is not JSON; NaN and infinity are not.
+            DiskError: It is not what this process has written.
         """
         content = "".join(_line(record, self.path) for record in records)
+        self.require_unchanged()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(content)
+            self._size = file.tell()
+
+    def require_unchanged(self) -> None:
+        """Refuses a file that was removed, cut or written to by somebody else: lines would be lost or mixed for good.
+
+        Raises:
+            DiskError: It is.
+        """
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if self._size is not None and size != self._size:
+            raise DiskError(
+                f"{self.path} has {size} bytes and not the {self._size} that this run has written: something else "
+                "removed or changed it. The same command with --resume restores it, and goes on, from the newest "
+                "checkpoint."
+            )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

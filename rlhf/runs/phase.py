@@ -27,7 +27,7 @@ from rlhf.runs.checkpoint import (
 )
 from rlhf.runs.clock import Clock
 from rlhf.runs.disk import free_bytes, one_line, readable, size_of
-from rlhf.runs.kept import PHASE, RUN, keep, restore_log
+from rlhf.runs.kept import PHASE, RUN, keep, own_files, restore_log
 from rlhf.runs.log import Display, Lines, check_row, read_lines
 from rlhf.runs.ranks import on_main
 from rlhf.runs.state import load_state
@@ -72,11 +72,11 @@ class Phase:
         self.folder = run_folder / name
         self.final = self.folder / "final"
         self.accelerator, self.clock = accelerator, clock
-        self._run_folder, self._withdraw = run_folder, withdraw
+        self._withdraw = withdraw
         self._checkpoints = self.folder / "checkpoints"
         self._metrics = Lines(self.folder / "metrics.jsonl")
         self._samples = Lines(self.folder / "samples.jsonl")
-        self._logs = [self._metrics.path, self._samples.path]
+        self._logs = [self._metrics, self._samples]
         self._display = Display(name)
         self._last_update = -1
         self._target, self._unit = 0, "updates"
@@ -84,7 +84,12 @@ class Phase:
         self._came_from: Path | None = None
         # Bytes of a checkpoint, as far as that is known before it is written.
         self._checkpoint_size = 0
-        self._on_main(lambda: _mark_phase(self.folder, order))
+
+        def begin() -> dict[str, bytes]:
+            _mark_phase(self.folder, order)
+            return own_files(run_folder, self.folder)
+
+        self._own_files = self._on_main(begin)
 
     @property
     def final_policy(self) -> Path:
@@ -231,7 +236,7 @@ class Phase:
         return on_main(self.accelerator, guarded)
 
     def _keep(self, into: Path) -> None:
-        keep(into, self._run_folder, self.folder, self._logs)
+        keep(into, self._own_files, self._logs)
 
     def _finished(self, target: int) -> bool:
         if not self.final.exists():
@@ -269,8 +274,8 @@ class Phase:
         return int(folder.name), folder
 
     def _restore_logs(self, kept: Path | None) -> None:
-        for path in self._logs:
-            restore_log(path, kept)
+        for lines in self._logs:
+            restore_log(lines.path, kept)
 
 
 def _mark_phase(folder: Path, order: int) -> None:

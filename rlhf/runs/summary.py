@@ -40,7 +40,8 @@ def conclude(run: Run, result: Mapping[str, float | str | None]) -> None:
 def print_summary(run_folder: Path, console: Console | None = None) -> None:
     """Samples of the last phase's first and last evaluation, spread over all of them, and result.json."""
     console = console or plain_console()
-    before, after, pairs = evaluated_pairs(phase_folders(run_folder)[-1])
+    phases = phase_folders(run_folder)
+    before, after, pairs = evaluated_pairs(phases[-1]) if phases else (0, 0, [])
     if pairs:
         console.print(_beside(before, after, pairs))
     result = json.loads((run_folder / "result.json").read_text(encoding="utf-8"))

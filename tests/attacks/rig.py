@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -40,6 +41,10 @@ LM = (
     *("--improve.collect.prompts-per-rollout", "4", "--improve.collect.responses-per-prompt", "2"),
     *("--improve.optimize.learning-rate", "1e-3", "--improve.collect.normalise-scores"),
     *("--improve.method.kl-coef", "0.1", "--improve.method.kl-target", "0.01"),
+)
+SAC = (
+    *("--method", "discrete_sac", "--steps", "1024", "--collect.steps", "64", "--eval-every-steps", "512"),
+    *("--checkpoint-every-steps", "128", "--evaluate.episodes", "2", "--evaluate.sampled-episodes", "1"),
 )
 ARITHMETIC = (
     *("--held-out", "10", "--clone.rows-per-update", "8", "--clone.train.updates", "3"),
@@ -104,7 +109,7 @@ class Tally:
 @cache
 def preload() -> None:
     """Imports everything that a recipe imports and computes nothing, so that the attempts can be forked."""
-    import gymnasium.envs.classic_control.cartpole
+    import gymnasium.envs.classic_control.cartpole  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
     import torch
     import transformers.models.gpt2.modeling_gpt2
@@ -132,6 +137,7 @@ def jobs(folder: Path) -> dict[str, Job]:
     return {
         "cartpole": cartpole,
         "short cartpole": cartpole.with_options("--steps", "256"),
+        "sac": Job("cartpole.py", SAC),
         "lm": lm,
         "short lm": lm.with_options("--improve.train.updates", "3"),
         "lora": lm.with_options("--lora", "--critic", "separate"),
@@ -169,6 +175,8 @@ def start(
             resume = Path("run", "config.json").exists()
         sys.argv = [job.recipe, *job.arguments, "--output-dir", "run", *(["--resume"] if resume else [])]
         _redirect()
+        # The tests' own makes errors of them.
+        warnings.showwarning = _shown
         if not report:
             from rlhf.runs import summary
 
@@ -197,6 +205,10 @@ def _redirect() -> None:
     # pytest has put its own in their place.
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
+
+
+def _shown(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    print(warnings.formatwarning(message, category, filename, lineno), file=sys.stderr, flush=True)
 
 
 def ended(pid: int, folder: Path, *, seconds: float = SECONDS) -> Attempt:

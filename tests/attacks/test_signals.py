@@ -13,7 +13,7 @@ from tests.attacks import rig
 pytestmark = pytest.mark.attack
 
 KINDS = ("TERM", "INT", "INT INT", "TERM TERM", "INT TERM", "TERM INT", "HUP", "INT INT INT")
-TRIALS = 16
+TRIALS = 12
 # One update of these runs takes a tenth of this.
 SOON = 10.0
 

@@ -279,3 +279,11 @@ def test_links_in_a_run_are_followed_and_what_they_lead_to_is_never_removed(tmp_
     checkpoint.remove_leftovers(root)
     assert sorted(path.name for path in root.iterdir()) == ["00000003", "00000004"]
     verify_folder(away / "one")
+
+
+def test_a_manifest_with_other_ends_of_lines_is_damaged(tmp_path):
+    folder = commit_folder(tmp_path / "one", lambda folder: (folder / "x").write_text("x"))
+    manifest = folder / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b"\n", b"\r\n"))
+    with pytest.raises(Damaged, match=r"manifest\.json has changed"):
+        verify_folder(folder)

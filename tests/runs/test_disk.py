@@ -7,7 +7,8 @@ import json
 import os
 import re
 import resource
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,16 +47,26 @@ def begun(folder: Path) -> Phase:
     return phase
 
 
-def full(name: str) -> Callable[[Phase], None]:
+def record_full(phase: Phase) -> None:
     """A log whose disk is full."""
+    (phase.folder / "samples.jsonl").symlink_to(FULL)
+    phase.record([{"update": 1}])
 
-    def act(phase: Phase) -> None:
-        path = phase.folder / f"{name}.jsonl"
-        path.unlink(missing_ok=True)
-        path.symlink_to(FULL)
-        phase.log({"update": 1}) if name == "metrics" else phase.record([{"update": 1}])
 
-    return act
+@contextmanager
+def limited(size: int) -> Iterator[None]:
+    """Files may not become larger."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def log_too_much(phase: Phase) -> None:
+    with limited((phase.folder / "metrics.jsonl").stat().st_size):
+        phase.log({"update": 1})
 
 
 def write_full(folder: Path) -> None:
@@ -64,12 +75,8 @@ def write_full(folder: Path) -> None:
 
 def write_too_much(folder: Path) -> None:
     """The writer of safetensors has exceptions of its own."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
+    with limited(1000):
         save_file({"x": torch.zeros(1000)}, folder / "x.safetensors")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def in_the_way(phase: Phase) -> None:
@@ -81,8 +88,8 @@ def in_the_way(phase: Phase) -> None:
 @pytest.mark.parametrize(
     ("act", "number"),
     [
-        (full("metrics"), errno.ENOSPC),
-        (full("samples"), errno.ENOSPC),
+        (log_too_much, errno.EFBIG),
+        (record_full, errno.ENOSPC),
         (lambda phase: phase.save(1, {}, {"policy": write_full}), errno.ENOSPC),
         (lambda phase: phase.save(1, {"x": torch.zeros(3)}, {"policy": write_too_much}), errno.EFBIG),
         (lambda phase: phase.finish(2, {"policy": write_full}), errno.ENOSPC),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from rlhf.errors import InputError
+from rlhf.errors import DiskError, InputError
 from rlhf.runs.run import Run
 
 
@@ -206,3 +207,80 @@ def test_a_checkpoint_of_an_older_version_is_refused_and_nothing_is_lost(tmp_pat
     with pytest.raises(InputError, match=re.escape("run has no copy of metrics.jsonl, since an older version")):
         phase.restore()
     assert (tmp_path / "run/ppo/metrics.jsonl").read_text() == '{"update": 0}\n'
+
+
+@pytest.mark.parametrize("name", ["config.json", "versions.json", "ppo/phase.json"])
+@pytest.mark.parametrize(
+    "harm", [Path.unlink, edit, lambda path: path.write_text("")], ids=["lost", "edited", "emptied"]
+)
+def test_what_befalls_a_file_of_a_run_that_is_alive_reaches_no_checkpoint(tmp_path, name, harm):
+    run = enter(tmp_path / "run", resume=False)
+    phase = run.phase("ppo")
+    phase.restore()
+    written = (tmp_path / "run" / name).read_bytes()
+    phase.save(0, 0, {})
+    harm(tmp_path / "run" / name)
+    phase.save(1, 1, {})
+    kept = tmp_path / "run/ppo/checkpoints/00000001/run" / Path(name).name
+    assert kept.read_bytes() == written
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize(
+    "harm",
+    [Path.unlink, cut, drop_line, lambda path: path.write_text(path.read_text() + "{}\n")],
+    ids=["lost", "cut", "a line lost", "a line more"],
+)
+def test_a_log_that_somebody_else_changed_while_the_run_is_alive_is_neither_kept_nor_added_to(tmp_path, name, harm):
+    run = enter(tmp_path / "run", resume=False)
+    phase = run.phase("ppo")
+    phase.restore()
+
+    def log(update: int) -> None:
+        phase.record([{"update": update, "text": "ä" * 40}])
+        phase.log({"update": update, "loss": 0.5})
+
+    log(0)
+    log(1)
+    phase.save(1, 1, {})
+    harm(tmp_path / "run/ppo" / name)
+    size = (tmp_path / "run/ppo" / name).stat().st_size if (tmp_path / "run/ppo" / name).exists() else 0
+    told = rf"{name} has {size} bytes and not the \d+ .*--resume"
+    with pytest.raises(DiskError, match=told):
+        phase.save(2, 2, {})
+    with pytest.raises(DiskError, match=told):
+        log(2)
+    run.close()
+    again = enter(tmp_path / "run").phase("ppo")
+    with warnings.catch_warnings():
+        # Of lines that follow those in the checkpoint nothing is said.
+        warnings.filterwarnings("ignore", rf".*{name} was .*restored")
+        restored = again.restore()
+    assert restored is not None
+    assert restored.update == 1
+    assert [row["update"] for row in again.rows()] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+def test_a_log_that_was_replaced_by_a_link_is_a_file_again(tmp_path, name):
+    trained(tmp_path / "run", finished=False)
+    path, other = tmp_path / "run/ppo" / name, tmp_path / "other"
+    # As it is in the checkpoint, so that nothing else tells them apart.
+    shutil.copyfile(sorted((tmp_path / "run/ppo/checkpoints").iterdir())[-1] / "run" / name, other)
+    before = other.read_bytes()
+    path.unlink()
+    path.symlink_to(other)
+    resumed(tmp_path / "run")
+    assert other.read_bytes() == before
+    assert not path.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["config.json", "versions.json", "ppo/phase.json", "ppo/metrics.jsonl"])
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name):
+    trained(tmp_path / "run", finished=False)
+    (tmp_path / "run" / name).unlink()
+    (tmp_path / "run" / name).mkdir()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*restored")
+        with pytest.raises((InputError, DiskError), match=rf"run/{name}: Is a directory"):
+            resumed(tmp_path / "run")

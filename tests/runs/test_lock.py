@@ -17,6 +17,7 @@ import pytest
 from accelerate import Accelerator
 
 from rlhf.errors import InputError
+from rlhf.runs.lock import HOLDER, FolderLock
 from rlhf.runs.run import Run
 
 
@@ -154,3 +155,14 @@ def test_a_refused_resume_gives_the_folder_back(tmp_path):
     with pytest.raises(InputError, match="already holds another run"):
         enter(tmp_path / "run", resume=False)
     killed(forked(lambda: enter(tmp_path / "run", resume=True)))
+
+
+def test_a_link_in_the_place_of_the_holder_s_name_is_not_followed(tmp_path: Path) -> None:
+    folder, other = tmp_path / "run", tmp_path / "other"
+    folder.mkdir()
+    other.write_text("mine")
+    (folder / HOLDER).symlink_to(other)
+    lock = FolderLock(folder)
+    assert other.read_text() == "mine"
+    assert not (folder / HOLDER).is_symlink()
+    lock.release()

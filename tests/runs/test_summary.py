@@ -31,3 +31,10 @@ def test_summary_shows_samples_before_and_after_and_the_headline(tmp_path: Path)
     assert row.index("answer: 3") < row.index("answer: 2")
     assert "0.9877" in shown
     assert "never shown" not in shown
+
+
+def test_summary_of_a_run_whose_phases_were_taken_away_is_the_headline(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"score_after": 0.98765}')
+    console = Console(file=io.StringIO(), width=120)
+    print_summary(tmp_path, console)
+    assert "0.9877" in console.file.getvalue()
