@@ -34,7 +34,7 @@ test-slow: $(VENV)/.installed
 # What docs/reliability.md reports: kills, disk faults, damage, signals and malice by the hundred (about an hour). Mounting
 # file systems takes root; without, those attacks are skipped.
 test-attacks: $(VENV)/.installed
-	$(RUN) $(PYTEST) -m attack -s tests/attacks
+	$(RUN) $(PYTEST) -m attack tests/attacks
 
 # The learning claims of recipes/README.md, every seed (about an hour on 2 cores); results stay in runs/learning.
 learning: $(VENV)/.installed
