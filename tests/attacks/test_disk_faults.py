@@ -33,10 +33,13 @@ def test_an_error_at_any_file_operation_is_one_line(
 ) -> None:
     job, whole, here = jobs[name], tmp_path / "whole", tmp_path / "here"
     tally = rig.Tally(f"disk error at a file operation{' and ever after' if forever else ''}, {name}")
-    operations = range(1, counted(job, whole) + 1)
+    operations = {freeing: counted(job, tmp_path / f"counted {freeing}", freeing=freeing) for freeing in (True, False)}
+    assert rig.attempt(job, whole).status == 0
     # At random: evenly spread, they would be the same ones of every checkpoint.
-    for turn, number in enumerate(random.Random(f"{name} {forever}").sample(operations, POINTS)):
+    draw = random.Random(f"{name} {forever}")
+    for turn in range(POINTS):
         code, freeing = list(CODES.items())[turn % len(CODES)]
+        number = draw.randint(1, operations[freeing])
         rig.fresh(here)
         fails = at_operation(here / "run", failing(code), number=number, forever=forever, freeing=freeing)
         failed = rig.attempt(job, here, before=fails)

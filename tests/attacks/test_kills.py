@@ -60,11 +60,12 @@ def test_kills_at_random_moments_cost_nothing(name: str, jobs: dict[str, rig.Job
     tally.require_all_good()
 
 
-def counted(job: rig.Job, folder: Path) -> int:
-    """Runs a job to its end; how many operations on files that takes."""
+def counted(job: rig.Job, folder: Path, *, freeing: bool = True) -> int:
+    """Runs a job to its end; how many operations on files that takes, with those that free room or without."""
     listing = folder.parent / "operations"
     folder.mkdir(exist_ok=True)
-    done = rig.attempt(job, folder, before=at_operation(folder / "run", written_to(listing), number=1, forever=True))
+    lists = at_operation(folder / "run", written_to(listing), number=1, forever=True, freeing=freeing)
+    done = rig.attempt(job, folder, before=lists)
     assert done.status == 0, done.log
     return len(listing.read_text().splitlines())
 
