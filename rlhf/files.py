@@ -4,11 +4,60 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from rlhf.deferred import deferred
 from rlhf.errors import InputError, no_exit
+
+with deferred():
+    import torch
+
+# What code of the user's left otherwise than the run has it.
+_theirs: dict[str, Any] = {}
+
+
+@contextmanager
+def users_code() -> Iterator[None]:
+    """Inside, code of the user's may change the working folder and what torch keeps for a whole process: afterwards all
+    is as the run has it, and at the code's next call as the code left it, whose paths may be relative to its folder.
+    """
+    ours = _of_the_process()
+    _restore(ours | _theirs)
+    try:
+        yield
+    finally:
+        left = _of_the_process()
+        _theirs.clear()
+        _theirs.update({name: value for name, value in left.items() if value != ours[name]})
+        _restore(ours)
+
+
+def _of_the_process() -> dict[str, Any]:
+    folder = ""
+    # It may have been removed.
+    with suppress(FileNotFoundError):
+        folder = os.getcwd()
+    return {
+        "folder": folder,
+        "dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _restore(state: dict[str, Any]) -> None:
+    torch.set_default_dtype(state["dtype"])
+    torch.set_grad_enabled(state["gradients"])
+    if torch.get_num_threads() != state["threads"]:
+        torch.set_num_threads(state["threads"])
+    if state["folder"]:
+        with suppress(FileNotFoundError):
+            os.chdir(state["folder"])
 
 
 def load_from_file(location: str, *, what: str, kind: str) -> Any:
@@ -35,7 +84,7 @@ def load_from_file(location: str, *, what: str, kind: str) -> Any:
     sys.modules[spec.name] = module
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
-    with no_exit(f"{what} file {file}"):
+    with users_code(), no_exit(f"{what} file {file}"):
         spec.loader.exec_module(module)
     if not hasattr(module, name):
         found = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

@@ -20,7 +20,7 @@ BELOW = {
     "errors": set(),
     "deferred": set(),
     "core": set(),
-    "files": {"errors"},
+    "files": {"deferred", "errors"},
     "settings": {"errors"},
     "sources": set(),
     "rollout": {"core", "errors"},

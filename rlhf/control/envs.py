@@ -19,7 +19,7 @@ from rlhf.control.checked import Checked, is_vector
 from rlhf.control.policy import Spaces
 from rlhf.control.resets import StartFrom
 from rlhf.errors import InputError
-from rlhf.files import load_from_file
+from rlhf.files import load_from_file, users_code
 
 EnvSource = str | gymnasium.Env | Callable[[], gymnasium.Env]
 """An id, module:Name-v0, path/to/file.py:Class, an environment of which copies are made, or what makes one."""
@@ -92,7 +92,8 @@ def _hint(name: str) -> str:
 
 
 def _own(env: Any, source: EnvSource) -> gymnasium.Env:
-    made = copy.deepcopy(env) if isinstance(env, gymnasium.Env) else env() if callable(env) else env
+    with users_code():
+        made = copy.deepcopy(env) if isinstance(env, gymnasium.Env) else env() if callable(env) else env
     if not isinstance(made, gymnasium.Env):
         raise InputError(
             f"environment {name_of(source)} is {type(made).__name__}, not a gymnasium.Env; give an id, path/to/file.py:"

@@ -29,7 +29,7 @@ def checked(
     Raises:
         InputError: It has the wrong length or type, or is not finite.
     """
-    answer = _plain(answer)
+    answer = _plain(name, answer)
     if not isinstance(answer, list):
         raise InputError(f"reward function {name} returned {_kind(answer)}; return a list with one entry per sample.")
     # Not even a list of one is broadcast: every sample would silently be paid the same.
@@ -40,7 +40,7 @@ def checked(
         )
     payments: list[Payment] = []
     for entry, length, sample in zip(answer, lengths, sample_ids, strict=True):
-        entry = _plain(entry)
+        entry = _plain(name, entry)
         if isinstance(entry, list) and len(entry) != length:
             raise InputError(
                 f"reward function {name} returned {len(entry)} token rewards for sample {sample}, "
@@ -59,7 +59,7 @@ def checked(
 
 
 def _number(name: str, value: Any, sample: int) -> float:
-    number: Any = _plain(value)
+    number: Any = _plain(name, value)
     if not isinstance(number, Real):
         raise InputError(f"reward function {name} returned {_kind(number)} for sample {sample}; return a number.")
     # Compared before it becomes a float, which an integer may be too large for.
@@ -72,13 +72,20 @@ def _number(name: str, value: Any, sample: int) -> float:
     return float(number)
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
     """Tensors, arrays and their scalars as Python lists and numbers; anything else as it is."""
     if isinstance(value, Tensor):
-        value = value.detach().cpu()
+        try:
+            return value.detach().cpu().tolist()
+        except (RuntimeError, NotImplementedError) as error:
+            raise InputError(
+                f"reward function {name} returned a tensor on {value.device} of layout {value.layout}, whose numbers "
+                "cannot be read; return a dense one, or a list."
+            ) from error
     if hasattr(value, "tolist"):
         return value.tolist()
-    return list(value) if isinstance(value, tuple) else value
+    # Of a kind of their own, a list may say another length than it has.
+    return list(value) if isinstance(value, tuple | list) else value
 
 
 def _kind(value: Any) -> str:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from rlhf.errors import InputError, UserExit, no_exit
+from rlhf.files import users_code
 from rlhf.lm.settings import Calling, OnError
 from rlhf.runs.waiting import Waiting
 
@@ -56,7 +57,7 @@ def call_all(
             unfinished[name] = _started(unfinished[name])
         return check(name, _heard(name, unfinished.pop(name), how.timeout))
 
-    with Waiting() as waiting:
+    with Waiting() as waiting, users_code():
         try:
             for name in calls:
                 answers[name] = _tried(name, functools.partial(ask, name), how.on_error)

@@ -135,6 +135,8 @@ class Rewards:
                 )
         available = {*KEYWORDS, *columns}
         for name, function in self.functions.items():
+            if [parameter.kind for parameter in _parameters(function)] == [inspect.Parameter.VAR_POSITIONAL]:
+                raise InputError(f"reward function {name} takes arguments by position alone; name them, or take **.")
             for parameter in _parameters(function):
                 required = parameter.default is parameter.empty and parameter.kind in _BY_KEYWORD
                 if parameter.kind is parameter.POSITIONAL_ONLY:

@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 import tyro
@@ -74,9 +75,10 @@ def launch(
         except (MemoryError, RuntimeError, ValueError) as error:
             if not _memory_ended(error):
                 raise
+            said = str(error).strip().splitlines()[0] if str(error) else "MemoryError"
             raise InputError(
-                f"memory ended ({str(error).strip().splitlines()[0] if str(error) else 'MemoryError'}). Lower what is "
-                f"held at once: {', '.join(_sizes(parsed)) or 'the sizes'}."
+                f"memory ended in {_place(error)} ({said}). Lower what is held at once: "
+                f"{', '.join(_sizes(parsed)) or 'the sizes'}."
             ) from None
 
     with lenient_streams():
@@ -99,6 +101,13 @@ def _picked(default: Callable[..., C], config: type[C]) -> tuple[C, list[str]]:
 
 def _memory_ended(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(text in str(error) for text in MEMORY_ENDED)
+
+
+def _place(error: Exception) -> str:
+    """The file and line that asked for it, which may be a reward's: where code of ours or the user's was last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts] or frames
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}"
 
 
 def _sizes(config: Any, prefix: str = "") -> list[str]:

@@ -200,6 +200,10 @@ def test_time_limit_reaches_a_reward_wherever_it_waits(function):
     with pytest.raises(TimeoutError, match=rf"reward function {function.__name__} took more than 0.1 seconds"):
         rewards(samples())
     assert time.monotonic() - start < 1.0
+    # A recipe that ends while they live ends at once, and so would these tests.
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join()
 
 
 def test_time_limit_counts_each_call_and_is_retried_or_skipped_like_an_error():

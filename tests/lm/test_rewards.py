@@ -225,6 +225,24 @@ def test_what_a_repr_says_to_a_console_is_not_said():
     assert r"Loud a\nerror: b\x1b[2J for sample 10" in message([Loud(), 1.0, 1.0])
 
 
+@pytest.mark.parametrize(
+    "unreadable",
+    [torch.ones(3, device="meta"), torch.ones(3).to_sparse(), [torch.ones((), device="meta"), 1.0, 1.0]],
+    ids=["meta", "sparse", "an entry"],
+)
+def test_tensor_that_cannot_be_read_is_refused_by_name(unreadable: Any):
+    assert "reward function reward returned a tensor on" in message(unreadable)
+
+
+def test_list_that_says_another_length_than_it_has_is_counted():
+    class Lying(list):
+        def __len__(self):
+            return 3
+
+    assert "returned 1 scores for 3 samples" in message(Lying([1.0]))
+    assert "returned 1 token rewards for sample 12" in message([1.0, 1.0, Lying([1.0])])
+
+
 def test_none_is_refused_unless_allowed():
     assert "None for sample 12" in message([1.0, 2.0, None])
 
@@ -295,6 +313,23 @@ def test_unknown_parameter_is_refused_with_a_suggestion():
 
     with pytest.raises(InputError, match=r"reward function reward asks for 'anwser'.*did you mean 'answer'\?"):
         Rewards([reward]).require_columns(["answer", "id"])
+
+
+def test_function_that_is_given_nothing_by_keyword_is_refused():
+    def reward(*texts):
+        return [1.0] * len(texts[0])
+
+    with pytest.raises(InputError, match="takes arguments by position alone; name them"):
+        Rewards([reward]).require_columns([])
+
+
+def test_function_that_takes_positions_beside_names_is_called_by_keyword():
+    def reward(completions, *more, **columns):
+        return [float(len(text)) for text in completions]
+
+    rewards = Rewards([reward])
+    rewards.require_columns([])
+    assert rewards(samples()).scores.tolist() == [3, 1, 5]
 
 
 @pytest.mark.parametrize("column", KEYWORDS)

@@ -320,7 +320,8 @@ def test_the_end_of_memory_is_one_line_that_names_what_to_lower(main, monkeypatc
         launch(main, Sized)
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: memory ended (")
+    # Where it was asked for: in the very function above, whichever raised.
+    assert line.startswith("error: memory ended in test_launch.py:")
     assert line.endswith("Lower what is held at once: --optimize.micro-batch-cost, --num-envs.")
 
 
