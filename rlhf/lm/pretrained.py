@@ -88,7 +88,14 @@ def pretrained(auto: Any, source: str, *, dtype: torch.dtype) -> PreTrainedModel
             f"{source!r} is a {config.model_type} model, which {auto.__name__} of transformers does not make; give a "
             "model of another kind."
         )
-    require_stored_whole(source)
+    stored = require_stored_whole(source)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    # Each would be made, with weights or without: a wrong digit takes hours.
+    if stored and isinstance(layers, int) and layers > len(stored):
+        raise InputError(
+            f"config.json in {source!r} names {layers:,} layers, and its weights are {len(stored)} tensors; the "
+            "weights and the config are not of one model."
+        )
     model, info = opened(
         auto.from_pretrained,
         source,
@@ -105,11 +112,12 @@ def pretrained(auto: Any, source: str, *, dtype: torch.dtype) -> PreTrainedModel
     return model
 
 
-def require_stored_whole(source: str) -> None:
-    """Refuses a folder whose weights are pickles (which run whatever code is in them), broken, or quantised."""
+def require_stored_whole(source: str) -> list[str]:
+    """The names of a folder's weights; refuses pickles (which run whatever code is in them), broken and quantised ones.
+    """
     folder = Path(source)
     if not folder.is_dir():
-        return  # The hub keeps checksums, and transformers asks it for safetensors.
+        return []  # The hub keeps checksums, and transformers asks it for safetensors.
     files = sorted(folder.glob("*model*.safetensors"))
     if not files:
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
@@ -118,6 +126,7 @@ def require_stored_whole(source: str) -> None:
             + (f", only {pickles[0]}, a pickle, which may run any code" if pickles else "")
             + "; save the model with a current save_pretrained, and give that folder."
         )
+    names: list[str] = []
     for path in files:
         try:
             with safe_open(path, "pt") as stored:
@@ -126,12 +135,14 @@ def require_stored_whole(source: str) -> None:
             raise InputError(
                 f"{path} is no whole safetensors file ({one_line(error)}); download or save it again."
             ) from error
+        names += kinds
         for name, kind in kinds.items():
             if name.endswith("weight") and kind not in _PLAIN:
                 raise InputError(
                     f"{name} in {path} is stored as {kind}, so quantised, which cannot be trained; give the model that "
                     "it was made from."
                 )
+    return names
 
 
 def require_finite(model: nn.Module, source: str) -> None:

@@ -77,6 +77,7 @@ HARMS: dict[str, tuple[Callable[[Path], None], str]] = {
     "wrapped": (weights(lambda name, tensor: {f"module.{name}": tensor}), "would be random"),
     "other size": (config(intermediate_size=64), "not of one model"),
     "fewer layers": (config(num_hidden_layers=1), "has no place by its config.json: model.layers.1"),
+    "a digit too many": (config(num_hidden_layers=10**7), "names 10,000,000 layers, and its weights are"),
     "biases": (weights(with_bias), "has no place by its config.json: model.layers.0.self_attn.q_proj.bias"),
     "NaN": (with_one("layers.1.mlp.up_proj", float("nan")), "layers.1.mlp.up_proj.weight .* NaN"),
     "infinite": (with_one("embed_tokens", float("inf")), "model.embed_tokens.weight .* NaN or infinite"),
