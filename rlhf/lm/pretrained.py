@@ -113,8 +113,7 @@ def pretrained(auto: Any, source: str, *, dtype: torch.dtype) -> PreTrainedModel
 
 
 def require_stored_whole(source: str) -> list[str]:
-    """The names of a folder's weights; refuses pickles (which run whatever code is in them), broken and quantised ones.
-    """
+    """The names of a folder's weights; refuses pickles (which run whatever code is in them), broken and quantised."""
     folder = Path(source)
     if not folder.is_dir():
         return []  # The hub keeps checksums, and transformers asks it for safetensors.

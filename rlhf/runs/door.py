@@ -64,7 +64,7 @@ def enter(
         versions = _versions(accelerator)
         if resume:
             config = _same_run(folder, config, extendable, inputs, accept=accept_changes)
-            _warn_of_new_versions(folder, versions)
+            _compare_versions(folder, versions)
         make_folder(folder)
         if lock is None:
             lock = FolderLock(folder)
@@ -239,8 +239,14 @@ def _versions(accelerator: Accelerator) -> dict[str, str | int]:
     }
 
 
-def _warn_of_new_versions(folder: Path, versions: dict[str, str | int]) -> None:
+def _compare_versions(folder: Path, versions: dict[str, str | int]) -> None:
+    """Refuses another number of processes, each of which has its part of a checkpoint; tells of what else is new."""
     old = recorded(folder, VERSIONS)
+    was, now = old.get("processes"), versions["processes"]
+    if was not in (None, now) and newest_copies(folder) is not None:
+        raise InputError(
+            f"{folder} was saved by {was} processes and this run has {now}; resume it with as many as before."
+        )
     changes = [f"{name} {old.get(name)} -> {now}" for name, now in versions.items() if old.get(name) != now]
     if changes:
         warnings.warn(

@@ -9,23 +9,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.attacks import rig
 
 pytestmark = pytest.mark.attack
 
 ROOT = Path(__file__).parents[2]
+# Where, how, in which update, on which rank.
 FAULTS = [
-    *(
-        (place, kind, 1, 1)
-        for place in ("collect", "update", "evaluate", "checkpoint")
-        for kind in ("exception", "kill")
-    ),
-    *(("collect", kind, 2, 1) for kind in ("input", "sys.exit", "term", "stall")),
+    ("collect", "exception", 1, 1),
     ("collect", "exception", 2, 0),
+    ("update", "kill", 1, 1),
+    ("evaluate", "exception", 1, 1),
+    ("evaluate", "int", 1, 1),
+    ("checkpoint", "kill", 1, 1),
     ("checkpoint", "kill", 2, 0),
     ("finish", "kill", 0, 1),
-    ("evaluate", "int", 1, 1),
+    *(("collect", kind, 2, 1) for kind in ("input", "sys.exit", "term", "stall")),
 ]
 
 
@@ -87,5 +88,28 @@ def test_another_number_of_processes_is_refused(jobs: dict[str, rig.Job], tmp_pa
     done = ranks(job, rig.fresh(tmp_path / "here"), "collect", "exception", 2, 1)
     assert done.status not in (0, None)
     alone = rig.attempt(job, tmp_path / "here", resume=True)
-    assert alone.status == 2
-    assert "2 processes" in alone.log
+    assert alone.status == 2, alone.log
+    assert "2 processes" in alone.last
+    assert ranks(job, tmp_path / "here").status == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_launcher_for_gpus_says_that_there_is_none_and_what_to_run(jobs: dict[str, rig.Job], tmp_path: Path) -> None:
+    """The line of the README, and then the one that the message gives."""
+    config, recipe = rig.RECIPES / "accelerate" / "multi_gpu.yaml", str(rig.RECIPES / jobs["lm"].recipe)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def launched(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "accelerate.commands.launch", *options, "--num_processes", "2", recipe]
+        command += [*jobs["lm"].arguments, "--output-dir", "run"]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=150, check=False
+        )
+
+    refused = launched("--config_file", str(config))
+    assert refused.returncode != 0
+    assert "2 processes, one GPU each, and 0 GPUs are here" in refused.stderr
+    assert f"`accelerate launch --cpu --num_processes 2 {recipe} ...`" in refused.stderr
+    assert not (tmp_path / "run").exists()
+    told = launched("--cpu")
+    assert told.returncode == 0, told.stderr

@@ -119,6 +119,18 @@ def test_resume_tells_of_other_versions(tmp_path):
         enter(tmp_path, resume=True)
 
 
+def test_resume_by_another_number_of_processes_is_refused_and_changes_nothing(tmp_path):
+    run = enter(tmp_path)
+    versions = json.loads((tmp_path / "versions.json").read_text())
+    (tmp_path / "versions.json").write_text(json.dumps(versions | {"processes": 2}))
+    run.phase("ppo").save(0, {}, {})
+    run.close()
+    before = tree(tmp_path)
+    with pytest.raises(InputError, match="was saved by 2 processes and this run has 1; resume it with as many"):
+        enter(tmp_path, resume=True)
+    assert tree(tmp_path) == before
+
+
 def test_a_run_killed_at_the_door_can_be_started_again(tmp_path):
     (tmp_path / "versions.json").write_text("{}")
     (tmp_path / ".tmp-config.json").write_text("{")
