@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from rlhf.control.cartpole import BatchedCartPole
 from rlhf.control.envs import EnvSource, Singles, close, make_env, make_many, name_of
@@ -150,7 +150,8 @@ def save_episodes(path: Path, env_id: str, episodes: Sequence[Episode]) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(arrays, partial, metadata={"env_id": env_id})
+    # Not by `save_file`, which makes files that only their owner may read.
+    partial.write_bytes(save(arrays, metadata={"env_id": env_id}))
     os.replace(partial, path)
 
 

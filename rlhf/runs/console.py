@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
@@ -54,16 +55,30 @@ class Lenient:
 
 @contextmanager
 def lenient_streams() -> Iterator[None]:
-    """Within, nothing that is printed can fail, whoever prints it."""
+    """Within, nothing that is printed can fail, whoever prints it; what a warning tells of names steers no terminal."""
     # Python has no stream where the shell closed the descriptor (`>&-`).
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         output, errors = Lenient(sys.stdout or nowhere), Lenient(sys.stderr or nowhere)
-        with redirect_stdout(output), redirect_stderr(errors):
+        with redirect_stdout(output), redirect_stderr(errors), _visible_warnings():
             try:
                 yield
             finally:
                 output.flush()
                 errors.flush()
+
+
+@contextmanager
+def _visible_warnings() -> Iterator[None]:
+    formatted = warnings.formatwarning
+
+    def shown(*about: Any, **more: Any) -> str:
+        return visible(formatted(*about, **more))
+
+    warnings.formatwarning = shown
+    try:
+        yield
+    finally:
+        warnings.formatwarning = formatted
 
 
 def plain_console() -> Console:

@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rlhf.errors import InputError
+from rlhf.runs.console import visible
 from rlhf.runs.door import flatten
 from rlhf.runs.log import read_lines
 
@@ -133,13 +135,16 @@ def _curves(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> bytes:
         if band:
             x, low, high = zip(*band, strict=True)
             panel.fill_between(x, low, high, alpha=0.25, linewidth=0)
-        panel.set_title(name, fontsize=9)
+        panel.set_title(visible(name), fontsize=9, parse_math=False)
         panel.set_xlabel(axis, fontsize=8)
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.3)
     image = io.BytesIO()
     # Without the name of the software, which holds a version, the bytes depend on the numbers only.
-    figure.savefig(image, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        # Letters that the font lacks are boxes.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(image, format="png", metadata={"Software": None})
     return image.getvalue()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,18 @@ def test_replay_refuses_episodes_that_pay_otherwise(tmp_path: Path) -> None:
     save_episodes(path, env_id, episodes)
     with pytest.raises(InputError, match="episode 1 of"):
         replay_episodes(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are of POSIX")
+def test_kept_episodes_have_the_mode_that_the_umask_says(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.safetensors"
+    before = os.umask(0o027)
+    try:
+        evaluator, policy = evaluator_of("Lottery-v0", 3, 0, cache=path)
+        evaluator(policy)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_run_episodes_drops_environments_that_are_done() -> None:

@@ -96,6 +96,19 @@ def test_errors_do_not_steer_the_terminal(tmp_path: Path) -> None:
     assert rb"\x1b[31m" in done.stderr
 
 
+def test_warnings_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    """A reward that is skipped, a folder, what a library says of a name."""
+    code = f"""
+import warnings
+from rlhf.runs.console import lenient_streams
+with lenient_streams():
+    warnings.warn({HOSTILE!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert b"\x1b" not in done.stderr
+    assert rb"\x1b[31m" in done.stderr
+
+
 def test_samples_names_and_folders_are_taken_as_they_are(tmp_path: Path, monkeypatch, capsys) -> None:
     """Neither as the markup of rich, nor as emoji, nor as commands to the terminal; and nothing of them is lost."""
     folder = tmp_path / "[bold]run[/bold] :smile:"

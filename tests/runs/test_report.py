@@ -106,6 +106,12 @@ def test_an_interval_is_drawn_around_its_curve(monkeypatch):
     assert bands == [("", (0, 128), (10.0, 60.0), (25.0, 95.0))]
 
 
+@pytest.mark.parametrize("name", ["a\x1b[2J\x07", "中文", "$x^$", "$\\nothing$"])
+def test_a_metric_of_any_name_is_drawn_without_a_word(name, recwarn):
+    assert report._curves([{"update": 0, name: 1.0}, {"update": 1, name: 2.0}], [name]).startswith(PNG)
+    assert not recwarn.list
+
+
 def test_report_of_a_phase_that_logged_nothing(tmp_path):
     (tmp_path / "ppo").mkdir()
     for name, content in (("config", {}), ("versions", {}), ("ppo/phase", {"order": 1})):
