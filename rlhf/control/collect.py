@@ -42,8 +42,6 @@ class EnvCollector:
         reference: ControlPolicy | None = None,
     ) -> None:
         self.seeds = [seed] if isinstance(seed, int) else list(seed)
-        if len(self.seeds) > 1 and config.normalise_rewards:
-            raise InputError("normalise_rewards is not offered for several seeds at once; run them one by one.")
         if envs.num_envs * accelerator.num_processes != config.num_envs * len(self.seeds):
             raise InputError(
                 f"num_envs is {config.num_envs}, but {accelerator.num_processes} processes hold {envs.num_envs} "

@@ -172,6 +172,8 @@ class SeedsOfEnvs(CollectorTask):
     def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
         if self.envs.starts is not None or self.envs.reference is not None:
             raise InputError("starts and a reference are not offered for several seeds at once; run them one by one.")
+        if self.envs.config.normalise_rewards:
+            raise InputError("normalise_rewards is not offered for several seeds at once; run them one by one.")
         if accelerator.num_processes > 1:
             raise InputError(f"{len(self.seeds)} seeds side by side run on one process; start it without a launcher.")
         if self.whole_episodes or self.lag:

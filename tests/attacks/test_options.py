@@ -1,15 +1,21 @@
-"""Wrong command lines: status 2, no traceback, no folder, the option that was meant; and odd values of every number."""
+"""Wrong command lines: status 2, no traceback, no folder, the option that was meant; and odd values of every number.
+
+Others are in wrong_commands.txt.
+"""
 
 from __future__ import annotations
 
 import random
 import re
 import resource
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.attacks import rig
+from tests.recipes.small import REWARDS
 
 pytestmark = pytest.mark.attack
 
@@ -59,6 +65,24 @@ def test_a_typo_is_refused_and_the_option_that_was_meant_is_offered(
         outcome = "refused" if not refused or not offered else "refused, the right one offered"
         tally.add(outcome, good=refused, what=(wrong, done.status, done.last))
     tally.require_all_good()
+
+
+def test_a_wrong_command_is_refused(jobs: dict[str, rig.Job], tmp_path: Path) -> None:
+    model, here, tally = jobs["lm"].arguments[1], tmp_path / "here", rig.Tally("wrong command lines")
+    for line in Path(__file__).with_name("wrong_commands.txt").read_text(encoding="utf-8").splitlines()[1:]:
+        recipe, *given = shlex.split(line)
+        arguments = [word.replace("MODEL", model).replace("REWARDS", str(REWARDS)) for word in given]
+        own_folder = _without_output_dir if "--output-dir" in given else None
+        job = rig.Job(recipe, tuple(arguments))
+        done = rig.attempt(job, rig.fresh(here), resume=False, seconds=PATIENCE, before=own_folder)
+        refused = done.status == 2 and not done.traceback and not (here / "run").exists()
+        tally.add("refused" if refused else "not", good=refused, what=(line, done.status, done.last[:200]))
+    tally.require_all_good()
+
+
+def _without_output_dir() -> None:
+    """That of the rig would count, being the last."""
+    del sys.argv[-2:]
 
 
 def misspelt(name: str, draw: random.Random) -> str:

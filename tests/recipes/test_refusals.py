@@ -31,6 +31,8 @@ CASES = {
         ("--method trpo --method.fisher-shares 9999", "a rollout has 1024 rows, which make no 9999 parts"),
         ("--optimize.minibatches 9999", "a rollout has 512 rows, which make no 9999 parts"),
         ("--num-seeds 2 --optimize.minibatches 9999", "a rollout has 512 rows, which make no 9999 parts"),
+        ("--num-seeds 2 --collect.normalise-rewards", "normalise_rewards is not offered for several seeds at once"),
+        ("--num-seeds 2 --policy.normalise-observations", "normalise_observations is not offered for several seeds"),
         ("--env-id Cart&Pole", "environment Cart&Pole cannot be made"),
         ("--output-dir notes.txt/run", "--output-dir notes.txt/run cannot be made: Not a directory"),
     ],
