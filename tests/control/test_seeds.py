@@ -158,10 +158,10 @@ def test_what_seeds_cannot_share_is_refused() -> None:
     policy = ControlPolicy(spaces, PolicyConfig(normalise_observations=True), seed=0)
     with pytest.raises(InputError, match="normalise_observations"):
         PolicyStack([policy])
-    config = collect.CollectSteps(num_envs=1, normalise_rewards=True)
-    envs = make_envs("CartPole-v1", 2)
+    task = SeedsOfEnvs(Envs("CartPole-v1", num_envs=1, steps=5, normalise_rewards=True), SEEDS)
+    method = StackedMethod(method=ppo.PPO(), seeds=SEEDS)
     with pytest.raises(InputError, match="normalise_rewards"):
-        collect.EnvCollector(envs, config=config, gamma=0.9, seed=[0, 1], accelerator=CPU)
+        require(task.policy(hidden_sizes=(8,)), task, method, optimize.Optimize(), CPU)
 
 
 def test_seeds_do_not_end_their_updates_early() -> None:
