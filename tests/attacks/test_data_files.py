@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rlhf.lm.data import load_data
 from tests.attacks import rig
 
 pytestmark = pytest.mark.attack
@@ -222,6 +223,39 @@ def written(folder: Path) -> list[tuple[str, str, str]]:
     add("with space/дан ные.jsonl", good, "A", "spaces and Cyrillic in the path")
     (folder / "secret.jsonl").write_bytes(good)
     return made
+
+
+# What some of the files hold, to the letter: nothing was taken for a number, a date, a truth or a gap.
+PROMPTS = {
+    "good.csv": W,
+    "bom.csv": W,
+    "crlf.csv": W,
+    "quoted.csv": ["a, b", 'say "c"', "d\ne", *W],
+    "leading_zero.csv": [f"00{i}" for i in range(12)],
+    "numbers.csv": [str(i) for i in range(12)],
+    "dates.csv": [f"2020-01-{i + 10}" for i in range(12)],
+    "true.csv": ["true"] * 12,
+    "null_word.csv": [*W, "null", "NA", "nan"],
+    "good.jsonl": W,
+    "bom.jsonl": W,
+    "crlf.jsonl": W,
+    "blanks.jsonl": W,
+    "no_newline.jsonl": W,
+    "u2028.jsonl": ["a \u2028 b", *W],
+    "good.json": W,
+    "good.parquet": W,
+    "dictionary.parquet": W,
+    "large.parquet": W,
+}
+
+
+def test_what_is_read_is_what_the_file_says(tmp_path: Path) -> None:
+    tally = rig.Tally("data files read to the letter")
+    written(tmp_path)
+    for name, prompts in PROMPTS.items():
+        read = load_data(str(tmp_path / name)).values("prompt")
+        tally.add("equal" if read == prompts else "other", good=read == prompts, what=(name, read[:15]))
+    tally.require_all_good()
 
 
 def test_every_data_file_is_read_right_or_refused(jobs: dict[str, rig.Job], tmp_path: Path) -> None:
