@@ -281,7 +281,8 @@ def _stepping(method: Method, learner: optimize.Learner, state: dict[str, Tensor
     if not (method.compares and method.fits_critic_only(state)):
         yield
         return
-    own = [] if method.critic_of == "none" else learner.module.critic_parameters()
+    has_critic = method.critic_of != "none" and learner.module.has_critic
+    own = learner.module.critic_parameters() if has_critic else []
     with stepping_only(learner.optimizer, own):
         yield
 

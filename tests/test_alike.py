@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -263,3 +264,39 @@ def test_cartpole_always_teaches() -> None:
     before = {name: x.detach().clone() for name, x in policy.named_parameters()}
     rlhf.train(policy, task, PPO(gamma=0.99), Optimize(epochs=1), updates=2)
     assert any(not torch.equal(x, before[name]) for name, x in policy.named_parameters() if "actor" in name)
+
+
+def test_a_policy_without_a_critic_need_not_name_the_parameters_of_one() -> None:
+    class Bandit(torch.nn.Module):
+        memoryless, has_critic = True, False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = torch.nn.Parameter(torch.zeros(2))
+
+        def forward(self, inputs: dict[str, torch.Tensor]) -> rlhf.PolicyOutput:
+            logprobs = self.logits.log_softmax(0)[inputs["arms"]]
+            return rlhf.PolicyOutput(logprobs, torch.zeros_like(logprobs), torch.zeros_like(logprobs))
+
+        def save(self, folder: Path) -> None:
+            raise AssertionError("nothing is kept")
+
+        load = save
+
+    class Arms(rlhf.Task):
+        def collect(self, policy: Any, update: int, here: rlhf.Here) -> rlhf.Collected:
+            arms = torch.tensor([[0], [1]])
+            rollout = rlhf.Rollout(
+                inputs={"arms": arms},
+                behaviour_logprobs=policy({"arms": arms}).logprobs.detach(),
+                rewards=torch.ones(2, 1),
+                dones=torch.ones(2, 1, dtype=torch.bool),
+                mask=torch.ones(2, 1, dtype=torch.bool),
+                sample_ids=torch.arange(2),
+                costs=torch.ones(2, dtype=torch.int64),
+            )
+            return rlhf.Collected(rollout, {}, [])
+
+    policy = Bandit()
+    rlhf.train(policy, Arms(), rlhf.PPO(), updates=2)
+    assert policy.logits.tolist() == [0.0, 0.0]

@@ -57,7 +57,8 @@ def train_classifier(
 
     Each text ends with the end-of-sequence token. Trained on the CPU; torch's global generator is left as it was.
     """
-    rows = [[*tokens, tokenizer.eos_token_id] for tokens in encoded(tokenizer, list(texts), keep_end=True)]
+    ids, end = encoded(tokenizer, list(texts), keep_end=True), [tokenizer.eos_token_id]
+    rows = [tokens if tokens[-1:] == end else [*tokens, *end] for tokens in ids]
     context = getattr(model_config, "max_position_embeddings", None)
     for text, row in zip(texts, rows, strict=True):
         if context is not None and len(row) > context:

@@ -230,6 +230,8 @@ def run(
             resume=resume,
             mixed_precision="bf16" if case["precision"] == "bf16" else "no",
         )
+    # A reference is a copy of the model, hooks included.
+    passes = [*passes]
     reference = policy.reference_logprobs(ACTIONS) if method.needs_reference else None
     rows = read_lines(out / method.name / "metrics.jsonl")
     return Outcome(before, weights_of(policy), (still, _frozen(policy)), (said, reference), rows, passes)

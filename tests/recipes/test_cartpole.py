@@ -51,7 +51,9 @@ def test_a_run_leaves_everything_behind(finished):
         *("share_of_evaluations_solved", "best_eval_return_mean", "env_steps_per_second"),
     ]
     assert json.loads((folder / "result.json").read_text()) == result
-    assert {"config.json", "versions.json", "report.html", "result.json", "ppo"} == {p.name for p in folder.iterdir()}
+    assert {".lock", "config.json", "versions.json", "report.html", "result.json", "ppo"} == {
+        p.name for p in folder.iterdir()
+    }
     rows = read_lines(folder / "ppo" / "metrics.jsonl")
     assert [row["steps"] for row in rows] == [0, 64, 128]
     assert all("eval_return_mean" in row for row in rows)
