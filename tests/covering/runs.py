@@ -54,7 +54,7 @@ BUDGETS = {"all": 100_000, "some": 40, "one row": 1}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.float32}
 COLLECTING: dict[str, dict[str, Any]] = {
     "normalised": {"normalise_scores": True},
-    "clipped": {"score_clip": 0.5},
+    "clipped": {"score_clip": 3.0},
     "penalised": {"missing_eos_penalty": 0.5},
     "some missing": {"allow_none": True},
 }
