@@ -95,7 +95,8 @@ class Settings:
 
 
 def require_declared(settings: Any) -> None:
-    """Refuses a value that is not what its field declares; expands a path that begins with `~`.
+    """Refuses a value that is not what its field declares; expands a path that begins with `~`; makes numbers of other
+    libraries Python's own.
 
     Raises:
         InputError: With the field, the value and what is needed.
@@ -104,7 +105,7 @@ def require_declared(settings: Any) -> None:
     for field in fields(settings):
         value = getattr(settings, field.name)
         _require(field.name, value, declared[field.name])
-        object.__setattr__(settings, field.name, _at_home(value, declared[field.name]))
+        object.__setattr__(settings, field.name, _as_kept(value, declared[field.name]))
 
 
 def checked(function: F) -> F:
@@ -117,7 +118,7 @@ def checked(function: F) -> F:
         declared = get_type_hints(function, include_extras=True)
         for name in named & keywords.keys():
             _require(name, keywords[name], declared[name])
-            keywords[name] = _at_home(keywords[name], declared[name])
+            keywords[name] = _as_kept(keywords[name], declared[name])
         return function(*arguments, **keywords)
 
     return after_the_gate  # type: ignore[return-value]
@@ -168,8 +169,23 @@ def _require(name: str, value: Any, hint: Any) -> None:
         raise InputError(f"{name} is {shown}; it must {needed}.")
 
 
+def _as_kept(value: Any, hint: Any) -> Any:
+    """Numbers as Python's own, alone and in lists, since JSON knows no others; a path with its `~` expanded, which no
+    shell does behind an `=`; any other value as it is.
+    """
+    if type(value) in (list, tuple):
+        return type(value)(map(_number, value))
+    return _at_home(_number(value), hint)
+
+
+def _number(value: Any) -> Any:
+    """An int or a float of what is a number, such as numpy's; any other value as it is."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
 def _at_home(value: Any, hint: Any) -> Any:
-    """A path with its `~` expanded, which no shell does behind an `=`; any other value as it is."""
     if not isinstance(value, str | Path) or not str(value).startswith("~"):
         return value
     arms = [hint, *get_args(hint)]

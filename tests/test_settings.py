@@ -9,6 +9,7 @@ import pkgutil
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 
 import recipes
@@ -244,3 +245,15 @@ def test_what_is_given_in_python_may_begin_at_home(home: Path) -> None:
 def test_the_name_of_a_method_is_one_of_a_folder(name: str) -> None:
     with pytest.raises(InputError, match=r"the name of method Mine is .*; a folder bears it"):
         type("Mine", (PPO,), {"name": name})
+
+
+def test_numbers_of_numpy_are_kept_as_pythons_own(tmp_path: Path) -> None:
+    acting = {"num_envs": np.int64(2), "steps": np.int32(4)}
+    task = Envs("CartPole-v1", **acting, evaluate=EvaluateEpisodes(episodes=np.int8(1), sampled_episodes=0))
+    policy = task.policy(seed=np.uint8(3), hidden_sizes=[np.int64(4)])
+    settings = Optimize(learning_rate=np.float32(0.5))
+    assert type(settings.learning_rate) is float
+    assert settings.learning_rate == 0.5
+    train(policy, task, PPO(gamma=np.float64(0.5)), settings, updates=np.int64(1), out=tmp_path / "run")
+    assert (tmp_path / "run" / "result.json").exists()
+    assert type(Prompts(ROWS, reward, max_new_tokens=4, held_out=np.int64(1)).held_out) is int
