@@ -103,5 +103,8 @@ def _plain(value: Any) -> Any:
     """What JSON does not know, as text that is the same in every process."""
     if hasattr(value, "tolist"):
         return value.tolist()
+    if isinstance(value, set | frozenset):
+        # They come in another order in every process.
+        return sorted(json.dumps(item, default=_plain) for item in value)
     text = repr(value)
     return type(value).__name__ if " at 0x" in text else text

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -92,3 +95,14 @@ def test_rows_of_objects_have_one_checksum_in_every_process():
         return [{"image": np.full(3, number), "other": object()}]
 
     assert rows_sums("data", "x", rows(1)) == rows_sums("data", "x", rows(1)) != rows_sums("data", "x", rows(2))
+
+
+def test_a_set_has_one_checksum_whatever_the_seed_of_hashes():
+    program = "from rlhf.sources import rows_sums; print(rows_sums('x', 'x', [{'tags': {'a', 'b', frozenset('cde')}}]))"
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(printed) == 1
