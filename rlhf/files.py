@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
 import os
 import sys
@@ -76,7 +77,9 @@ def load_from_file(location: str, *, what: str, kind: str) -> Any:
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise InputError(f"{what} {location!r}: there is no file {file}.")
-    spec = importlib.util.spec_from_file_location(f"rlhf_{what}_{file.stem}", file)
+    # Files in two folders may have one name; a dot would be a package's.
+    place = hashlib.sha256(os.fsencode(file)).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"rlhf_{what}_{file.stem.replace('.', '_')}_{place}", file)
     if spec is None or spec.loader is None:
         raise InputError(f"{what} {location!r}: {file.name} is not a Python file; its name must end in .py.")
     module = importlib.util.module_from_spec(spec)

@@ -106,3 +106,15 @@ def test_a_set_has_one_checksum_whatever_the_seed_of_hashes():
         for seed in ("1", "2", "3")
     }
     assert len(printed) == 1
+
+
+def test_files_of_one_name_are_each_their_own(tmp_path):
+    """The last has a dot in its stem, which is no package."""
+    places = [tmp_path / "a" / "rewards.py", tmp_path / "b" / "rewards.py", tmp_path / "b" / "re.wards.py"]
+    for place in places:
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(f"def reward():\n    return {str(place)!r}\n")
+    loaded = [load_from_file(f"{place}:reward", what="reward", kind="function") for place in places]
+    assert [sys.modules[function.__module__].__file__ for function in loaded] == [str(place) for place in places]
+    sums = [code_sums("x", function) for function in loaded]
+    assert sums == [{f"x: {place.name}": sha256(place)} for place in places]
