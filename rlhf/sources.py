@@ -78,8 +78,12 @@ def _with_neighbours(file: Path, root: Path) -> set[Path]:
 
 
 def _imports(file: Path, root: Path) -> Iterator[Path]:
-    # A compiled module says nothing of what it imports.
-    for node in ast.walk(ast.parse(file.read_bytes() if file.suffix == ".py" else b"")):
+    # A compiled module says nothing of what it imports, nor does a file that this Python cannot read.
+    try:
+        tree = ast.parse(file.read_bytes() if file.suffix == ".py" else b"")
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
         base, names = root, []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

@@ -118,3 +118,13 @@ def test_files_of_one_name_are_each_their_own(tmp_path):
     assert [sys.modules[function.__module__].__file__ for function in loaded] == [str(place) for place in places]
     sums = [code_sums("x", function) for function in loaded]
     assert sums == [{f"x: {place.name}": sha256(place)} for place in places]
+
+
+@pytest.mark.parametrize("text", [b"def (", b"\0", b"\xff"])
+def test_a_file_beside_that_is_no_python_counts_and_imports_nothing(folder, text):
+    """It may be imported where nobody comes, or only be of another Python."""
+    reward = load_from_file(f"{folder}/mine.py:reward", what="reward", kind="function")
+    (folder / "beside_of_sources.py").write_bytes(text)
+    sums = code_sums("x", reward)
+    assert sums["x: beside_of_sources.py"] == hashlib.sha256(text).hexdigest()
+    assert "x: mine.py" in sums
