@@ -26,7 +26,7 @@ from rlhf.errors import InputError, no_exit
 from rlhf.optimize import Optimize
 from rlhf.runs.evaluate import Evaluation
 from rlhf.settings import Seed, checked, made
-from rlhf.sources import code_sums
+from rlhf.sources import code_sums, rows_sums
 from rlhf.task import CollectorTask, Here
 
 
@@ -149,6 +149,8 @@ class Envs(CollectorTask):
 
     def inputs(self) -> dict[str, str]:
         sums = code_sums("environment", make_env(self.env).unwrapped)
+        if self.starts is not None:
+            sums |= rows_sums("starts", "states", self.starts)
         return sums | ({} if self.reference is None else getattr(self.reference, "inputs", dict)())
 
     def describe(self) -> dict[str, Any]:

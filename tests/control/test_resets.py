@@ -150,3 +150,12 @@ def test_crossing_from_uniform_starts_is_far_likelier() -> None:
 def test_starts_that_cannot_be_are_refused(env_id: str, states: np.ndarray, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_env(env_id, starts=states).reset(seed=0)
+
+
+def test_states_in_which_episodes_begin_are_inputs_of_the_run() -> None:
+    def inputs(states: list[int] | None) -> dict[str, str]:
+        return Envs("theory/Chain-v0,horizon=4", starts=None if states is None else np.array(states)).inputs()
+
+    assert inputs([1, 2]) == inputs([1, 2])
+    assert inputs([1, 2]).keys() - inputs(None).keys() == {"starts: states"}
+    assert inputs([1, 2])["starts: states"] != inputs([1, 3])["starts: states"]
