@@ -31,8 +31,8 @@ def require_processes(accelerator: Accelerator) -> None:
     script = sys.argv[0] or "recipe.py"
     raise InputError(
         f"the launcher started {launched} processes, one GPU each, and {torch.cuda.device_count()} GPUs are here. "
-        f"On CPUs run `accelerate launch --cpu --num_processes {launched} {script} ...`, or `python {script} ...` for "
-        "one process."
+        f"On CPUs run `ACCELERATE_USE_CPU=true torchrun --nproc_per_node {launched} {script} ...`, or `python "
+        f"{script} ...` for one process."
     )
 
 

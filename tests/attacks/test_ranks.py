@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -99,17 +100,17 @@ def test_a_launcher_for_gpus_says_that_there_is_none_and_what_to_run(jobs: dict[
     config, recipe = rig.RECIPES / "accelerate" / "multi_gpu.yaml", str(rig.RECIPES / jobs["lm"].recipe)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
-    def launched(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "accelerate.commands.launch", *options, "--num_processes", "2", recipe]
-        command += [*jobs["lm"].arguments, "--output-dir", "run"]
+    def launched(module: str, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", module, *options, recipe, *jobs["lm"].arguments, "--output-dir", "run"]
         return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=150, check=False
+            command, cwd=tmp_path, env=environment | more, capture_output=True, text=True, timeout=150, check=False
         )
 
-    refused = launched("--config_file", str(config))
+    refused = launched("accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2")
     assert refused.returncode != 0
     assert "2 processes, one GPU each, and 0 GPUs are here" in refused.stderr
-    assert f"`accelerate launch --cpu --num_processes 2 {recipe} ...`" in refused.stderr
+    assert f"`ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 {recipe} ...`" in refused.stderr
     assert not (tmp_path / "run").exists()
-    told = launched("--cpu")
+    told = launched("torch.distributed.run", "--nproc_per_node", "2", ACCELERATE_USE_CPU="true")
     assert told.returncode == 0, told.stderr
+    assert json.loads((tmp_path / "run" / "versions.json").read_text())["processes"] == 2

@@ -28,7 +28,7 @@ def test_processes_for_gpus_are_refused_where_there_are_none(tmp_path: Path) -> 
     said = launched(tmp_path)
     for start in ("error: ", "[rank 1] error: "):
         assert f"{start}the launcher started 2 processes, one GPU each, and 0 GPUs are here." in said
-    assert "accelerate launch --cpu --num_processes 2 recipes/custom_reward.py" in said
+    assert "`ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 recipes/custom_reward.py ...`" in said
     assert list(tmp_path.iterdir()) == []
 
 
