@@ -7,6 +7,7 @@ import secrets
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -66,9 +67,10 @@ def require_shared(folder: Path, accelerator: Accelerator) -> None:
         blind = gather_object([] if _appears(mark) else [rank])
     finally:
         if accelerator.is_main_process:
-            mark.unlink(missing_ok=True)
-            for each in made:
-                each.rmdir()
+            # What could not be made is not there to be removed.
+            for remove in (mark.unlink, *(each.rmdir for each in made)):
+                with suppress(OSError):
+                    remove()
     if blind:
         raise InputError(
             f"--output-dir {folder.absolute()} is not the same folder for all processes: {', '.join(blind)} cannot see "
@@ -78,7 +80,7 @@ def require_shared(folder: Path, accelerator: Accelerator) -> None:
 
 def _missing(folder: Path) -> list[Path]:
     """The folders that would have to be made for it, the deepest first."""
-    return [each for each in (folder, *folder.parents) if not each.exists()]
+    return [each for each in (folder, *folder.parents) if not os.path.exists(each)]
 
 
 def _appears(mark: Path) -> bool:

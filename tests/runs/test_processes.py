@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from rlhf.errors import InputError
+from rlhf.runs.processes import require_shared
 from tests.processes import ROOT
 
 
@@ -42,3 +46,13 @@ def test_a_folder_that_one_machine_does_not_see_is_refused(own: bool, tmp_path: 
     assert "is not the same folder for all processes: process 1 on" in said
     assert "Name one that all machines share" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused_and_what_was_made_for_it_goes(tmp_path: Path) -> None:
+    """As the main process does it; no other has to be there for that."""
+    first = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True, wait_for_everyone=lambda: None)
+    (tmp_path / "file").touch()
+    for folder in (Path("/proc/x/y"), tmp_path / "file" / "run", tmp_path / "new" / ("x" * 300)):
+        with pytest.raises(InputError, match=re.escape(f"--output-dir {folder} cannot be written: ")):
+            require_shared(folder, first)
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
