@@ -38,7 +38,7 @@ def deferred() -> Iterator[None]:
 def settle() -> None:
     """Imports all that waits."""
     for module in list(sys.modules.values()):
-        for value in [value for value in vars(module).values() if type(value) is Promise]:
+        for value in [value for value in getattr(module, "__dict__", {}).values() if type(value) is Promise]:
             _kept(value)
 
 

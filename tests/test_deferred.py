@@ -78,6 +78,8 @@ def test_deferred_names_are_what_they_stand_for_once_used(tmp_path: Path) -> Non
         "print('fractions' in sys.modules, 'decimal' in sys.modules)\n"
         "print(isinstance(1, room.Ratio), room.half(1), type(room.Ratio).__name__)\n"
         "from rlhf.deferred import settle\n"
+        # As tests and libraries mark a module as one that cannot be imported.
+        "sys.modules['no_module'] = None\n"
         "settle()\n"
         "print(room.decimal is sys.modules['decimal'], room.abc is sys.modules['collections.abc'])\n"
     )
