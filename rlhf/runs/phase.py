@@ -250,6 +250,11 @@ class Phase:
         reached = end[self._unit]
         if reached > target:
             raise InputError(f"{self.folder} was trained for {reached} {self._unit}; it cannot end at {target}.")
+        if "update" not in end:
+            raise InputError(
+                f"{self.final / 'finished.json'} has no update, since an older version of this package wrote it; go on "
+                "with that version, or start anew with another --output-dir."
+            )
         return reached == target and self._logs_reach(end["update"])
 
     def _logs_reach(self, update: int) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from accelerate import Accelerator
 
 from rlhf.errors import DiskError, InputError
+from rlhf.runs.checkpoint import commit_folder, write_json
 from rlhf.runs.run import Run
 
 
@@ -207,6 +208,19 @@ def test_a_checkpoint_of_an_older_version_is_refused_and_nothing_is_lost(tmp_pat
     with pytest.raises(InputError, match=re.escape("run has no copy of metrics.jsonl, since an older version")):
         phase.restore()
     assert (tmp_path / "run/ppo/metrics.jsonl").read_text() == '{"update": 0}\n'
+
+
+def test_a_final_folder_of_an_older_version_is_refused_and_nothing_is_lost(tmp_path):
+    """It did not say at which update the phase ended."""
+    trained(tmp_path / "run", finished=True)
+    final = tmp_path / "run/clone/final"
+    shutil.rmtree(final)
+    commit_folder(final, lambda folder: write_json(folder / "finished.json", {"updates": 3}))
+    before = {path: path.read_bytes() for path in (tmp_path / "run/clone").rglob("*") if path.is_file()}
+    phase = enter(tmp_path / "run").phase("clone")
+    with pytest.raises(InputError, match=re.escape("clone/final/finished.json has no update, since an older version")):
+        phase.finished(3)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize("name", ["config.json", "versions.json", "ppo/phase.json"])
