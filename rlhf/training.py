@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -89,39 +90,40 @@ def train(
     require(policy, task, method, settings, accelerator)
     settings = checks.resolved(method, settings)
     if out is None:
-        phase: Any = Unsaved(method.name, accelerator)
-    else:
-        described = Described(
-            policy={
-                "kind": type(policy).__name__,
-                "trained_parameters": sum(p.numel() for p in policy.parameters() if p.requires_grad),
-                "temperature": getattr(policy, "temperature", 1.0),
-            },
-            task=task.describe(),
-            method={"name": method.name, **asdict(method)},
-            optimize=settings,
-            duration=duration,
-            mixed_precision=mixed_precision,
-            seed=seed,
-        )
-        extendable = {"duration.updates", "duration.steps", "duration.eval_every", "duration.checkpoint_every"}
+        unsaved = Unsaved(method.name, accelerator)
+        return train_phase(policy, task, method, settings, duration=duration, phase=unsaved, seed=seed)
+    described = Described(
+        policy={
+            "kind": type(policy).__name__,
+            "trained_parameters": sum(p.numel() for p in policy.parameters() if p.requires_grad),
+            "temperature": getattr(policy, "temperature", 1.0),
+        },
+        task=task.describe(),
+        method={"name": method.name, **asdict(method)},
+        optimize=settings,
+        duration=duration,
+        mixed_precision=mixed_precision,
+        seed=seed,
+    )
+    extendable = {"duration.updates", "duration.steps", "duration.eval_every", "duration.checkpoint_every"}
 
-        def inputs() -> dict[str, str]:
-            own = task.inputs() | code_sums("task", task) | code_sums("method", method) | code_sums("policy", policy)
-            return own | getattr(policy, "inputs", dict)()
+    def inputs() -> dict[str, str]:
+        own = task.inputs() | code_sums("task", task) | code_sums("method", method) | code_sums("policy", policy)
+        return own | getattr(policy, "inputs", dict)()
 
-        run = Run(
-            out,
-            described,
-            resume=resume,
-            accelerator=accelerator,
-            extendable=extendable,
-            inputs=inputs,
-            accept_changes=accept_changes,
-        )
+    run = Run(
+        out,
+        described,
+        resume=resume,
+        accelerator=accelerator,
+        extendable=extendable,
+        inputs=inputs,
+        accept_changes=accept_changes,
+    )
+    # Also after an error, which a notebook outlives.
+    with closing(run):
         phase = run.phase(method.name)
-    result = train_phase(policy, task, method, settings, duration=duration, phase=phase, seed=seed)
-    if out is not None:
+        result = train_phase(policy, task, method, settings, duration=duration, phase=phase, seed=seed)
         conclude(run, {f"{name}_before": value for name, value in result.before.items()} | result.after)
     return result
 

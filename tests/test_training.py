@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from accelerate import Accelerator
+from filelock import FileLock
 from torch import Tensor
 
 import rlhf
@@ -848,6 +849,19 @@ def test_steps_are_counted_as_steps_where_rollouts_are_of_any_size(tmp_path):
     assert [row["steps"] for row in logged(tmp_path / "run")] == [0, 10, 30, 60, 70, 90]
     finished = json.loads((tmp_path / "run" / "ppo" / "final" / "finished.json").read_text())
     assert finished == {"steps": 85, "update": 5}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, InputError])
+def test_the_folder_of_a_run_that_failed_is_given_back(error, tmp_path):
+    """A notebook goes on after the error, and another process may have the folder."""
+
+    def fail(policy: Any) -> Evaluation:
+        raise error("here")
+
+    with pytest.raises((error, Stopped)):
+        train(TabularPolicy(1, 3), Given(uneven(), fail), ppo.PPO(), updates=2, out=tmp_path / "run")
+    with FileLock(tmp_path / "run" / ".lock", timeout=0):
+        assert not (tmp_path / "run" / ".lock.json").exists()
 
 
 def test_evaluations_and_checkpoints_are_spread_over_the_run():
