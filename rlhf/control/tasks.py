@@ -150,7 +150,7 @@ class Envs(CollectorTask):
     def inputs(self) -> dict[str, str]:
         sums = code_sums("environment", make_env(self.env).unwrapped)
         if self.starts is not None:
-            sums |= rows_sums("starts", "states", self.starts)
+            sums |= rows_sums("starts", "states", [{"state": state} for state in self.starts])
         return sums | ({} if self.reference is None else getattr(self.reference, "inputs", dict)())
 
     def describe(self) -> dict[str, Any]:
