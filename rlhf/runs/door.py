@@ -24,6 +24,7 @@ from rlhf.runs.checkpoint import TEMPORARY, write_json
 from rlhf.runs.disk import named, reason, room
 from rlhf.runs.kept import CONFIG, PHASE, VERSIONS, newest_copies, recorded
 from rlhf.runs.lock import HOLDER, LOCK, FolderLock
+from rlhf.runs.tracking import WRITTEN
 
 PACKAGES = ("rlhf", "torch", "transformers", "accelerate", "datasets", "peft", "gymnasium", "safetensors", "numpy")
 # Where a run is kept, whether it goes on and who else gets its metrics say nothing about what it computes.
@@ -108,10 +109,10 @@ def _writable(folder: Path) -> Iterator[None]:
 def withdraw(folder: Path) -> None:
     """Makes a run that has only passed the door no run again; leaves alone whatever else is there, and what it must."""
     own = {CONFIG, VERSIONS, PHASE, LOCK, HOLDER}
-    names = own | {TEMPORARY + name for name in own}
+    names = [*own, *(TEMPORARY + name for name in own), *WRITTEN]
     with suppress(OSError):
         there = [path for path in folder.rglob("*") if path.is_file()]
-        if all(path.name in names for path in there):
+        if all(any(path.match(name) for name in names) for path in there):
             for path in there:
                 path.unlink()
             for path in [*sorted(folder.rglob("*"), reverse=True), folder]:

@@ -103,6 +103,9 @@ class Run:
     def _withdraw(self) -> None:
         if not self._resumed:
             self.close()
+            # They may have more to write.
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
             withdraw(self.folder)
 
 

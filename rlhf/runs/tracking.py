@@ -10,11 +10,15 @@ from accelerate import Accelerator
 
 from rlhf.runs.log import read_lines
 
+# What TensorBoard's tracker writes: what was logged, and the configuration.
+EVENTS = "events.out.tfevents.*"
+WRITTEN = (EVENTS, "hparams.yml")
+
 
 def start_trackers(accelerator: Accelerator, name: str, config: dict[str, Any], *, resume: bool) -> None:
     """Makes the trackers that the accelerator was asked for; on resume, TensorBoard forgets what it had of the run."""
     if resume and accelerator.is_main_process and "tensorboard" in map(str, accelerator.log_with):
-        for path in Path(accelerator.logging_dir, name).rglob("events.out.tfevents.*"):
+        for path in Path(accelerator.logging_dir, name).rglob(EVENTS):
             path.unlink()
     accelerator.init_trackers(name, config=config)
 

@@ -165,6 +165,30 @@ def test_a_run_for_which_there_is_no_room_is_refused_and_leaves_no_folder(tmp_pa
     phase.require_space(1000, 1000)
 
 
+@pytest.mark.parametrize("board", ["run/tensorboard", "."])
+def test_a_run_for_which_there_is_no_room_leaves_nothing_of_its_trackers(board, tmp_path):
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path / board)
+    run = Run(tmp_path / "run", Config(), resume=False, accelerator=accelerator)
+    phase = run.phase("ppo")
+    assert list((tmp_path / board / "run").rglob("events*"))
+    with pytest.raises(InputError, match="make room"):
+        phase.require_space(10**14, 1000)
+    assert tree(tmp_path) == []
+
+
+def test_a_second_phase_for_which_there_is_no_room_takes_nothing_of_the_first(tmp_path):
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
+    run = Run(tmp_path / "run", Config(), resume=False, accelerator=accelerator)
+    first = run.phase("clone")
+    first.log({"update": 0, "loss": 0.5})
+    first.save(0, {}, {})
+    second = run.phase("ppo")
+    before = tree(tmp_path)
+    with pytest.raises(InputError, match="make room"):
+        second.require_space(10**14, 1000)
+    assert set(before) - set(tree(tmp_path)) == {"run/.lock.json"}
+
+
 def test_a_resumed_run_for_which_there_is_no_room_is_refused_and_left_as_it_is(tmp_path):
     begun(tmp_path / "run")
     phase = enter(tmp_path / "run", resume=True).phase("ppo")
