@@ -11,6 +11,7 @@ import json
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,38 @@ def code_sums(what: str, value: Any) -> dict[str, str]:
     if fixed:
         sums[f"{what}: arguments"] = hashlib.sha256(json.dumps(fixed, default=_plain).encode()).hexdigest()
     return sums
+
+
+def held_sums(what: str, value: Any) -> dict[str, str]:
+    """The sha256 of the plain values that an object, or a function's closure and defaults, holds: by them one text is
+    two rewards. Names that begin with _ are the code's own doings, such as a count of its calls. Of what is
+    installed nothing counts, as in `code_sums`.
+    """
+    if not code_sums(what, value):
+        return {}
+    while isinstance(value, functools.partial):
+        value = value.func
+    if inspect.ismethod(value):
+        value = value.__self__
+    held: Mapping[str, Any] = {}
+    if inspect.isfunction(value):
+        value = inspect.unwrap(value)
+        defaults = inspect.signature(value).parameters.values()
+        held = {one.name: one.default for one in defaults} | dict(inspect.getclosurevars(value).nonlocals)
+    elif not inspect.isclass(value):
+        held = getattr(value, "__dict__", {})
+    plain = {name: held[name] for name in sorted(held) if not name.startswith("_") and _is_plain(held[name])}
+    return rows_sums(what, "values", [plain]) if plain else {}
+
+
+def _is_plain(value: Any, inside: frozenset[int] = frozenset()) -> bool:
+    """Whether it is a number, text, None, or made of such; `inside` are those that it stands in."""
+    if value is None or isinstance(value, str | Real):
+        return True
+    if not isinstance(value, list | tuple | set | frozenset | dict) or id(value) in inside:
+        return False
+    items = [*value, *value.values()] if isinstance(value, dict) else value
+    return all(_is_plain(item, inside | {id(value)}) for item in items)
 
 
 def _installed(file: Path) -> bool:

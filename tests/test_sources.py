@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf.control.tasks import Envs
 from rlhf.files import load_from_file
-from rlhf.sources import code_sums, rows_sums
+from rlhf.lm.prompts import Prompts
+from rlhf.sources import code_sums, held_sums, rows_sums
+from tests.control.worlds import Walk
 
 
 def sha256(path: Path) -> str:
@@ -128,3 +131,59 @@ def test_a_file_beside_that_is_no_python_counts_and_imports_nothing(folder, text
     sums = code_sums("x", reward)
     assert sums["x: beside_of_sources.py"] == hashlib.sha256(text).hexdigest()
     assert "x: mine.py" in sums
+
+
+def closing_over(k, also=None):
+    def reward(responses):
+        return [k, also]
+
+    return reward
+
+
+def defaulting_to(k):
+    return lambda responses, k=k: [k]
+
+
+class Scaled:
+    def __init__(self, scale, also=None):
+        self.scale, self.also, self._calls = scale, also, id(self)
+
+    def score(self, responses):
+        return [self.scale]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        closing_over,
+        defaulting_to,
+        Scaled,
+        lambda k: Scaled(k).score,
+        lambda k: Scaled([{"a": (k, None)}]),
+        lambda k: Scaled({"a": {k, "b"}}),
+        lambda k: partial(closing_over(k), by=1),
+    ],
+)
+def test_plain_values_that_code_holds_count(make):
+    assert held_sums("x", make(1.0)) == held_sums("x", make(1.0)) != held_sums("x", make(-1.0))
+    assert held_sums("x", make(1.0)).keys() == {"x: values"}
+
+
+def test_what_code_holds_beside_plain_values_does_not_count():
+    """A model may be large, and an object may hold itself."""
+    endless = []
+    endless.append(endless)
+    for also in (object(), np.zeros(3), [object()], endless, of_a_script):
+        assert held_sums("x", Scaled(1.0, also)) == held_sums("x", Scaled(1.0, Path()))
+        assert held_sums("x", closing_over(1.0, also)) == held_sums("x", closing_over(1.0, Path()))
+    assert held_sums("x", of_a_script) == held_sums("x", Scaled) == held_sums("x", np.random.default_rng()) == {}
+
+
+def test_rewards_and_environments_are_known_by_what_they_hold():
+    def inputs(k):
+        rows = [{"prompt": "a"}, {"prompt": "b"}]
+        rewarded = Prompts(rows, Scaled(k).score, max_new_tokens=4, held_out=1).inputs()
+        return rewarded | Envs(lambda: Walk(limit=k)).inputs()
+
+    before, after = inputs(3), inputs(4)
+    assert {name for name in before if before[name] != after[name]} == {"reward score: values", "environment: values"}

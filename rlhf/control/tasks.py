@@ -26,7 +26,7 @@ from rlhf.errors import InputError, no_exit
 from rlhf.optimize import Optimize
 from rlhf.runs.evaluate import Evaluation
 from rlhf.settings import Seed, checked, made
-from rlhf.sources import code_sums, rows_sums
+from rlhf.sources import code_sums, held_sums, rows_sums
 from rlhf.task import CollectorTask, Here
 
 
@@ -148,7 +148,8 @@ class Envs(CollectorTask):
         self._evaluator.close()
 
     def inputs(self) -> dict[str, str]:
-        sums = code_sums("environment", make_env(self.env).unwrapped)
+        made = make_env(self.env).unwrapped
+        sums = code_sums("environment", made) | held_sums("environment", made)
         if self.starts is not None:
             sums |= rows_sums("starts", "states", [{"state": state} for state in self.starts])
         return sums | ({} if self.reference is None else getattr(self.reference, "inputs", dict)())

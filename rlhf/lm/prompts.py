@@ -26,7 +26,7 @@ from rlhf.lm.settings import Calling, OnError
 from rlhf.optimize import Optimize
 from rlhf.runs.evaluate import Evaluation
 from rlhf.settings import Count, CountOrNone, Size, checked, made
-from rlhf.sources import code_sums, rows_sums
+from rlhf.sources import code_sums, held_sums, rows_sums
 from rlhf.task import CollectorTask, Here
 
 Source = str | Path | Sequence[Mapping[str, Any]] | Data
@@ -83,6 +83,8 @@ class Prompts(CollectorTask):
         functions = [load_reward(one) if isinstance(one, str) else one for one in given]
         calling = Calling(timeout=reward_timeout, on_error=on_reward_error)
         self.rewards = Rewards(functions, list(reward_weights) or None, allow_none=allow_none, calling=calling)
+        # As they are before anything calls them: what they count as they go is no other reward.
+        self._held = {name: held_sums(f"reward {name}", function) for name, function in self.rewards.functions.items()}
         self.data = loaded(data)
         self.held_out = held_out if isinstance(held_out, int) else loaded(held_out)
         stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
@@ -178,7 +180,7 @@ class Prompts(CollectorTask):
     def inputs(self) -> dict[str, str]:
         sums = data_sums(self.data, self.held_out)
         for name, function in self.rewards.functions.items():
-            sums |= code_sums(f"reward {name}", function)
+            sums |= code_sums(f"reward {name}", function) | self._held[name]
             if isinstance(function, RewardModel):
                 sums |= model_sums(function.source, what=f"reward {name}")
         return sums | ({} if self.engine is None else code_sums("engine", self.engine))
