@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,13 +108,13 @@ def alike(completion_ids: list[list[int]]) -> list[float]:
 REWARDS = {"one a token": each_token, "some missing": none_for_some}
 
 
-@cache
 def model_folder(models: Path, model: str, vocabulary: str, adapter: str) -> Path:
-    """Writes a random model, or a random adapter on one, once."""
+    """Writes a random model, or a random adapter on one, unless it is there."""
+    folder = models / " ".join([model, vocabulary, *([] if adapter in ("none", "lora") else [adapter])])
+    if folder.is_dir():
+        return folder
     if adapter in ("none", "lora"):
-        return _write_model(
-            models / f"{model} {vocabulary}", *_MODELS[model], len(WORDS) + 3 * (vocabulary == "padded")
-        )
+        return _write_model(folder, *_MODELS[model], len(WORDS) + 3 * (vocabulary == "padded"))
     base = model_folder(models, model, vocabulary, "none")
     kinds: dict[str, dict[str, Any]] = {
         "trained lora": {"init_lora_weights": False},
@@ -123,7 +122,6 @@ def model_folder(models: Path, model: str, vocabulary: str, adapter: str) -> Pat
         "lora with biases": {"bias": "all"},
         "lora with a module": {"modules_to_save": ["embed_tokens"]},
     }
-    folder = models / f"{model} {vocabulary} {adapter}"
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = get_peft_model(
