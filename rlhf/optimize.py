@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -177,6 +177,7 @@ def update(
         metrics = gradient(
             policy, rows, filler, loss, accelerator=accelerator, micro_batch_cost=config.micro_batch_cost
         )
+        drop_unstepped(optimizer, parameters)
         if not history:
             check_identity(metrics, accelerator)
             if config.target_kl and "approx_kl_k3" not in metrics:
@@ -196,6 +197,14 @@ def update(
         history.append(metrics)
     optimizer.zero_grad()
     return averaged(history, config) | stopped_at | {"learning_rate": rate, "gradient_steps": len(history)}
+
+
+def drop_unstepped(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> None:
+    """Takes the gradient from what the optimizer does not step at present, so that it has no part in the norm."""
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for parameter in parameters:
+        if id(parameter) not in stepped:
+            parameter.grad = None
 
 
 def whitened(batch: Batch, accelerator: Accelerator) -> Batch:

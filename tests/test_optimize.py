@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlhf import optimize
 from rlhf.algorithms import a2c, ppo_kl, td_lambda, trpo
-from rlhf.algorithms.actor_critic import Critic
+from rlhf.algorithms.actor_critic import Critic, stepping_only
 from rlhf.algorithms.base import Method
 from rlhf.budget import micro_batches
 from rlhf.errors import InputError, NonFiniteError
@@ -176,6 +176,24 @@ def test_gradient_norm_is_logged_before_and_applied_after_clipping() -> None:
         steps.append(torch.cat([p.detach().flatten() for p in policy.parameters()]) - start)
         assert metrics["gradient_norm"] == pytest.approx(float(steps[0].norm()), rel=1e-6)
     assert float(steps[1].norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("part", ["critic", "logits", None])
+def test_a_gradient_that_takes_no_step_is_not_in_the_norm_that_is_clipped(part: str | None) -> None:
+    """As above: the step of the part that steps is its own gradient, and is as long as the limit says."""
+    moved = []
+    for limit in (0.0, 1e-3):
+        policy = TabularPolicy(4, 3)
+        chosen = [] if part is None else [getattr(policy, part)]
+        start = [p.detach().clone() for p in chosen]
+        config = optimize.Optimize(epochs=1, max_gradient_norm=limit, adam_eps=1e9, learning_rate=1e9)
+        learner = learner_of(policy, config)
+        with stepping_only(learner.optimizer, chosen):
+            metrics = optimize.update(learner, make_batch(policy, rows=9, steps=5), ppo_loss())
+        moved.append(sum(float((p.detach() - q).norm()) for p, q in zip(chosen, start, strict=True)))
+        assert metrics["gradient_norm"] == pytest.approx(moved[0], rel=1e-6)
+        assert all(p.grad is None for p in policy.parameters())
+    assert moved[1] == pytest.approx(0.0 if part is None else 1e-3, rel=1e-3)
 
 
 @pytest.mark.parametrize("field", ["logits", "critic"])

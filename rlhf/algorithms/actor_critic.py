@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from rlhf import optimize
 from rlhf.deferred import deferred
@@ -145,20 +145,16 @@ def fit_critic(learner: Learner, batch: Batch) -> dict[str, float]:
 
 @contextmanager
 def stepping_only(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """The optimizer leaves all others as they are, which a gradient of 0 would still move by Adam's momentum."""
+    """The optimizer has no others meanwhile: even a gradient of 0 would still move them by Adam's momentum."""
     chosen = {id(parameter) for parameter in parameters}
-
-    def drop(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        for group in stepped.param_groups:
-            for parameter in group["params"]:
-                if id(parameter) not in chosen:
-                    parameter.grad = None
-
-    handle = optimizer.register_step_pre_hook(drop)
+    whole = [group["params"] for group in optimizer.param_groups]
+    for group, all_of_it in zip(optimizer.param_groups, whole, strict=True):
+        group["params"] = [parameter for parameter in all_of_it if id(parameter) in chosen]
     try:
         yield
     finally:
-        handle.remove()
+        for group, all_of_it in zip(optimizer.param_groups, whole, strict=True):
+            group["params"] = all_of_it
 
 
 def _critic_loss(output: PolicyOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -118,6 +118,7 @@ class StackedMethod(Method):
                 optimize.check_identity(worst, learner.accelerator)
             # No seed's loss depends on another's parameters.
             losses.sum().backward()
+            optimize.drop_unstepped(optimizer, parameters.values())
             metrics["gradient_norm"] = _clip(list(parameters.values()), settings.max_gradient_norm)
             _stop_if_not_finite(metrics["gradient_norm"], self.seeds)
             optimizer.step()
@@ -202,6 +203,8 @@ def _reduced(name: str, cells: Tensor, mask: Tensor) -> Tensor:
 def _clip(parameters: list[Tensor], most: float) -> Tensor:
     """Scales each seed's gradient down to the norm `most` (0 is off); returns the norms before, `(seeds,)`."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return parameters[0].new_zeros(parameters[0].shape[0])
     norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
     if most:
         # As torch.nn.utils.clip_grads_with_norm_.

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from rlhf import optimize
 from rlhf.algorithms import clone, grpo, ppo, ppo_kl, reinforce_pp, trpo
-from rlhf.control import collect, evaluate
+from rlhf.control import collect, evaluate, stack
 from rlhf.control.envs import make_env, make_envs, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
 from rlhf.control.seeds import PolicyStack, SeedsOfEnvs, evaluate_each
@@ -227,3 +227,9 @@ def test_bootstrap_interval_of_a_mean_is_near_the_normal_one() -> None:
     half = 1.96 * scores.std() / 20
     assert low == pytest.approx(scores.mean() - half, abs=0.01)
     assert high == pytest.approx(scores.mean() + half, abs=0.01)
+
+
+def test_seeds_of_which_nothing_steps_have_a_gradient_of_norm_0() -> None:
+    """As torch's own, where scores are alike and there is no critic."""
+    stacked = torch.ones(2, 3, dtype=torch.float64)
+    assert torch.equal(stack._clip([stacked], 0.3), torch.zeros(2, dtype=torch.float64))
