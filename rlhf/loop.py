@@ -262,10 +262,8 @@ def _collect_and_learn(
         # A task that hands over other steps than it took says itself how many it took.
         metrics = describe(rollout, batch, cells, accelerator) | seen | metrics
         if method.compares:
-            paid = bool(state.get("paid", True)) or alike.pays(rollout, accelerator)
-            taught = alike.teaches(method, rollout, batch, accelerator, paid=paid)
-            metrics |= alike.share_of_groups(rollout, accelerator) | {"scores_alike": float(not taught)}
-            state |= {"paid": torch.tensor(paid), "teaches": torch.tensor(taught)}
+            state |= alike.seen(method, rollout, batch, state["paid"], accelerator)
+            metrics |= alike.share_of_groups(rollout, accelerator) | {"scores_alike": float(not state["teaches"])}
         with _stepping(method, learner, state):
             learned, state = method.update(learner, rollout, framed(method, policy, rollout, batch), state)
         metrics |= learned

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from rlhf.algorithms.base import Method
 from rlhf.deferred import deferred
+from rlhf.errors import InputError
 
 with deferred():
     import torch
@@ -18,6 +19,32 @@ with deferred():
     from rlhf.core.masked import rounding
     from rlhf.reduce import global_max, global_sum
     from rlhf.rollout import Batch, Rollout
+
+
+def seen(method: Method, rollout: Rollout, batch: Batch, paid: Tensor, accelerator: Accelerator) -> dict[str, Tensor]:
+    """The method's state `teaches`, and `paid` (one for each seed side by side) as it now is.
+
+    Raises:
+        InputError: Of seeds side by side, some were paid alike and others not. They share Adam's count of steps, so
+            none of them can stand still while others step.
+    """
+    runs = [(rollout, batch)]
+    if method.num_seeds > 1:
+        rows = torch.arange(rollout.mask.shape[0]).chunk(method.num_seeds)
+        runs = [(rollout.rows(own), batch.rows(own)) for own in rows]
+    paid = torch.tensor([pays(acted, accelerator) for acted, _ in runs]) | paid
+    taught = [
+        teaches(method, acted, estimated, accelerator, paid=ever)
+        for (acted, estimated), ever in zip(runs, paid.tolist(), strict=True)
+    ]
+    if any(taught) and not all(taught):
+        numbers = [i for i, learns in enumerate(taught) if not learns]
+        raise InputError(
+            f"of the seeds side by side, those numbered {numbers} were paid alike in all they did, so that their "
+            "policies have to stand still while the others step, which side by side they cannot; run its seeds one at "
+            "a time."
+        )
+    return {"paid": paid, "teaches": torch.tensor(taught[0])}
 
 
 def pays(rollout: Rollout, accelerator: Accelerator) -> bool:

@@ -105,6 +105,11 @@ class Method(Settings):
         return getattr(self, "gamma", 1.0)
 
     @property
+    def num_seeds(self) -> int:
+        """Of how many runs side by side, whose rows lie end to end, as many for each."""
+        return 1
+
+    @property
     def num_parts(self) -> int:
         """Into how many parts it cuts a batch, beside the minibatches of Optimize."""
         return 1

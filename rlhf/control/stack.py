@@ -64,6 +64,10 @@ class StackedMethod(Method):
         return self.method.discount
 
     @property
+    def num_seeds(self) -> int:
+        return len(self.seeds)
+
+    @property
     def needs_reference(self) -> bool:
         return self.method.needs_reference
 

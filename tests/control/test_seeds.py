@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -162,6 +164,34 @@ def test_what_seeds_cannot_share_is_refused() -> None:
     method = StackedMethod(method=ppo.PPO(), seeds=SEEDS)
     with pytest.raises(InputError, match="normalise_rewards"):
         require(task.policy(hidden_sizes=(8,)), task, method, optimize.Optimize(), CPU)
+
+
+class Some(gymnasium.Env):
+    """Half of the episodes pay the action, the others nothing."""
+
+    observation_space, action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,)), gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.taken, self.pays = 0, self.np_random.random() < 0.5
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.taken += 1
+        return np.zeros(1, np.float32), float(action * self.pays), self.taken == 20, False, {}
+
+
+def test_seeds_paid_alike_beside_others_that_were_not_are_refused() -> None:
+    """Alone, those would stand still."""
+    for num_envs, refused in ((1, True), (8, False)):
+        task, method = SeedsOfEnvs(Envs(Some, num_envs=num_envs, steps=10), SEEDS), ppo.PPO()
+        stacked = StackedMethod(method=method, seeds=SEEDS)
+        with (
+            pytest.raises(InputError, match=r"those numbered \[.*\] were paid alike .* one at a time")
+            if refused
+            else nullcontext()
+        ):
+            train(task.policy(hidden_sizes=(8,)), task, stacked, optimize.Optimize(), updates=1)
 
 
 def test_seeds_do_not_end_their_updates_early() -> None:
