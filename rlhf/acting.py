@@ -51,8 +51,17 @@ def critic_values(policy: Any, inputs: dict[str, Tensor], *, accelerator: Accele
     return _in_parts(policy.critic_values, inputs, accelerator, max_tokens)
 
 
-def reference_logprobs(policy: Any, inputs: dict[str, Tensor], *, accelerator: Accelerator, max_tokens: int) -> Tensor:
-    """`(B, T)` log-probabilities of the actions by the policy's reference, in the same precision."""
+def reference_logprobs(
+    policy: Any, inputs: dict[str, Tensor], own: Tensor | None, *, accelerator: Accelerator, max_tokens: int
+) -> Tensor:
+    """`(B, T)` log-probabilities of the actions by the policy's reference, in the same precision.
+
+    Args:
+        own: Those by the policy. As long as it is its reference they are the reference's too: another pass would round
+            differently.
+    """
+    if own is not None and policy.at_reference():
+        return own
     return _in_parts(policy.reference_logprobs, inputs, accelerator, max_tokens)
 
 

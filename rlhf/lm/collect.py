@@ -165,7 +165,7 @@ class PromptCollector:
             logprobs, values = acting.scored(policy, inputs, **where)
         elif values is None:
             values = acting.critic_values(policy, inputs, **where)
-        ref_logprobs = acting.reference_logprobs(policy, inputs, **where) if self.use_reference else None
+        ref_logprobs = acting.reference_logprobs(policy, inputs, logprobs, **where) if self.use_reference else None
         next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1).masked_fill(dones, 0.0)
         return Rollout(
             inputs=inputs,

@@ -39,9 +39,14 @@ class Sampling(Settings):
         if "" in self.stop_strings:
             raise InputError("A stop string is empty; it would end every response at once.")
 
+    @property
+    def truncates(self) -> bool:
+        """Some tokens are never drawn."""
+        return self.top_k > 0 or self.top_p < 1
+
     def require_exact(self) -> None:
         """Refuses what training cannot use: a token outside the top has probability 0 and no log-probability."""
-        if self.top_k or self.top_p < 1:
+        if self.truncates:
             raise InputError(
                 f"top_k is {self.top_k} and top_p {self.top_p}; training samples from the whole distribution "
                 "(top_k 0, top_p 1): a token that leaves the top after an update would have probability 0. "

@@ -99,7 +99,8 @@ class ResponseEvaluator:
         inputs = response_inputs(prompts, generation.tokens, generation.lengths)
         where: dict[str, Any] = {"accelerator": self.accelerator, "max_tokens": self.micro_batch_cost}
         logprobs = generation.logprobs if self.engine.exact else acting.scored(policy, inputs, **where)[0]
-        return (logprobs - acting.reference_logprobs(policy, inputs, **where)).sum(dim=1)
+        own = None if self.sampling.truncates else logprobs
+        return (logprobs - acting.reference_logprobs(policy, inputs, own, **where)).sum(dim=1)
 
 
 def _metrics(records: list[dict[str, Any]]) -> dict[str, float]:

@@ -120,7 +120,7 @@ def _decode(
 def choose(logits: Tensor, uniforms: Tensor | None, *, temperature: float, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """A token from each row of `logits` (B, V), and its log-probability; the likeliest if `uniforms` (B,) is None."""
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    if sampling.top_k or sampling.top_p < 1:
+    if sampling.truncates:
         scaled = _truncated(scaled, sampling)
     logprobs = scaled.log_softmax(dim=-1)
     tokens = logits.argmax(dim=-1) if uniforms is None else inverse_cdf(logprobs.exp(), uniforms)

@@ -86,13 +86,22 @@ def test_kl_is_zero_from_oneself_and_the_mean_of_log_ratios_after():
     policy = word_policy()
     policy.make_reference()
     evaluate = evaluator(use_reference=True)
-    assert evaluate(policy).metrics["eval_kl_ref_per_episode"] == pytest.approx(0.0, abs=1e-9)
+    assert evaluate(policy).metrics["eval_kl_ref_per_episode"] == 0.0
+    # The whole distribution is not what is drawn from.
+    assert evaluator(use_reference=True, top_k=2)(policy).metrics["eval_kl_ref_per_episode"] > 0.01
     with torch.no_grad():
         policy.model.lm_head.weight.mul_(1.3)
     metrics, samples = evaluate(policy)
     assert metrics["eval_kl_ref_per_episode"] == pytest.approx(statistics.mean(s["kl"] for s in samples), abs=1e-9)
     assert metrics["eval_kl_ref_per_episode"] > 0.01
     assert "eval_kl_ref_per_episode" not in evaluator()(policy).metrics
+
+
+def test_kl_is_zero_from_oneself_in_whatever_precision_the_reference_is():
+    policy = word_policy()
+    policy.reference_dtype = torch.bfloat16
+    policy.make_reference()
+    assert evaluator(use_reference=True)(policy).metrics["eval_kl_ref_per_episode"] == 0.0
 
 
 def test_samples_without_a_score_are_left_out(policy):
