@@ -42,7 +42,7 @@ class ModelConfig(Settings):
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     reference_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of a frozen reference copy. In bfloat16 evaluations show a KL of its rounding at the start."""
+    """Precision of a frozen reference copy; once the policy moves, KL in bfloat16 has an error of its rounding."""
 
     def __post_init__(self) -> None:
         if self.critic_model and self.critic != "separate":
