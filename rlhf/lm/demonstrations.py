@@ -81,6 +81,7 @@ class Demonstrations(CollectorTask):
                 "actions; clone them with BehaviourCloning()."
             )
         require_tokenizer(policy)
+        policy.require_precision(accelerator.mixed_precision)
         if self._rows is None or not same_tokens(self._read_with, (policy.tokenizer, policy.context)):
             self.read(policy.tokenizer, context=policy.context)
         self.require_size(accelerator)
@@ -100,6 +101,7 @@ class Demonstrations(CollectorTask):
         )
         if self.also is not None:
             self.also.prepare(policy, here)
+        policy.compute_in(here.accelerator.mixed_precision)
         self._policy, self._temperature = policy, policy.temperature
         policy.temperature = 1.0
 

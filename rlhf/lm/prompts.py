@@ -145,6 +145,7 @@ class Prompts(CollectorTask):
     def require_answerable(self, policy: Any, accelerator: Accelerator) -> None:
         """Refuses prompts that this policy cannot answer, or too few of them."""
         self._read_for(policy)
+        policy.require_precision(accelerator.mixed_precision)
         self.require_size(accelerator)
 
     def _read_for(self, policy: Any) -> None:
@@ -155,6 +156,7 @@ class Prompts(CollectorTask):
     def prepare(self, policy: Any, here: Here) -> None:
         """With a method that charges for the KL, the policy as it is now is the reference."""
         self._read_for(policy)
+        policy.compute_in(here.accelerator.mixed_precision)
         if here.method.needs_reference:
             policy.make_reference()
         training, evaluated = self.split(here.seed)
