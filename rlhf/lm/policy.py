@@ -33,7 +33,7 @@ from rlhf.lm.model import (
     probe_trunk,
     trunk_of,
 )
-from rlhf.lm.packing import cells
+from rlhf.lm.packing import Layouts, cells
 from rlhf.lm.precision import hold_frozen, holds_frozen
 from rlhf.lm.reference import freeze_copy, same_weights, trained_weights
 from rlhf.lm.scoring import (
@@ -41,7 +41,7 @@ from rlhf.lm.scoring import (
     action_states,
     hidden_and_logits,
     lay_out,
-    read_lengths,
+    read_sequences,
     run,
     score,
     score_all,
@@ -131,7 +131,7 @@ class CausalLM(nn.Module):
         self.register_buffer("unknown_tokens", None, persistent=False)
         self._dropout = prepare(model)
         self.abilities: Abilities = probe(model)
-        self.critic_trunk, self._critic_packs, width = self._build_critic(critic)
+        self.critic_trunk, self._critic_layouts, width = self._build_critic(critic)
         self.value_head = None
         if critic != "none":
             self.value_head = nn.Linear(width, 1, device=base_of(model).device, dtype=base_of(model).dtype)
@@ -142,9 +142,9 @@ class CausalLM(nn.Module):
         self._kept: dict[str, Tensor] = {}
         self.train()
 
-    def _build_critic(self, critic: str | PreTrainedModel) -> tuple[PreTrainedModel | None, bool, int]:
+    def _build_critic(self, critic: str | PreTrainedModel) -> tuple[PreTrainedModel | None, Layouts | None, int]:
         if isinstance(critic, str) and critic in ("shared", "none"):
-            return None, False, self.abilities.width
+            return None, None, self.abilities.width
         if isinstance(critic, str) and critic != "separate":
             raise InputError(f"critic is {critic!r}; choose shared, separate or none.")
         if isinstance(critic, str):
@@ -187,9 +187,9 @@ class CausalLM(nn.Module):
     def passed(self, inputs: dict[str, Tensor]) -> Passed:
         """How many tokens, padding included, a pass over some of these rows takes through the model, or through the
         separate critic if that is more."""
-        sizes = read_lengths(inputs).tolist()
-        ways = {self.abilities.packs} | ({self._critic_packs} if self.critic_trunk is not None else set())
-        return lambda start, end: max(cells(sizes[start:end], packs) for packs in ways)
+        sequences = read_sequences(inputs)
+        readers = {self.abilities.layouts, self._critic_layouts} - {None}
+        return lambda start, end: max(cells(sequences.some(start, end), layouts) for layouts in readers if layouts)
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """Those that only the values depend on; all others are the actor's."""
@@ -200,7 +200,8 @@ class CausalLM(nn.Module):
     def critic_values(self, inputs: dict[str, Tensor]) -> Tensor:
         """`(B, T)` values of the actions' states by the separate critic."""
         assert self.critic_trunk is not None
-        layout = lay_out(inputs, self._critic_packs)
+        assert self._critic_layouts is not None
+        layout = lay_out(inputs, self._critic_layouts)
         index, _ = action_states(inputs, layout)
         return spread(self._value(run(self.critic_trunk, layout, index)), inputs["actions"])
 
