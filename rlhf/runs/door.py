@@ -57,7 +57,7 @@ def enter(
         raise InputError("--accept-changes is for runs that go on; give --resume too, or leave it out.")
     require_folder(folder)
     with ExitStack() as refused, _writable(folder):
-        # Whoever is at work in the folder is named before anything in it is looked at.
+        # Whoever is at work in the folder is named before anything in it is looked at, which changes nothing.
         lock = FolderLock(folder) if (folder / LOCK).exists() else None
         if lock is not None:
             refused.callback(lock.undo)
@@ -74,6 +74,7 @@ def enter(
             _require_new_or_resumed(folder, resume=resume)
         if not resume:
             refused.callback(withdraw, folder)
+        lock.say_who()
         # The configuration last: a folder that has one is a run.
         write_json(folder / VERSIONS, versions)
         write_json(folder / CONFIG, config | ({INPUTS: dict(inputs)} if inputs else {}))
