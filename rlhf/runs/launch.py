@@ -26,6 +26,7 @@ from rlhf.runs.stop import Stopped
 with deferred():
     import torch
 
+    from rlhf.runs.processes import end_at_once
     from rlhf.runs.ranks import left_alone
 
 
@@ -145,7 +146,9 @@ def _one_of_several() -> bool:
 
 
 def _leave_at_once(status: int) -> NoReturn:
-    """Ends the process without taking its Python down."""
+    """Ends the process without taking its Python down, and without waiting for others."""
+    if _one_of_several():
+        end_at_once()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
