@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from accelerate import Accelerator
 
 from rlhf.errors import InputError
 from rlhf.runs.checkpoint import TEMPORARY, write_json
+from rlhf.runs.console import say
 from rlhf.runs.disk import named, reason, room
 from rlhf.runs.kept import CONFIG, PHASE, VERSIONS, newest_copies, recorded
 from rlhf.runs.lock import HOLDER, LOCK, FolderLock
@@ -251,8 +251,7 @@ def _compare_versions(folder: Path, versions: dict[str, str | int]) -> None:
         )
     changes = [f"{name} {old.get(name)} -> {now}" for name, now in versions.items() if old.get(name) != now]
     if changes:
-        warnings.warn(
+        say(
             f"{folder} goes on with {', '.join(changes)}; its numbers will not be bitwise those of a run that "
-            "was never interrupted.",
-            stacklevel=2,
+            "was never interrupted."
         )

@@ -170,10 +170,13 @@ def test_a_link_in_the_place_of_the_holder_s_name_is_not_followed(tmp_path: Path
     lock.release()
 
 
-def started(folder: Path, *, updates: int = 2) -> None:
+def started(folder: Path) -> None:
     enter(folder, resume=False).close()
-    config = folder / "config.json"
-    config.write_text(config.read_text().replace('"updates": 2', f'"updates": {updates}'))
+
+
+def another(folder: Path) -> None:
+    started(folder)
+    (folder / "config.json").write_text('{"updates": 3}')
 
 
 def locked_only(folder: Path) -> None:
@@ -192,7 +195,7 @@ def refused(look: Callable[[], object], message: str) -> None:
         (started, lambda folder: require_new_or_resumed(folder, resume=True)),
         (started, lambda folder: refused(lambda: require_new_or_resumed(folder, resume=False), "another run")),
         (started, lambda folder: refused(lambda: enter(folder, resume=False), "another run")),
-        (lambda folder: started(folder, updates=3), lambda folder: refused(lambda: enter(folder, resume=True), "3 -> 2")),
+        (another, lambda folder: refused(lambda: enter(folder, resume=True), "3 -> 2")),
         (locked_only, lambda folder: require_new_or_resumed(folder, resume=False)),
         (locked_only, lambda folder: refused(lambda: enter(folder, resume=True), "no run")),
     ],
