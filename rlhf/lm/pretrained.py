@@ -25,16 +25,22 @@ _MOST_SHOWN = 300
 
 
 def located(model: str) -> str:
-    """Where transformers finds a model: a folder, or a name that the hub knows."""
+    """Where transformers finds a model: a folder, such as a .gguf file is turned into, or a name that the hub knows."""
     if not model:
-        raise InputError("there is no model: its name is empty; give a folder, or a name on the hub.")
+        raise InputError("there is no model: its name is empty; give a folder, a .gguf file, or a name on the hub.")
+    # Few need it, and it needs this module.
+    from rlhf.lm.gguf import converted, gguf_file
+
+    file = gguf_file(model)
+    if file is not None:
+        return str(converted(file))
     folder = Path(model).expanduser()
     if folder.is_dir():
         return str(folder)
     if folder.exists():
-        raise InputError(f"{model} is a file; give the folder of a model, or its name on the hub.")
-    if model.startswith(("/", ".", "~")):
-        raise InputError(f"there is no folder {model} to load a model from.")
+        raise InputError(f"{model} is a file; give the folder of a model, a .gguf file, or its name on the hub.")
+    if model.startswith(("/", ".", "~")) or folder.suffix == ".gguf":
+        raise InputError(f"there is no folder or file {model} to load a model from.")
     require_hub(model, "model")
     return model
 
