@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from rlhf.errors import InputError
-from rlhf.lm.gguf_tokenizer import gguf_tokenizer
-from rlhf.lm.pretrained import listed, one_line, opened, require_finite
+from rlhf.lm.gguf_tokenizer import from_gguf, gguf_tokenizer
+from rlhf.lm.pretrained import listed, one_line, require_finite
 from rlhf.runs.disk import free_bytes, readable, reason
 
 # Ids of the tokens that end a response: of a text, of a turn, of a message to a tool.
@@ -37,10 +37,10 @@ def gguf_file(model: str) -> Path | None:
     """
     place = Path(model).expanduser()
     if place.is_file():
-        return place if place.suffix == ".gguf" else None
+        return place if place.suffix.lower() == ".gguf" else None
     if not place.is_dir() or any(place.glob("*.safetensors")):
         return None
-    found = sorted(place.glob("*.gguf"))
+    found = sorted(path for path in place.iterdir() if path.suffix.lower() == ".gguf" and path.is_file())
     if len(found) > 1:
         raise InputError(
             f"{model} holds {len(found)} .gguf files ({listed(path.name for path in found)}); give the path of one."
@@ -87,11 +87,18 @@ def convert(file: Path, folder: Path) -> None:
     Raises:
         InputError: The file is broken, or of no causal language model with a tokenizer that can be read.
     """
-    metadata, numbers = _read(file)
+    metadata, sizes = _read(file)
+    numbers = sum(sizes)
     tokenizer = gguf_tokenizer(file, metadata)
-    config = opened(AutoConfig.from_pretrained, str(file.parent), gguf_file=file.name)
+    config = from_gguf(AutoConfig, file)
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise InputError(f"{file} is a {config.model_type} model, which is no causal language model; give another.")
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    # Each would be made, with weights or without: a wrong digit takes hours.
+    if layers > len(sizes):
+        raise InputError(
+            f"{file} names {layers:,} layers, and its weights are {len(sizes)} tensors; download it again."
+        )
     free = free_bytes(folder.parent)
     if 4 * numbers > free:
         raise InputError(
@@ -116,8 +123,8 @@ def convert(file: Path, folder: Path) -> None:
     partial.rename(folder)
 
 
-def _read(file: Path) -> tuple[dict[str, Any], int]:
-    """What the file says of its model, and how many numbers its weights are."""
+def _read(file: Path) -> tuple[dict[str, Any], list[int]]:
+    """What the file says of its model, and how many numbers each of its tensors is."""
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -126,14 +133,14 @@ def _read(file: Path) -> tuple[dict[str, Any], int]:
     try:
         reader = GGUFReader(file)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
-        numbers = sum(int(tensor.n_elements) for tensor in reader.tensors)
+        sizes = [int(tensor.n_elements) for tensor in reader.tensors]
     except Exception as error:
         raise InputError(
             f"{file} is no whole .gguf file ({one_line(error)}); it may be cut: download it again."
         ) from error
     if metadata.get("split.count", 1) > 1:
         raise InputError(f"{file} is one of several parts; join them (llama-gguf-split --merge) and give the whole.")
-    return metadata, numbers
+    return metadata, sizes
 
 
 def _model(file: Path, config: PretrainedConfig, numbers: int) -> PreTrainedModel:
@@ -142,14 +149,15 @@ def _model(file: Path, config: PretrainedConfig, numbers: int) -> PreTrainedMode
     Args:
         numbers: How many the weights in the file are.
     """
-    read, info = opened(
-        AutoModelForCausalLM.from_pretrained,
-        str(file.parent),
-        gguf_file=file.name,
+    read, info = from_gguf(
+        AutoModelForCausalLM,
+        file,
         config=copy.deepcopy(config),
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
         output_loading_info=True,
+        # They are refused below, by name.
+        ignore_mismatched_sizes=True,
     )
     lacking = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     held = sum(parameter.numel() for parameter in read.parameters())

