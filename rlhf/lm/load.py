@@ -23,6 +23,9 @@ from rlhf.lm.vocabulary import has_tokenizer, pretrained_tokenizer, require_room
 from rlhf.settings import CountOrNone, Location, Positive, Seed, Settings, checked, made
 from rlhf.sources import files_sums
 
+# None: as the policy's own.
+_REFERENCE_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Settings):
@@ -146,8 +149,9 @@ def policy_of(config: ModelConfig, *, temperature: float, seed: int) -> CausalLM
         if config.gradient_checkpointing:
             for each in (base, critic):
                 _checkpoint_gradients(each)
-        dtype = None if config.reference_dtype == "float32" else torch.bfloat16
-        policy = CausalLM(model, temperature=temperature, critic=critic, reference_dtype=dtype)
+        policy = CausalLM(
+            model, temperature=temperature, critic=critic, reference_dtype=_REFERENCE_DTYPES[config.reference_dtype]
+        )
     folder = _folder(config.model)
     if _is_saved_policy(config.model) and config.critic == _saved_critic(folder):
         policy.load_value_head(folder)
@@ -204,6 +208,7 @@ def build_policy(
     critic: Literal["shared", "separate", "none"],
     seed: int,
     gradient_checkpointing: bool = False,
+    reference_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> CausalLM:
     """A policy of random weights from a transformers config; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
@@ -211,4 +216,6 @@ def build_policy(
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         if gradient_checkpointing:
             _checkpoint_gradients(model)
-        return CausalLM(model, temperature=temperature, critic=critic)
+        return CausalLM(
+            model, temperature=temperature, critic=critic, reference_dtype=_REFERENCE_DTYPES[reference_dtype]
+        )

@@ -81,6 +81,7 @@ def write_gguf(
     without: Iterable[str] = (),
     changes: dict[str, Any] | None = None,
     merges: tuple[str, ...] = (),
+    scores: list[float] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Writes a random model; returns its weights as the file holds them, by the names that transformers has.
 
@@ -89,6 +90,7 @@ def write_gguf(
         without: Tensors and keys that are left out.
         changes: Keys to set, or to leave out where they are None.
         merges: More of them, behind the tokenizer's own.
+        scores: Of the pieces, which are kept in the place of merges.
     """
     tokenizer = tokenizer or smollm_tokenizer()
     model = random_model(architecture, tokenizer.get_vocab_size(), tied=tied)
@@ -132,7 +134,7 @@ def write_gguf(
             add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
             add[type(value)](key, value)
     if "tokenizer.ggml.tokens" not in without:
-        _add_vocabulary(writer, tokenizer, merges)
+        _add_vocabulary(writer, tokenizer, merges, scores)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -160,12 +162,18 @@ def _head_dim(architecture: str) -> int:
     return 128 if architecture == "qwen3" else 8
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer, more: tuple[str, ...]) -> None:
+def _add_vocabulary(
+    writer: gguf.GGUFWriter, tokenizer: Tokenizer, more: tuple[str, ...], scores: list[float] | None
+) -> None:
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     writer.add_token_list([token for token, _ in vocabulary])
-    writer.add_token_types([3 if token in SPECIAL else 1 for token, _ in vocabulary])
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    writer.add_token_merges([*(" ".join(merge) for merge in merges), *more])
+    if scores is None:
+        merges = json.loads(tokenizer.to_str())["model"]["merges"]
+        writer.add_token_merges([*(" ".join(merge) for merge in merges), *more])
+    else:
+        writer.add_token_scores(scores)
+    kinds = {"<unk>": 2} | dict.fromkeys((*SPECIAL, "<s>", "</s>"), 3) | {f"<0x{byte:02X}>": 6 for byte in range(256)}
+    writer.add_token_types([kinds.get(token, 1) for token, _ in vocabulary])
 
 
 def _gguf_name(name: str) -> str:

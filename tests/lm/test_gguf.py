@@ -26,6 +26,7 @@ from rlhf.lm.load import load_policy, load_tokenizer, model_sums, stop_tokens  #
 from rlhf.lm.reward_model import RewardModel  # noqa: E402
 from tests.lm.gguf_files import TEXT, byte_tokenizer, random_model, smollm_tokenizer, write_gguf  # noqa: E402
 from tests.lm.tiny import disturb  # noqa: E402
+from tests.lm.words import sentencepiece_tokenizer  # noqa: E402
 
 TEXTS = (TEXT, "x=12, 3.50 ", "  1\n\n2\n 3", "naïve café 日本 ½ 🙂", "user's\t\ttab <|im_end|>", "")
 TOKENS = torch.tensor([[1, 40, 41, 200, 7, 2, 99]])
@@ -101,6 +102,24 @@ def test_the_tokenizer_is_the_files_own(file):
     assert policy.stop_tokens == (2,)
     # No token in front that the chat template does not write.
     assert tokenizer("a")["input_ids"] == tokenizer("a", add_special_tokens=False)["input_ids"]
+
+
+def test_a_tokenizer_of_pieces_is_read_by_transformers(file):
+    """As Llama 2, Mistral and Gemma have; llama.cpp keeps pieces with scores, and no merges."""
+    original = sentencepiece_tokenizer()
+    pieces = sorted(original.get_vocab(), key=original.get_vocab().get)
+    told = {"model": "llama", "pre": "default", "padding_token_id": None, "add_bos_token": True}
+    write_gguf(
+        file,
+        tokenizer=original.backend_tokenizer,
+        changes={f"tokenizer.ggml.{name}": value for name, value in told.items()},
+        scores=[-float(rank) for rank in range(len(pieces))],
+    )
+    tokenizer = load_tokenizer(str(file))
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
+    for text in ("the answer is four", "the cat  sat", "answer the\nfour"):
+        assert tokenizer(text)["input_ids"] == original(text)["input_ids"]
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
 @pytest.mark.parametrize("told", [{"eot": 1}, {"eot": 1, "eom": 0}])
