@@ -159,17 +159,19 @@ def _model(file: Path, config: PretrainedConfig, numbers: int) -> PreTrainedMode
         # They are refused below, by name.
         ignore_mismatched_sizes=True,
     )
-    lacking = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
-    held = sum(parameter.numel() for parameter in read.parameters())
-    if lacking or held != numbers:
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    held, wanted = read.state_dict(), model.state_dict()
+    misshapen = {name for name, tensor in held.items() if tensor.shape != wanted[name].shape}
+    lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"]), *misshapen}
+    described = sum(parameter.numel() for parameter in model.parameters())
+    if lacking or described != numbers:
         raise InputError(
-            f"{file} holds {numbers:,} numbers, and the {config.model_type} model that it describes has {held:,}"
+            f"{file} holds {numbers:,} numbers, and the {config.model_type} model that it describes has {described:,}"
             + (f", of which it lacks {listed(lacking)}" if lacking else "")
             + "; transformers does not read it right. Give the model as a folder of safetensors."
         )
     require_finite(read, str(file))
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(read.state_dict(), assign=True)
+    model.load_state_dict(held, assign=True)
     model.tie_weights()
     return model

@@ -32,8 +32,8 @@ _SPLITS = {
     **dict.fromkeys(("gpt-4o", "llama4"), (_GPT4O,)),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
-# Of these a word that is a token is never put together from others.
-_WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken")
+# Of these every text begins with a token, and a word that is a token is never put together from others.
+_BEGUN = ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken")
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
@@ -62,17 +62,21 @@ def gguf_tokenizer(file: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerF
         raise InputError(f"{file} names a token {beyond[0]}, and its tokenizer has {len(tokens)}; download it again.")
     named: dict[str, Any] = {name: None if number is None else tokens[number] for name, number in ids.items()}
     if kind == "gpt2":
-        backend = _byte_level(file, metadata)
-        if metadata.get("tokenizer.ggml.add_bos_token"):
-            bos = named["bos_token"]
-            backend.post_processor = processors.TemplateProcessing(
-                single=f"{bos} $A", special_tokens=[(bos, ids["bos_token"])]
-            )
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **named)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=_byte_level(file, metadata), **named)
     else:
         tokenizer = from_gguf(AutoTokenizer, file)
         for name, token in named.items():
             setattr(tokenizer, name, token)
+    # Where the file does not say it, as llama.cpp does.
+    begun = kind == "llama" or metadata.get("tokenizer.ggml.pre") in _BEGUN
+    around = {
+        "bos_token": metadata.get("tokenizer.ggml.add_bos_token", begun),
+        "eos_token": metadata.get("tokenizer.ggml.add_eos_token", False),
+    }
+    bos, eos = ([named[name]] if wanted and named[name] else [] for name, wanted in around.items())
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*bos, "$A", *eos], special_tokens=[(token, tokens.index(token)) for token in {*bos, *eos}]
+    )
     tokenizer.chat_template = metadata.get("tokenizer.chat_template")
     return tokenizer
 
@@ -91,7 +95,7 @@ def _byte_level(file: Path, metadata: dict[str, Any]) -> Tokenizer:
         token: number for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != _UNUSED
     }
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    model = opened(lambda _: models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=rule in _WHOLE_WORDS), str(file))
+    model = opened(lambda _: models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=rule in _BEGUN), str(file))
     tokenizer = Tokenizer(model)
     if _SPLITS[rule] == (_QWEN2,):
         tokenizer.normalizer = normalizers.NFC()

@@ -11,22 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Type
+from peft import AutoPeftModelForCausalLM
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import AutoModelForCausalLM
 
-gguf = pytest.importorskip("gguf")
-
-from gguf import GGMLQuantizationType as Type  # noqa: E402
-from peft import AutoPeftModelForCausalLM  # noqa: E402
-from tokenizers import Tokenizer, pre_tokenizers  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
-
-from rlhf.errors import InputError  # noqa: E402
-from rlhf.lm import gguf_tokenizer  # noqa: E402
-from rlhf.lm.chat import Chat  # noqa: E402
-from rlhf.lm.load import load_policy, load_tokenizer, model_sums, stop_tokens  # noqa: E402
-from rlhf.lm.reward_model import RewardModel  # noqa: E402
-from tests.lm.gguf_files import TEXT, byte_tokenizer, random_model, smollm_tokenizer, write_gguf  # noqa: E402
-from tests.lm.tiny import disturb  # noqa: E402
-from tests.lm.words import sentencepiece_tokenizer  # noqa: E402
+from rlhf.errors import InputError
+from rlhf.lm import gguf_tokenizer
+from rlhf.lm.chat import Chat
+from rlhf.lm.load import load_policy, load_tokenizer, model_sums, stop_tokens
+from rlhf.lm.reward_model import RewardModel
+from tests.lm.gguf_files import TEXT, byte_tokenizer, random_model, smollm_tokenizer, write_gguf
+from tests.lm.tiny import disturb
+from tests.lm.words import sentencepiece_tokenizer
 
 TEXTS = (TEXT, "x=12, 3.50 ", "  1\n\n2\n 3", "naïve café 日本 ½ 🙂", "user's\t\ttab <|im_end|>", "")
 TOKENS = torch.tensor([[1, 40, 41, 200, 7, 2, 99]])
@@ -128,9 +125,19 @@ def test_a_response_ends_at_every_end_that_the_file_names(file, told):
     assert stop_tokens(str(file), load_tokenizer(str(file))) == (2, *told.values())
 
 
-def test_a_text_begins_with_the_token_that_the_file_asks_for(file):
-    write_gguf(file, changes={"tokenizer.ggml.add_bos_token": True})
-    assert load_tokenizer(str(file))("sea")["input_ids"] == [1, *smollm_tokenizer().encode("sea").ids]
+@pytest.mark.parametrize(
+    ("told", "bos", "eos"),
+    [
+        ({"add_bos_token": True}, [1], []),
+        ({"add_bos_token": True, "add_eos_token": True}, [1], [2]),
+        # As llama.cpp does where the file says nothing.
+        ({"pre": "llama-bpe"}, [1], []),
+        ({"pre": "llama-bpe", "add_bos_token": False}, [], []),
+    ],
+)
+def test_a_text_begins_and_ends_with_what_the_file_asks_for(file, told, bos, eos):
+    write_gguf(file, changes={f"tokenizer.ggml.{name}": value for name, value in told.items()})
+    assert load_tokenizer(str(file))("sea")["input_ids"] == [*bos, *smollm_tokenizer().encode("sea").ids, *eos]
 
 
 def test_chats_are_written_by_the_files_template(file):

@@ -14,6 +14,7 @@ from recipes import arithmetic, custom_reward, sft
 from rlhf.lm.tokenizers import character_tokenizer
 from rlhf.runs import summary
 from rlhf.runs.log import read_lines
+from tests.lm import gguf_files
 from tests.recipes.small import ARGUMENTS, REWARDS, improve_config, outcome, run, small_config
 
 TARGETS = ("--lora-rank", "2", "--lora-alpha", "8", "--lora-targets", "q_proj", "v_proj")
@@ -36,7 +37,6 @@ def command(recipe: object, model: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("recipe", [custom_reward, sft])
 def test_a_gguf_file_is_trained_by_an_adapter_of_the_size_that_is_asked_for(recipe, here, monkeypatch, capsys):
-    gguf_files = pytest.importorskip("tests.lm.gguf_files", reason="needs the package gguf")
     gguf_files.write_gguf(here / "tiny.gguf")
     given = (*command(recipe, "tiny.gguf"), *TARGETS)
     assert outcome(monkeypatch, recipe, *given) == 0
@@ -56,7 +56,6 @@ def test_a_gguf_file_is_trained_by_an_adapter_of_the_size_that_is_asked_for(reci
 
 @pytest.mark.parametrize("recipe", [custom_reward, sft])
 def test_a_broken_gguf_file_is_refused_before_there_is_a_run(recipe, here, monkeypatch, capsys):
-    pytest.importorskip("gguf")
     (here / "cut.gguf").write_bytes(b"GGUF\x03\x00")
     assert outcome(monkeypatch, recipe, *command(recipe, "cut.gguf")) == 2
     (line,) = capsys.readouterr().err.splitlines()
