@@ -22,7 +22,7 @@ from transformers import (
 
 from rlhf.errors import InputError
 from rlhf.lm.gguf_tokenizer import from_gguf, gguf_tokenizer
-from rlhf.lm.pretrained import listed, one_line, require_finite
+from rlhf.lm.loading import listed, one_line, require_finite
 from rlhf.runs.disk import free_bytes, readable, reason
 
 # Ids of the tokens that end a response: of a text, of a turn, of a message to a tool.

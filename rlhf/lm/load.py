@@ -16,9 +16,10 @@ from transformers.utils.hub import extract_commit_hash
 from rlhf.errors import InputError
 from rlhf.lm.adapters import adapter_base, fresh_adapter, trained_adapter
 from rlhf.lm.gguf import checksum, gguf_file
+from rlhf.lm.loading import opened
 from rlhf.lm.model import Model, trunk_of
 from rlhf.lm.policy import VALUE_HEAD, CausalLM
-from rlhf.lm.pretrained import located, opened, pretrained, pretrained_config
+from rlhf.lm.pretrained import located, pretrained, pretrained_config
 from rlhf.lm.vocabulary import has_tokenizer, pretrained_tokenizer, require_room
 from rlhf.settings import CountOrNone, Location, Positive, Seed, Settings, checked, made
 from rlhf.sources import files_sums
