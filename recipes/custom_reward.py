@@ -23,7 +23,14 @@ from typing import Any, Literal
 from tyro import MISSING
 from tyro.conf import UseAppendAction
 
-from recipes.settings.language import ImproveConfig, Precision, for_language_models, with_method
+from recipes.settings.language import (
+    LORA_ALPHA,
+    ImproveConfig,
+    Precision,
+    for_language_models,
+    lora_settings,
+    with_method,
+)
 from rlhf.algorithms.checks import require_policy
 from rlhf.algorithms.choices import method_help
 from rlhf.algorithms.ppo import PPO
@@ -72,7 +79,7 @@ class Config(Settings):
     """PPO on a reward function."""
 
     model: Location
-    """Hub id or folder of a causal language model, or of a LoRA adapter."""
+    """Hub id or folder of a causal language model or LoRA adapter, or a .gguf file."""
     data: Location = ""
     """A .jsonl, .json, .csv or .parquet file, or a data set of the hub; empty is the prompts in this file."""
     split: str = "train"
@@ -94,7 +101,13 @@ class Config(Settings):
     on_reward_error: OnError = "stop"
     """After an error or timeout of a reward: stop; retry a few times, then stop; or skip it for these responses."""
     lora: bool = False
-    """Train a LoRA adapter only; a learning rate ten times as large suits it."""
+    """Train a LoRA adapter only, of rank 16; a learning rate ten times as large suits it."""
+    lora_rank: CountOrNone = 0
+    """Train a LoRA adapter only, of this rank; 0 is none, unless lora is given."""
+    lora_alpha: Positive = LORA_ALPHA
+    """Scale of the adapter, which adds alpha / rank times its product."""
+    lora_targets: tuple[str, ...] = ()
+    """Modules that get the adapter; left out, it is every linear layer but the head."""
     critic: Literal["shared", "separate", "none"] = "shared"
     """Value head on the policy's own trunk, on a trunk of its own, or no values: all are 0."""
     max_new_tokens: Count = 24
@@ -121,6 +134,7 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         require_policy(self.improve.method, memoryless=False, has_critic=self.critic != "none")
+        lora_settings(self)
 
 
 def default_config(method: str = "ppo") -> Config:
@@ -155,7 +169,8 @@ def main(config: Config) -> dict[str, float | None]:
     policy = load_policy(
         config.model,
         critic=config.critic,
-        lora_rank=16 if config.lora else 0,
+        **lora_settings(config),
+        reference_dtype=config.improve.reference_dtype,
         gradient_checkpointing=config.precision.gradient_checkpointing,
         temperature=config.temperature,
         seed=derive_seed(config.seed, "weights"),

@@ -50,7 +50,7 @@ class Config(Settings):
     """PPO, step by step."""
 
     model: Location
-    """Hub id or folder of a causal language model."""
+    """Hub id or folder of a causal language model, or a .gguf file."""
     updates: Total = 40
     """Times that responses are sampled and learned from."""
     seed: Seed = 0

@@ -174,6 +174,7 @@ def new_writer(config: Config, tokenizer: Any) -> CausalLM:
         critic=config.critic,
         seed=derive_seed(config.seed, "weights"),
         gradient_checkpointing=config.precision.gradient_checkpointing,
+        reference_dtype=config.improve.reference_dtype,
     )
     policy.tokenizer = tokenizer
     return policy

@@ -14,14 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.settings.language import Precision
+from recipes.settings.language import LORA_ALPHA, Precision, lora_settings
 from rlhf.algorithms.checks import require_settings, resolved
 from rlhf.algorithms.clone import BehaviourCloning
 from rlhf.deferred import deferred
 from rlhf.loop import Duration
 from rlhf.optimize import Optimize, require_rows
 from rlhf.runs.launch import launch
-from rlhf.settings import Count, Location, Positive, Seed, Settings
+from rlhf.settings import Count, CountOrNone, Location, Positive, Seed, Settings
 
 with deferred():
     from accelerate import Accelerator
@@ -42,7 +42,7 @@ class Config(Settings):
     """Supervised fine-tuning."""
 
     model: Location
-    """Hub id or folder of a causal language model, or of a LoRA adapter."""
+    """Hub id or folder of a causal language model or LoRA adapter, or a .gguf file."""
     data: Location
     """A .jsonl, .json, .csv or .parquet file, or a data set of the hub."""
     split: str = "train"
@@ -58,7 +58,13 @@ class Config(Settings):
     evaluations: Count = 10
     """Measurements of the loss on the way, and as many checkpoints."""
     lora: bool = False
-    """Train a LoRA adapter only; a learning rate ten times as large suits it."""
+    """Train a LoRA adapter only, of rank 16; a learning rate ten times as large suits it."""
+    lora_rank: CountOrNone = 0
+    """Train a LoRA adapter only, of this rank; 0 is none, unless lora is given."""
+    lora_alpha: Positive = LORA_ALPHA
+    """Scale of the adapter, which adds alpha / rank times its product."""
+    lora_targets: tuple[str, ...] = ()
+    """Modules that get the adapter; left out, it is every linear layer but the head."""
     seed: Seed = 0
     """Everything random follows from it."""
     output_dir: Path = Path("runs/sft")
@@ -75,6 +81,7 @@ class Config(Settings):
     def __post_init__(self) -> None:
         require_settings(BehaviourCloning(), resolved(BehaviourCloning(), self.optimize), group_size=1)
         require_rows(self.rows_per_update, self.optimize.minibatches)
+        lora_settings(self)
 
 
 def main(config: Config) -> dict[str, float]:
@@ -92,7 +99,7 @@ def main(config: Config) -> dict[str, float]:
     policy = load_policy(
         config.model,
         critic="none",
-        lora_rank=16 if config.lora else 0,
+        **lora_settings(config),
         gradient_checkpointing=config.precision.gradient_checkpointing,
         seed=derive_seed(config.seed, "weights"),
     )

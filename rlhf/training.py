@@ -19,7 +19,7 @@ from rlhf.algorithms.base import Method
 from rlhf.errors import InputError, no_exit
 from rlhf.loop import Duration, learn
 from rlhf.parallel import require_accelerator, require_environment
-from rlhf.runs.processes import require_processes
+from rlhf.runs.processes import end_in_order, require_processes
 from rlhf.runs.run import Phase, Run, Unsaved
 from rlhf.runs.summary import conclude
 from rlhf.settings import CountOrNone, Location, Seed, TotalOrNone, checked
@@ -206,7 +206,9 @@ def make_accelerator(policy: Any, *, mixed_precision: str) -> Accelerator:
         if other_device or state["_mixed_precision"] != mixed_precision:
             # Another run of this process, such as of a notebook, was of another kind.
             AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=mixed_precision, **({"cpu": True} if cpu else {}))
+    accelerator = Accelerator(mixed_precision=mixed_precision, **({"cpu": True} if cpu else {}))
+    end_in_order()
+    return accelerator
 
 
 def require_parts(policy: Any, task: Any, method: Any, settings: Any) -> None:

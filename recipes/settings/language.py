@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from rlhf.algorithms.base import Method
 from rlhf.algorithms.checks import fitting, require_policy, require_rewarded, require_settings, resolved
 from rlhf.algorithms.choices import find_method, make_method, methods
 from rlhf.algorithms.ppo import PPO
+from rlhf.errors import InputError
 from rlhf.lm.settings import CollectResponses
 from rlhf.loop import Duration
 from rlhf.optimize import Optimize, require_rows
 from rlhf.settings import Count, Settings
 
+# Of an adapter that is asked for without them.
+LORA_RANK, LORA_ALPHA = 16, 32.0
 # Responses to each prompt where a method compares them and the settings have one.
 GROUP_SIZE = 8
 
@@ -46,6 +49,8 @@ class ImproveConfig(Settings):
     method: Method = PPO()
     train: Duration = Duration(updates=100)
     optimize: Optimize = Optimize()
+    reference_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the frozen copy that KL is measured against; beside a LoRA adapter there is no copy."""
 
     def __post_init__(self) -> None:
         group_size = self.collect.responses_per_prompt
@@ -54,6 +59,28 @@ class ImproveConfig(Settings):
         require_settings(self.method, resolved(self.method, self.optimize), group_size=group_size)
         num_parts = max(self.optimize.minibatches, self.method.num_parts)
         require_rows(self.collect.prompts_per_rollout * group_size, num_parts)
+
+
+class HasAdapter(Protocol):
+    """The options of a recipe that can train an adapter."""
+
+    @property
+    def lora(self) -> bool: ...
+    @property
+    def lora_rank(self) -> int: ...
+    @property
+    def lora_alpha(self) -> float: ...
+    @property
+    def lora_targets(self) -> tuple[str, ...]: ...
+
+
+def lora_settings(config: HasAdapter) -> dict[str, Any]:
+    """What `load_policy` is told of the adapter that a recipe's options ask for."""
+    rank = config.lora_rank or (LORA_RANK if config.lora else 0)
+    if rank == 0 and (config.lora_alpha != LORA_ALPHA or config.lora_targets):
+        name = "lora_targets" if config.lora_targets else "lora_alpha"
+        raise InputError(f"{name} is given and no adapter asked for; add lora_rank, such as {LORA_RANK}, or drop it.")
+    return {"lora_rank": rank, "lora_alpha": config.lora_alpha, "lora_targets": config.lora_targets}
 
 
 def for_language_models() -> list[str]:

@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import find_adapter_config_file
 
 from rlhf.errors import InputError
-from rlhf.lm.pretrained import listed, one_line, opened, require_finite, require_stored_whole
+from rlhf.lm.loading import listed, one_line, opened, require_finite
+from rlhf.lm.pretrained import require_stored_whole
 
 
 def adapter_base(source: str) -> str | None:

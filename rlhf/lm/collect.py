@@ -242,7 +242,7 @@ class PromptCollector:
         if self._empty == MAX_EMPTY:
             raise RuntimeError(
                 f"reward functions failed in {MAX_EMPTY} updates one after the other, and nothing was scored; the "
-                "warnings say how. When they answer again, --resume continues from the last checkpoint."
+                "lines above say how. When they answer again, --resume continues from the last checkpoint."
             )
         return {"episodes": 0, **skipped}
 

@@ -15,12 +15,17 @@ from transformers.utils.hub import extract_commit_hash
 
 from rlhf.errors import InputError
 from rlhf.lm.adapters import adapter_base, fresh_adapter, trained_adapter
+from rlhf.lm.gguf import checksum, gguf_file
+from rlhf.lm.loading import opened
 from rlhf.lm.model import Model, trunk_of
 from rlhf.lm.policy import VALUE_HEAD, CausalLM
-from rlhf.lm.pretrained import located, opened, pretrained, pretrained_config
+from rlhf.lm.pretrained import located, pretrained, pretrained_config
 from rlhf.lm.vocabulary import has_tokenizer, pretrained_tokenizer, require_room
 from rlhf.settings import CountOrNone, Location, Positive, Seed, Settings, checked, made
 from rlhf.sources import files_sums
+
+# None: as the policy's own.
+_REFERENCE_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,8 @@ class ModelConfig(Settings):
     """Which model to train, and how much of it."""
 
     model: Location
-    """Hub id or folder of a model or LoRA adapter; or a folder that a policy was saved to (with its critic)."""
+    """Hub id or folder of a model or LoRA adapter, or a .gguf file; or a folder that a policy was saved to (with its
+    critic)."""
     critic: Literal["shared", "separate", "none"] = "shared"
     """Value head on the policy's own trunk; on a trunk of its own, all of it trained; or no values."""
     critic_model: Location = ""
@@ -83,7 +89,8 @@ def load_policy(model: str, *, temperature: Positive = 1.0, seed: Seed = 0, **se
     """A pretrained model as a policy, with its tokenizer and with what ends its responses.
 
     Args:
-        model: Hub id or folder of a causal language model or of a LoRA adapter; or a folder that a policy was saved to.
+        model: Hub id or folder of a causal language model or of a LoRA adapter, or a .gguf file; or a folder that a
+            policy was saved to.
         temperature: Of sampling, and of scoring alike.
         seed: Of a fresh adapter's weights.
         settings: Fields of ModelConfig: critic, lora_rank, gradient_checkpointing, ...
@@ -101,7 +108,9 @@ def model_sums(model: str, *, what: str = "model") -> dict[str, str]:
     """Checksums of the files of a model, of an adapter and the model it was made for, or of a saved policy with its
     critic; of what is on the hub, the revision.
     """
-    base = adapter_base(_source(model))
+    base, file = adapter_base(_source(model)), gguf_file(model)
+    if file is not None:
+        return {f"{what}: {file.name}": checksum(file)} | _sums(_source(model), what)
     return _sums(model, what) | ({} if base is None else _sums(base, f"base {what}"))
 
 
@@ -141,8 +150,9 @@ def policy_of(config: ModelConfig, *, temperature: float, seed: int) -> CausalLM
         if config.gradient_checkpointing:
             for each in (base, critic):
                 _checkpoint_gradients(each)
-        dtype = None if config.reference_dtype == "float32" else torch.bfloat16
-        policy = CausalLM(model, temperature=temperature, critic=critic, reference_dtype=dtype)
+        policy = CausalLM(
+            model, temperature=temperature, critic=critic, reference_dtype=_REFERENCE_DTYPES[config.reference_dtype]
+        )
     folder = _folder(config.model)
     if _is_saved_policy(config.model) and config.critic == _saved_critic(folder):
         policy.load_value_head(folder)
@@ -199,6 +209,7 @@ def build_policy(
     critic: Literal["shared", "separate", "none"],
     seed: int,
     gradient_checkpointing: bool = False,
+    reference_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> CausalLM:
     """A policy of random weights from a transformers config; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
@@ -206,4 +217,6 @@ def build_policy(
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         if gradient_checkpointing:
             _checkpoint_gradients(model)
-        return CausalLM(model, temperature=temperature, critic=critic)
+        return CausalLM(
+            model, temperature=temperature, critic=critic, reference_dtype=_REFERENCE_DTYPES[reference_dtype]
+        )

@@ -16,8 +16,8 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from rlhf.errors import InputError
+from rlhf.lm.loading import one_line
 from rlhf.lm.packing import Layout, Layouts, Sequences, packed, sharing
-from rlhf.lm.pretrained import one_line
 
 Model = PreTrainedModel | PeftModel
 # Of the largest number compared. Rounding gives 1e-6, another sequence's tokens or a soft cap far more.

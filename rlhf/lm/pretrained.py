@@ -3,58 +3,40 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import find_adapter_config_file, logging
+from transformers.utils import find_adapter_config_file
 
 from rlhf.errors import InputError
+from rlhf.lm.gguf import converted, gguf_file
 from rlhf.lm.hub import require_hub
+from rlhf.lm.loading import listed, one_line, opened, require_finite
 
 # Where the numbers of a weight stand as they are; others (I8, U8, F8_E4M3, ...) are codes that go with a scale.
 _PLAIN = ("F64", "F32", "F16", "BF16")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_MOST_SHOWN = 300
 
 
 def located(model: str) -> str:
-    """Where transformers finds a model: a folder, or a name that the hub knows."""
+    """Where transformers finds a model: a folder, such as a .gguf file is turned into, or a name that the hub knows."""
     if not model:
-        raise InputError("there is no model: its name is empty; give a folder, or a name on the hub.")
+        raise InputError("there is no model: its name is empty; give a folder, a .gguf file, or a name on the hub.")
+    file = gguf_file(model)
+    if file is not None:
+        return str(converted(file))
     folder = Path(model).expanduser()
     if folder.is_dir():
         return str(folder)
     if folder.exists():
-        raise InputError(f"{model} is a file; give the folder of a model, or its name on the hub.")
-    if model.startswith(("/", ".", "~")):
-        raise InputError(f"there is no folder {model} to load a model from.")
+        raise InputError(f"{model} is a file; give the folder of a model, a .gguf file, or its name on the hub.")
+    if model.startswith(("/", ".", "~")) or folder.suffix == ".gguf":
+        raise InputError(f"there is no folder or file {model} to load a model from.")
     require_hub(model, "model")
     return model
-
-
-def opened(load: Any, source: str, **options: Any) -> Any:
-    """What a loader of transformers or peft makes of a folder or name; whatever it objects to is an InputError.
-
-    Files from anywhere make these libraries raise anything, from KeyError to a bare Exception.
-    """
-    try:
-        with _quiet():
-            return load(source, **options)
-    except Exception as error:
-        raise InputError(f"could not load {source!r}: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    """An error in one line; some of transformers' list every class that it has."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]} ..."
 
 
 def pretrained_config(source: str) -> PretrainedConfig:
@@ -144,19 +126,6 @@ def require_stored_whole(source: str) -> list[str]:
     return names
 
 
-def require_finite(model: nn.Module, source: str) -> None:
-    """Refuses weights that are NaN or infinite."""
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"{name} in {source!r} holds numbers that are NaN or infinite; the weights are broken.")
-
-
-def listed(names: Any) -> str:
-    """The first of many names."""
-    ordered = sorted(names)
-    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
-
-
 def _require_fit(model: PreTrainedModel, info: dict[str, Any], source: str) -> None:
     """Refuses weights that do not cover the model, or that the model has no place for where it should have one."""
     name = type(model).__name__
@@ -195,16 +164,3 @@ def _belongs(key: str, model: PreTrainedModel) -> bool:
 
 def _kind(name: str) -> str:
     return re.sub(r"\d+", "#", name)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' table of what did not fit and peft's warnings: what matters of it becomes an error."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)

@@ -9,7 +9,6 @@ import inspect
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ import torch
 from rlhf.errors import InputError, UserExit, no_exit
 from rlhf.files import users_code
 from rlhf.lm.settings import Calling, OnError
+from rlhf.runs.console import say
 from rlhf.runs.waiting import Waiting
 
 T = TypeVar("T")
@@ -84,9 +84,9 @@ def _tried(name: str, ask: Callable[[], T], on_error: OnError) -> T | None:
                 raise
             said = f"reward function {name} failed ({type(error).__name__}: {error})"
         if on_error == "skip":
-            warnings.warn(f"{said}; it is left out for these samples.", stacklevel=2)
+            say(f"{said}; it is left out for these samples.")
             return None
-        warnings.warn(f"{said}; trying again in {pause:g} s.", stacklevel=2)
+        say(f"{said}; trying again in {pause:g} s.")
         time.sleep(pause)
     raise AssertionError("the last try returns or raises")
 

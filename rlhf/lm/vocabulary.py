@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
 from rlhf.errors import InputError
-from rlhf.lm.pretrained import opened
+from rlhf.lm.loading import opened
 
 
 def has_tokenizer(source: str) -> bool:

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import shutil
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors import safe_open
 
 from rlhf.errors import InputError, NonFiniteError
+from rlhf.runs.console import say
 from rlhf.runs.state import save_state
 
 MANIFEST = "manifest.json"
@@ -64,10 +64,16 @@ def note_stop(folder: Path, message: str) -> None:
 
 
 def latest_checkpoint(root: Path) -> Path | None:
-    """The newest checkpoint whose every byte is as written; None if none was ever committed.
+    """As `find_checkpoint`, and tells the user what is wrong with those that it passes over."""
+    folder, reports = find_checkpoint(root)
+    if reports:
+        say(f"{' '.join(reports)} Using the older {folder}.")
+    return folder
 
-    Damaged ones, and those from which the run stopped again (`note_stop`), are passed over with a warning that says
-    what is wrong; leftovers of a kill are removed.
+
+def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose every byte is as written, None if none was ever committed; and what is wrong with
+    newer ones: they are damaged, or the run stopped again from them (`note_stop`). Leftovers of a kill are removed.
 
     Raises:
         InputError: There are checkpoints, and all are damaged.
@@ -86,15 +92,13 @@ def latest_checkpoint(root: Path) -> Path | None:
             stopped = stopped or folder
             reports.append(f"From {folder} the run stopped again: {note.read_text(encoding='utf-8')}")
             continue
-        if reports:
-            warnings.warn(f"{' '.join(reports)} Using the older {folder}.", stacklevel=2)
-        return folder
+        return folder, reports
     if stopped is not None:
         # What stopped it may have been mended since, and there is nothing older.
-        return stopped
+        return stopped, []
     if reports:
         raise InputError(f"no good checkpoint is left. {' '.join(reports)} Start anew with another --output-dir.")
-    return None
+    return None, []
 
 
 def commit_folder(folder: Path, write: Writer) -> Path:

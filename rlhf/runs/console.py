@@ -86,6 +86,13 @@ def plain_console() -> Console:
     return Console(file=Lenient(sys.stdout) if sys.stdout else None, markup=False, emoji=False, highlight=False)  # type: ignore[arg-type]
 
 
+def say(text: str) -> None:
+    """Tells the user something in a line; of several processes, all but the first say which they are."""
+    rank = os.environ.get("RANK", "0")
+    text = visible(text if rank == "0" else f"[rank {rank}] {text}")
+    plain_console().print(text, soft_wrap=True)
+
+
 def visible(text: str) -> str:
     """A text without what would steer the terminal: control characters are shown as escapes."""
     return "".join(char.encode("unicode_escape").decode("ascii") if _steers(char) else char for char in text)

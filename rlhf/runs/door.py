@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from accelerate import Accelerator
 
 from rlhf.errors import InputError
 from rlhf.runs.checkpoint import TEMPORARY, write_json
+from rlhf.runs.console import say
 from rlhf.runs.disk import named, reason, room
 from rlhf.runs.kept import CONFIG, PHASE, VERSIONS, newest_copies, recorded
 from rlhf.runs.lock import HOLDER, LOCK, FolderLock
@@ -57,7 +57,7 @@ def enter(
         raise InputError("--accept-changes is for runs that go on; give --resume too, or leave it out.")
     require_folder(folder)
     with ExitStack() as refused, _writable(folder):
-        # Whoever is at work in the folder is named before anything in it is looked at.
+        # Whoever is at work in the folder is named before anything in it is looked at, which changes nothing.
         lock = FolderLock(folder) if (folder / LOCK).exists() else None
         if lock is not None:
             refused.callback(lock.undo)
@@ -74,6 +74,7 @@ def enter(
             _require_new_or_resumed(folder, resume=resume)
         if not resume:
             refused.callback(withdraw, folder)
+        lock.say_who()
         # The configuration last: a folder that has one is a run.
         write_json(folder / VERSIONS, versions)
         write_json(folder / CONFIG, config | ({INPUTS: dict(inputs)} if inputs else {}))
@@ -250,8 +251,7 @@ def _compare_versions(folder: Path, versions: dict[str, str | int]) -> None:
         )
     changes = [f"{name} {old.get(name)} -> {now}" for name, now in versions.items() if old.get(name) != now]
     if changes:
-        warnings.warn(
+        say(
             f"{folder} goes on with {', '.join(changes)}; its numbers will not be bitwise those of a run that "
-            "was never interrupted.",
-            stacklevel=2,
+            "was never interrupted."
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhf.errors import InputError
 from rlhf.runs.checkpoint import Damaged, replace_file, verify_folder
+from rlhf.runs.console import say
 from rlhf.runs.log import Lines
 
 # The subfolder of a checkpoint that holds the copies.
@@ -59,7 +59,7 @@ def restore_log(path: Path, kept: Path | None) -> None:
     now = path.read_bytes() if path.exists() else b""
     if not now.startswith(before):
         what = "was changed or cut" if now else "was lost"
-        warnings.warn(f"{path} {what} after it was saved; it is restored from {kept}.", stacklevel=2)
+        say(f"{path} {what} after it was saved; it is restored from {kept}.")
     # What a link leads to is not ours to write to.
     if now != before or path.is_symlink():
         replace_file(path, before)
@@ -85,7 +85,7 @@ def recorded(run_folder: Path, name: str) -> Any:
                 "--output-dir."
             ) from None
         what = "is damaged" if path.exists() else "was lost"
-        warnings.warn(f"{path} {what}; it is restored from {kept}.", stacklevel=2)
+        say(f"{path} {what}; it is restored from {kept}.")
     return value if kept is None else json.loads((kept / name).read_text(encoding="utf-8"))
 
 

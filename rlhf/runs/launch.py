@@ -26,6 +26,9 @@ from rlhf.runs.stop import Stopped
 with deferred():
     import torch
 
+    from rlhf.runs.processes import end_at_once
+    from rlhf.runs.ranks import left_alone
+
 
 C = TypeVar("C")
 _end = os._exit
@@ -129,8 +132,7 @@ def leave(status: int) -> NoReturn:
     lock to do so; if the interpreter is being taken down by then, the thread aborts the process (status 134). So does
     one that was stopped while threads of user code wait for an endpoint: Python would wait for them.
     """
-    distributed = "torch" in sys.modules and torch.distributed.is_initialized()
-    if not distributed and not (status and _threads_of_others()):
+    if not _one_of_several() and not (status and _threads_of_others()):
         sys.exit(status)
     # Ranks that failed alone must not wait for the others here.
     if status == 0:
@@ -139,8 +141,14 @@ def leave(status: int) -> NoReturn:
     _leave_at_once(status)
 
 
+def _one_of_several() -> bool:
+    return "torch" in sys.modules and torch.distributed.is_initialized()
+
+
 def _leave_at_once(status: int) -> NoReturn:
-    """Ends the process without taking its Python down."""
+    """Ends the process without taking its Python down, and without waiting for others."""
+    if _one_of_several():
+        end_at_once()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -191,8 +199,10 @@ def _run(main: Callable[[], object]) -> int:
         return stopped.status
     except KeyboardInterrupt as interrupt:
         return _say(str(interrupt) or "interrupted; --resume continues from the last checkpoint.", 130)
-    except Exception:
-        if not _threads_of_others():
+    except Exception as error:
+        if left_alone(error):
+            return _say("error: another process of this run has ended, which says why; this one ends with it.", 1)
+        if not (_threads_of_others() or _one_of_several()):
             raise
         traceback.print_exc()
         return 1

@@ -31,6 +31,7 @@ class Held(NamedTuple):
 class FolderLock:
     """Held from here until `release` or the end of the process, however that comes; forked children do not hold it.
 
+    Of a folder that has been locked before nothing changes until `say_who`, so that who only looks leaves it as it was.
     A later run of the same thread takes it over, as in a notebook, where an earlier one may have failed.
 
     Raises:
@@ -55,8 +56,7 @@ class FolderLock:
             self._key, self._inherited = _identity(folder), False
             atexit.register(self.release)
         self._held[self._key] = Held(lock, threading.current_thread())
-        if not self._inherited:
-            self._say_who()
+        self._said = self._inherited
 
     def undo(self) -> None:
         """Leaves the folder to who had it."""
@@ -69,11 +69,16 @@ class FolderLock:
             return
         atexit.unregister(self.release)
         # On a disk that fails, the name of who held the lock may stay; it says nothing without the lock.
-        with suppress(OSError):
-            self._holder.unlink(missing_ok=True)
+        if self._said:
+            with suppress(OSError):
+                self._holder.unlink(missing_ok=True)
         self._held.pop(self._key).lock.release()
 
-    def _say_who(self) -> None:
+    def say_who(self) -> None:
+        """Has those that are refused told of this process."""
+        if self._said:
+            return
+        self._said = True
         since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         holder = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,6 +15,7 @@ from rlhf.runs.checkpoint import (
     Damaged,
     Writer,
     commit_folder,
+    find_checkpoint,
     latest_checkpoint,
     note_stop,
     prune_checkpoints,
@@ -26,6 +26,7 @@ from rlhf.runs.checkpoint import (
     write_json,
 )
 from rlhf.runs.clock import Clock
+from rlhf.runs.console import say
 from rlhf.runs.disk import free_bytes, one_line, readable, size_of
 from rlhf.runs.kept import PHASE, RUN, keep, own_files, restore_log
 from rlhf.runs.log import Display, Lines, check_row, read_lines
@@ -244,7 +245,7 @@ class Phase:
         try:
             verify_folder(self.final)
         except Damaged as damage:
-            warnings.warn(f"{damage} Writing it again from the last checkpoint.", stacklevel=2)
+            say(f"{damage} Writing it again from the last checkpoint.")
             return False
         end = json.loads((self.final / "finished.json").read_text(encoding="utf-8"))
         reached = end[self._unit]
@@ -262,7 +263,8 @@ class Phase:
 
         Else the last updates are done again, since nothing tells whether their lines are as they were.
         """
-        folder = latest_checkpoint(self._checkpoints)
+        # What is wrong with others is told if the run goes on from it.
+        folder, _ = find_checkpoint(self._checkpoints)
         if folder is not None and int(folder.name) == update:
             self._restore_logs(folder / RUN)
         return folder is None or int(folder.name) >= update

@@ -1,7 +1,8 @@
-"""What several processes need before a run is made: devices, and one folder that all of them see."""
+"""What several processes need: before a run devices, and one folder that all of them see; and after it a good end."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
 import socket
@@ -76,6 +77,27 @@ def require_shared(folder: Path, accelerator: Accelerator) -> None:
             f"--output-dir {folder.absolute()} is not the same folder for all processes: {', '.join(blind)} cannot see "
             "what the main process writes there. Name one that all machines share."
         )
+
+
+def end_in_order() -> None:
+    """Has gloo end before Python is taken down: after that, a thread of it that frees something aborts the process.
+
+    Until then it is there for a second run, and for the user's own; and it is left alone where an error ends the
+    process, since it would wait for what other processes no longer do.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        atexit.register(_end_gloo)
+
+
+def end_at_once() -> None:
+    """Takes that back, where a process ends while others may not."""
+    atexit.unregister(_end_gloo)
+
+
+def _end_gloo() -> None:
+    failed = hasattr(sys, "last_value")
+    if not failed and torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
 
 
 def _missing(folder: Path) -> list[Path]:

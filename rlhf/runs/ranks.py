@@ -1,10 +1,12 @@
-"""What the main process does for all of them."""
+"""What the main process does for all of them, and how they learn that one of them has ended."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -13,6 +15,10 @@ from rlhf.errors import DiskError, InputError, NonFiniteError
 T = TypeVar("T")
 # Errors that end every rank as they end the main process; any other is a RuntimeError there.
 TOLD: tuple[type[Exception], ...] = (InputError, DiskError, NonFiniteError)
+# What gloo says in a process that waits for another which has ended.
+PEER_ENDED = ("closed by peer", "reset by peer", "Broken pipe")
+# In the store by which the processes found each other: the signal that ended one which could not agree with the others.
+WORD = "rlhf/ended-by-signal"
 
 
 def on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:
@@ -34,3 +40,29 @@ def on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:
     if message is not None:
         raise RuntimeError(f"the main process failed: {message}") if kind is None else TOLD[kind](message)
     return result
+
+
+def left_alone(error: BaseException | None) -> bool:
+    """Whether it was raised because another process, with which this one was to exchange something, has ended."""
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return "gloo" in said and any(text in said for text in PEER_ENDED)
+
+
+def leave_word(number: int) -> None:
+    """Tells the other processes, which may wait for this one in vain, that this signal ends it."""
+    if torch.distributed.is_initialized():
+        # It may have been kept by a process that has ended.
+        with suppress(RuntimeError):
+            _store().set(WORD, str(number))
+
+
+def word_left() -> int:
+    """The signal that ended another process, if it could leave word of it; else 0."""
+    with suppress(RuntimeError):
+        if _store().check([WORD]):
+            return int(_store().get(WORD))
+    return 0
+
+
+def _store() -> torch.distributed.Store:
+    return torch.distributed.distributed_c10d._get_default_store()

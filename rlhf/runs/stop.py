@@ -16,6 +16,7 @@ with deferred():
     from accelerate import Accelerator
 
     from rlhf.reduce import global_max
+    from rlhf.runs.ranks import leave_word, left_alone, word_left
 
 
 class Stopped(Exception):
@@ -52,6 +53,15 @@ class StopSignals:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if isinstance(error, Stopped) and not error.saved:
+            leave_word(error.status - 128)
+        elif isinstance(error, KeyboardInterrupt):
+            leave_word(signal.SIGINT)
+        elif left_alone(error):
+            # Another process ended while this one waited for it: of the signal that this one may have got as well.
+            number = self.received or word_left()
+            if number:
+                raise Stopped(number, saved=False) from None
 
     def requested(self) -> bool:
         """Whether any rank was asked to stop; every rank must call this, and all get the same answer."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from rlhf.errors import InputError
+from rlhf.runs.ranks import leave_word
 from rlhf.runs.stop import Stopped, stop_signals
 
 # Seconds after SIGTERM: until then what waits may come back by itself, so that the update in hand is saved; from then
@@ -111,6 +112,7 @@ class Waiting:
             if numbers and signal.SIGTERM in numbers and self._heeds_sigterm and not self._told:
                 self._told = time.monotonic()
             if self._told and time.monotonic() > self._told + END:
+                leave_word(signal.SIGTERM)
                 os.write(
                     2, b"stopped by SIGTERM in code that does not end; --resume continues from the last checkpoint.\n"
                 )

@@ -13,8 +13,6 @@ from rlhf.lm.settings import Calling
 from tests.lm.words import EOS, D, word_tokenizer
 from tests.lm.worlds import ROWS, word_collector, word_policy
 
-pytestmark = pytest.mark.filterwarnings("ignore:reward function .* failed")
-
 
 def trained(reward: Any, policy: Any, *, updates: int) -> rlhf.Result:
     policy.tokenizer, policy.end_tokens = word_tokenizer(), (EOS, D)

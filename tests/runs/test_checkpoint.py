@@ -3,8 +3,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from rlhf.runs import checkpoint
 from rlhf.runs.checkpoint import (
     Damaged,
     commit_folder,
+    find_checkpoint,
     latest_checkpoint,
     note_stop,
     save_checkpoint,
@@ -39,9 +40,9 @@ def files(folder: Path) -> list[Path]:
 
 def newest_good(root: Path) -> Path | None:
     """Fails if anything is reported: for places where nothing may be damaged."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return latest_checkpoint(root)
+    folder, reports = find_checkpoint(root)
+    assert not reports
+    return folder
 
 
 def test_checkpoint_round_trip(tmp_path):
@@ -158,11 +159,13 @@ def test_what_is_not_finite_is_never_committed(tmp_path, place, dtype, bad):
     assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
 
 
-def test_a_checkpoint_from_which_a_run_stopped_again_is_passed_over_while_there_is_an_older(tmp_path):
+def test_a_checkpoint_from_which_a_run_stopped_again_is_passed_over_while_there_is_an_older(tmp_path, capsys):
     save(tmp_path, 1)
     note_stop(save(tmp_path, 2), "loss is not finite.")
-    with pytest.warns(UserWarning, match=r"From .*2 the run stopped again: loss is not finite. Using the older .*1\."):
-        assert latest_checkpoint(tmp_path).name == "00000001"
+    assert latest_checkpoint(tmp_path).name == "00000001"
+    assert re.search(
+        r"From .*2 the run stopped again: loss is not finite. Using the older .*1\.", capsys.readouterr().out
+    )
     # One that is written in its place is another.
     save(tmp_path, 2)
     assert newest_good(tmp_path).name == "00000002"
@@ -176,7 +179,7 @@ def test_a_checkpoint_from_which_a_run_stopped_again_is_passed_over_while_there_
 
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors", "policy/weights.bin", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "grow", "remove"])
-def test_damage_is_reported_and_the_older_checkpoint_used(tmp_path, name, damage):
+def test_damage_is_reported_and_the_older_checkpoint_used(tmp_path, capsys, name, damage):
     save(tmp_path, 1)
     path = save(tmp_path, 2) / name
     content = bytearray(path.read_bytes())
@@ -189,8 +192,9 @@ def test_damage_is_reported_and_the_older_checkpoint_used(tmp_path, name, damage
         path.write_bytes(content + b" ")
     else:
         path.unlink()
-    with pytest.warns(UserWarning, match=rf"00000002 is damaged: .*{Path(name).name}.* Using the older .*00000001"):
-        assert latest_checkpoint(tmp_path).name == "00000001"
+    assert latest_checkpoint(tmp_path).name == "00000001"
+    said = capsys.readouterr().out
+    assert re.fullmatch(rf".*00000002 is damaged: .*{Path(name).name}.* Using the older .*00000001\.\n", said)
 
 
 def test_every_byte_of_a_checkpoint_is_guarded(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +110,6 @@ def run(request, tmp_path_factory) -> tuple[Path, Path]:
     return folder / "run", folder / "whole"
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -137,13 +135,13 @@ def test_what_was_lost_or_changed_comes_back(run, tmp_path, name, damage):
         ("versions.json", cut, "versions.json is damaged; it is restored from "),
     ],
 )
-def test_what_is_restored_is_said_in_one_line(tmp_path, name, damage, said):
+def test_what_is_restored_is_said_in_one_line(tmp_path, capsys, name, damage, said):
     trained(tmp_path / "run", finished=True)
     damage(tmp_path / "run" / name)
-    with pytest.warns(UserWarning, match="restored") as warned:
-        resumed(tmp_path / "run")
-    assert len(warned) == 1
-    assert said + str(tmp_path / "run/ppo/checkpoints/00000003/run") in str(warned[0].message)
+    capsys.readouterr()
+    resumed(tmp_path / "run")
+    told = [line for line in capsys.readouterr().out.splitlines() if "restored" in line]
+    assert told == [f"{tmp_path / 'run'}/{said}{tmp_path / 'run/ppo/checkpoints/00000003/run'}."]
 
 
 def test_the_copy_tells_other_settings_where_the_configuration_was_edited(tmp_path):
@@ -165,7 +163,7 @@ def test_a_configuration_that_cannot_be_read_and_has_no_copy_is_refused(tmp_path
 
 
 @pytest.mark.parametrize("gone", [True, False], ids=["deleted", "damaged"])
-def test_without_the_last_checkpoint_the_last_updates_of_a_finished_phase_are_done_again(tmp_path, gone):
+def test_without_the_last_checkpoint_the_last_updates_of_a_finished_phase_are_done_again(tmp_path, capsys, gone):
     """Nothing else tells whether their lines are as they were."""
     trained(tmp_path / "run", finished=True)
     whole = tree(tmp_path / "run")
@@ -173,12 +171,13 @@ def test_without_the_last_checkpoint_the_last_updates_of_a_finished_phase_are_do
     drop_line(tmp_path / "run/ppo/metrics.jsonl")
     if gone:
         shutil.rmtree(newest)
-        with pytest.warns(UserWarning, match="metrics.jsonl was changed or cut"):
-            resumed(tmp_path / "run")
     else:
         edit(newest / "state.json")
-        with pytest.warns(UserWarning, match="content of state.json is not what manifest.json says"):
-            resumed(tmp_path / "run")
+    capsys.readouterr()
+    resumed(tmp_path / "run")
+    said = capsys.readouterr().out
+    assert said.count("metrics.jsonl was changed or cut") == 1
+    assert said.count("content of state.json is not what manifest.json says") == (not gone)
     again = tree(tmp_path / "run")
     assert {name: again[name] for name in again if "checkpoints" not in name} == {
         name: whole[name] for name in whole if "checkpoints" not in name
@@ -266,10 +265,7 @@ def test_a_log_that_somebody_else_changed_while_the_run_is_alive_is_neither_kept
         log(2)
     run.close()
     again = enter(tmp_path / "run").phase("ppo")
-    with warnings.catch_warnings():
-        # Of lines that follow those in the checkpoint nothing is said.
-        warnings.filterwarnings("ignore", rf".*{name} was .*restored")
-        restored = again.restore()
+    restored = again.restore()
     assert restored is not None
     assert restored.update == 1
     assert [row["update"] for row in again.rows()] == [0, 1]
@@ -294,7 +290,5 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name):
     trained(tmp_path / "run", finished=False)
     (tmp_path / "run" / name).unlink()
     (tmp_path / "run" / name).mkdir()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*restored")
-        with pytest.raises((InputError, DiskError), match=rf"run/{name}: Is a directory"):
-            resumed(tmp_path / "run")
+    with pytest.raises((InputError, DiskError), match=rf"run/{name}: Is a directory"):
+        resumed(tmp_path / "run")

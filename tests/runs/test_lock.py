@@ -17,6 +17,7 @@ import pytest
 from accelerate import Accelerator
 
 from rlhf.errors import InputError
+from rlhf.runs.door import require_new_or_resumed
 from rlhf.runs.lock import HOLDER, FolderLock
 from rlhf.runs.run import Run
 
@@ -163,6 +164,59 @@ def test_a_link_in_the_place_of_the_holder_s_name_is_not_followed(tmp_path: Path
     other.write_text("mine")
     (folder / HOLDER).symlink_to(other)
     lock = FolderLock(folder)
+    lock.say_who()
     assert other.read_text() == "mine"
     assert not (folder / HOLDER).is_symlink()
     lock.release()
+
+
+def started(folder: Path) -> None:
+    enter(folder, resume=False).close()
+
+
+def another(folder: Path) -> None:
+    started(folder)
+    (folder / "config.json").write_text('{"updates": 3}')
+
+
+def locked_only(folder: Path) -> None:
+    folder.mkdir()
+    (folder / ".lock").touch()
+
+
+def refused(look: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        look()
+
+
+@pytest.mark.parametrize(
+    ("make", "look"),
+    [
+        (started, lambda folder: require_new_or_resumed(folder, resume=True)),
+        (started, lambda folder: refused(lambda: require_new_or_resumed(folder, resume=False), "another run")),
+        (started, lambda folder: refused(lambda: enter(folder, resume=False), "another run")),
+        (another, lambda folder: refused(lambda: enter(folder, resume=True), "3 -> 2")),
+        (locked_only, lambda folder: require_new_or_resumed(folder, resume=False)),
+        (locked_only, lambda folder: refused(lambda: enter(folder, resume=True), "no run")),
+    ],
+    ids=["look to resume", "look to start", "start", "resume of another", "look at a lock", "resume of nothing"],
+)
+@pytest.mark.parametrize("killed_before", [False, True])
+def test_a_look_and_a_refused_start_change_nothing(
+    make: Callable[[Path], None], look: Callable[[Path], object], killed_before: bool, tmp_path: Path
+) -> None:
+    """Nor do they for a moment, which the times of the folder would tell; the name that a killed run left stays too."""
+    folder = tmp_path / "run"
+    make(folder)
+    if killed_before:
+        (folder / HOLDER).write_text('{"process": 1}')
+
+    def seen() -> dict[str, object]:
+        there = [folder, *folder.rglob("*")]
+        return {str(path): (path.stat().st_mtime_ns, path.is_dir() or path.read_bytes()) for path in there}
+
+    before = seen()
+    look(folder)
+    assert seen() == before
+    # And nobody holds it.
+    killed(forked(lambda: FolderLock(folder)))

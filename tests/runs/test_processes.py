@@ -56,3 +56,40 @@ def test_a_folder_that_cannot_be_made_is_refused_and_what_was_made_for_it_goes(t
         with pytest.raises(InputError, match=re.escape(f"--output-dir {folder} cannot be written: ")):
             require_shared(folder, first)
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+ENDING = """
+import atexit, os, sys
+import torch.distributed
+from types import SimpleNamespace
+from rlhf.training import make_accelerator
+
+policy = SimpleNamespace(memoryless=True)
+for case in ("ends", "ended", "fails", "exits"):
+    if os.fork():
+        os.wait()
+        continue
+    # What is registered first is done last.
+    atexit.register(lambda: print(case, torch.distributed.is_initialized(), flush=True))
+    store = f"file://{sys.argv[1]}/{case}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    make_accelerator(policy, mixed_precision="no")
+    # As a second `train` does it, after which a script may have something to exchange.
+    make_accelerator(policy, mixed_precision="no")
+    torch.distributed.barrier()
+    if case == "ended":
+        torch.distributed.destroy_process_group()
+    if case == "fails":
+        raise ValueError("mine")
+    if case == "exits":
+        sys.exit(3)
+    break
+"""
+
+
+def test_gloo_ends_before_python_is_taken_down_in_a_script_that_has_no_launch(tmp_path: Path) -> None:
+    """Else a thread of it may abort the process then; where an error ends the process it could wait for others."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout.split("\n")[:4] == ["ends False", "ended False", "fails True", "exits False"], done.stderr

@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,12 +110,13 @@ def test_resume_works_from_a_moved_folder(tmp_path):
     enter(tmp_path / "there", resume=True)
 
 
-def test_resume_tells_of_other_versions(tmp_path):
+def test_resume_tells_of_other_versions(tmp_path, capsys):
     enter(tmp_path)
     versions = json.loads((tmp_path / "versions.json").read_text())
     (tmp_path / "versions.json").write_text(json.dumps(versions | {"torch": "1.0"}))
-    with pytest.warns(UserWarning, match=re.escape(f"torch 1.0 -> {importlib.metadata.version('torch')}")):
-        enter(tmp_path, resume=True)
+    enter(tmp_path, resume=True)
+    begin = f"{tmp_path} goes on with torch 1.0 -> {importlib.metadata.version('torch')}; its numbers"
+    assert capsys.readouterr().out.startswith(begin)
 
 
 def test_resume_by_another_number_of_processes_is_refused_and_changes_nothing(tmp_path):
@@ -173,15 +173,15 @@ def test_a_phase_without_a_checkpoint_starts_again(tmp_path):
     assert read_lines(again.folder / "metrics.jsonl") == [{"update": 0}]
 
 
-def test_restore_falls_back_to_the_older_checkpoint_and_its_logs(tmp_path):
+def test_restore_falls_back_to_the_older_checkpoint_and_its_logs(tmp_path, capsys):
     phase = enter(tmp_path).phase("ppo")
     for update in range(3):
         phase.log({"update": update})
         phase.save(update, update, write_policy(str(update)))
     (tmp_path / "ppo/checkpoints/00000002/policy/weights").write_text("x")
     again = enter(tmp_path, resume=True).phase("ppo")
-    with pytest.warns(UserWarning, match="policy/weights is not what manifest.json says"):
-        restored = again.restore()
+    restored = again.restore()
+    assert "policy/weights is not what manifest.json says" in capsys.readouterr().out
     assert (restored.update, restored.state) == (1, 1)
     assert [row["update"] for row in read_lines(phase.folder / "metrics.jsonl")] == [0, 1]
 
@@ -211,12 +211,12 @@ def test_a_phase_may_be_counted_in_steps(tmp_path):
         phase.finished(499, "steps")
 
 
-def test_a_damaged_final_model_is_not_finished(tmp_path):
+def test_a_damaged_final_model_is_not_finished(tmp_path, capsys):
     phase = enter(tmp_path).phase("ppo")
     phase.finish(10, write_policy("ten"))
     (phase.final_policy / "weights").write_text("net")
-    with pytest.warns(UserWarning, match="policy/weights is not what"):
-        assert not phase.finished(10)
+    assert not phase.finished(10)
+    assert "policy/weights is not what" in capsys.readouterr().out
 
 
 def test_a_finished_phase_without_checkpoints_cannot_go_on(tmp_path):
