@@ -9,7 +9,8 @@ import pytest
 
 import rlhf
 from rlhf.errors import InputError
-from rlhf.lm.verifiers import counting
+from rlhf.lm.rewards import Rewards, load_reward
+from rlhf.lm.verifiers import counting, instructions
 from rlhf.lm.verifiers.instructions import all_followed, loose_verdicts, require_instructions, share_followed
 from tests.recipes.small import save_model
 
@@ -112,6 +113,13 @@ def test_a_package_that_is_not_there_is_asked_for_at_the_door(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf"{kind}: {package} is needed.*pip install 'rlhf\[ifeval\]'"):
         require_instructions([kind], [keywords])
+
+
+def test_the_command_line_takes_the_reward_by_its_file() -> None:
+    rewards = Rewards([load_reward(f"{instructions.__file__}:share_followed")])
+    rewards.require_rows("data", rows())
+    with pytest.raises(InputError, match="data: row 20: reward function share_followed: instruction punctuation"):
+        rewards.require_rows("data", rows(kwargs=[{"a": 1}, FEW]))
 
 
 @pytest.fixture(scope="module")

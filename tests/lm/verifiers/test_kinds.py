@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -12,10 +11,8 @@ import torch
 from rlhf.core.random import uniforms
 from rlhf.lm.verifiers.instructions import loose_verdicts, strict_verdicts
 from rlhf.lm.verifiers.kinds import CHECKERS
+from tests.lm.verifiers.agreement import IFEVAL, ifeval_rows
 from tests.lm.verifiers.cases import CASES, ENGLISH, LOOSE
-from tests.warning_rule import ROOT
-
-IFEVAL = ROOT.parent / "shared" / "data" / "ifeval" / "prompts.jsonl"
 
 
 def each(cases: list[Any]) -> list[Any]:
@@ -57,7 +54,7 @@ def test_every_kind_has_eight_cases_and_follows_an_empty_text_never() -> None:
 @pytest.mark.skipif(not IFEVAL.is_file(), reason="needs IFEval's prompts, beside the checkout in ../shared/data")
 @pytest.mark.parametrize(("verdicts", "column"), [(strict_verdicts, "strict"), (loose_verdicts, "loose")])
 def test_verdicts_on_responses_of_gpt4_are_those_of_the_authors(verdicts: Any, column: str) -> None:
-    rows = [json.loads(line) for line in IFEVAL.read_text(encoding="utf-8").splitlines()]
+    rows = ifeval_rows()
     theirs = [each for row in rows for each in row[f"gpt4_follow_{column}"]]
     ours = [each for row in rows for each in verdicts(row["gpt4_response"], row["instruction_id_list"], row["kwargs"])]
     assert len(theirs) == 408
