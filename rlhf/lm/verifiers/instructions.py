@@ -17,6 +17,9 @@ from rlhf.lm.verifiers.kinds import CHECKERS
 
 Given = Mapping[str, Any]
 
+# A letter of either case, so that whatever package a checker takes, it takes at the door; Deseret, which is found in no
+# language at once, where a Latin one would be in many at length.
+_TRIED = ("\U00010400", "\U00010428")
 _KEYWORDS = {
     kind: [name for name in inspect.signature(checker).parameters if name != "text"]
     for kind, checker in CHECKERS.items()
@@ -31,8 +34,7 @@ def require_instructions(instruction_id_list: Sequence[str], kwargs: Sequence[Gi
             package that it takes is not installed.
     """
     for kind, check in _checks(instruction_id_list, kwargs):
-        # One letter of either case, so that whatever a checker takes, it takes now.
-        for text in ("A", "a"):
+        for text in _TRIED:
             _verdict(kind, check, text)
 
 

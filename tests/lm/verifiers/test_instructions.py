@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -94,6 +95,15 @@ def test_instructions_that_cannot_be_checked_are_refused_by_name(kinds: Any, kwa
     ):
         with pytest.raises(InputError, match=message):
             refuse()
+
+
+def test_many_rows_are_checked_in_a_moment() -> None:
+    """Letters whose language is doubtful take langdetect 20 ms."""
+    kinds = ["language:response_language", "change_case:english_capital", "change_case:english_lowercase"]
+    begun = time.monotonic()
+    for _ in range(200):
+        require_instructions(kinds, [{"language": "de"}, {}, {}])
+    assert time.monotonic() - begun < 3.0
 
 
 @pytest.mark.parametrize(
