@@ -163,6 +163,9 @@ class Rewards:
             if check is None:
                 continue
             asked = [parameter.name for parameter in _parameters(check)]
+            for column in asked:
+                if rows and column not in rows[0]:
+                    raise InputError(f"the check of reward function {name} asks for {column!r}, which {data} have not.")
             for number, row in enumerate(rows):
                 try:
                     check(**{column: row[column] for column in asked})

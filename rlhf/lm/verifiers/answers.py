@@ -72,6 +72,8 @@ def _worker() -> Any:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         encoding="utf-8",
+        # A Ctrl-C is this process's to answer.
+        start_new_session=True,
         # Sympy's order of terms follows the hashes of its symbols.
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"},
     )

@@ -50,7 +50,7 @@ def test_an_answer_that_takes_for_ever_is_wrong_and_the_next_is_heard(monkeypatc
     monkeypatch.setattr(answers, "SECONDS", 1.0)
     begun = time.monotonic()
     assert equal_answers(["$9^{9^{9^9}}$", "$5$"], [3, 5]) == [0.0, 1.0]
-    assert time.monotonic() - begun < 20.0
+    assert time.monotonic() - begun < 60.0
     answers._worker.cache_clear()
 
 

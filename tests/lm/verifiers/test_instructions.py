@@ -103,7 +103,7 @@ def test_many_rows_are_checked_in_a_moment() -> None:
     begun = time.monotonic()
     for _ in range(200):
         require_instructions(kinds, [{"language": "de"}, {}, {}])
-    assert time.monotonic() - begun < 3.0
+    assert time.monotonic() - begun < 10.0
 
 
 @pytest.mark.parametrize(

@@ -93,4 +93,4 @@ def test_time_is_linear_in_the_text(kind: str) -> None:
         text = piece * (200_000 // len(piece))
         begun = time.monotonic()
         strict_verdicts(text, [kind], [KEYWORDS[kind]])
-        assert time.monotonic() - begun < 5.0, piece
+        assert time.monotonic() - begun < 20.0, piece
