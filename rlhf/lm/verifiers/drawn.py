@@ -71,10 +71,9 @@ def _related(draws: Draws, at_least: Sequence[int], less_than: Sequence[int]) ->
     return relation, draws.one(at_least if relation == "at least" else less_than)
 
 
-def _words(request: Request, draws: Draws, choices: Sequence[str], most: int) -> list[str]:
-    """Sometimes a word of the topic is among them."""
+def _words(request: Request, draws: Draws, choices: Sequence[str], count: int) -> list[str]:
+    """Sometimes the first is of the topic."""
     last = request.topic.split()[-1].lower()
-    count = draws.one(range(1, most + 1))
     words = draws.some([word for word in choices if word != last], count)
     return [last, *words[1:]] if draws.one(range(4)) == 0 else words
 
@@ -113,9 +112,11 @@ def _capital_words(_: Request, draws: Draws) -> dict[str, Any]:
 
 
 _DRAWN: dict[str, Callable[[Request, Draws], dict[str, Any]]] = {
-    "keywords:existence": lambda request, draws: {"keywords": _words(request, draws, KEYWORDS, 3)},
+    "keywords:existence": lambda request, draws: {"keywords": _words(request, draws, KEYWORDS, draws.one((2, 3)))},
     "keywords:frequency": _frequency,
-    "keywords:forbidden_words": lambda request, draws: {"forbidden_words": _words(request, draws, FREQUENT, 3)},
+    "keywords:forbidden_words": lambda request, draws: {
+        "forbidden_words": _words(request, draws, FREQUENT, draws.one((2, 3)))
+    },
     "keywords:letter_frequency": _letter_frequency,
     "language:response_language": lambda _, draws: {"language": draws.one(list(LANGUAGES))},
     "length_constraints:number_sentences": _number_sentences,

@@ -222,10 +222,10 @@ TOPICS: dict[str, tuple[str, ...]] = {
 }
 
 _ANY = (
-    "Write a short poem about {topic}.",
+    "Write a poem of a few lines about {topic}.",
     "Write a short paragraph about {topic}.",
     "Tell me something interesting about {topic}.",
-    "Write a short story in which {topic} plays a part.",
+    "Write a very short story that has to do with {topic}.",
     "What comes to your mind when you think of {topic}?",
 )
 
