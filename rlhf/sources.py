@@ -53,10 +53,8 @@ def code_sums(what: str, value: Any) -> dict[str, str]:
             sums[what] = hashlib.sha256(inspect.getsource(owner).encode()).hexdigest()
     else:
         file = Path(path).resolve()
-        if _installed(file):
-            return {}
         root = file.parents[owner.__module__.count(".")]
-        sums = files_sums(what, _with_neighbours(file, root), below=root)
+        sums = {} if _installed(file) else files_sums(what, _with_neighbours(file, root), below=root)
     if fixed:
         sums[f"{what}: arguments"] = hashlib.sha256(json.dumps(fixed, default=_plain).encode()).hexdigest()
     return sums
@@ -65,20 +63,19 @@ def code_sums(what: str, value: Any) -> dict[str, str]:
 def held_sums(what: str, value: Any) -> dict[str, str]:
     """The sha256 of the plain values that an object, or a function's closure and defaults, holds: by them one text is
     two rewards. Names that begin with _ are the code's own doings, such as a count of its calls. Of what is
-    installed nothing counts, as in `code_sums`.
+    installed only closures count, which hold what the user asked for.
     """
-    if not code_sums(what, value):
-        return {}
     while isinstance(value, functools.partial):
         value = value.func
+    installed = not code_sums(what, value)
     if inspect.ismethod(value):
         value = value.__self__
     held: Mapping[str, Any] = {}
     if inspect.isfunction(value):
         value = inspect.unwrap(value)
-        defaults = inspect.signature(value).parameters.values()
+        defaults = [] if installed else inspect.signature(value).parameters.values()
         held = {one.name: one.default for one in defaults} | dict(inspect.getclosurevars(value).nonlocals)
-    elif not inspect.isclass(value):
+    elif not installed and not inspect.isclass(value):
         held = getattr(value, "__dict__", {})
     plain = {name: held[name] for name in sorted(held) if not name.startswith("_") and _is_plain(held[name])}
     return rows_sums(what, "values", [plain]) if plain else {}

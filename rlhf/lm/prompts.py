@@ -113,7 +113,9 @@ class Prompts(CollectorTask):
         self._read_with = (tokenizer, context)
         apart = [] if isinstance(self.held_out, int) else prompts(self.held_out)
         self._rows = prompts(self.data), apart
-        self.rewards.require_columns(self._rows[0][0].columns)
+        for data in (self.data,) if isinstance(self.held_out, int) else (self.data, self.held_out):
+            self.rewards.require_columns(data.reward_columns)
+            self.rewards.require_rows(data.name, data.rows)
         try_rewards(self.rewards, self._rows[0][:2], tokenizer)
         if isinstance(self.held_out, int) and not 0 < self.held_out < len(self._rows[0]):
             raise InputError(

@@ -6,10 +6,10 @@ import contextlib
 import copy
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from rlhf.lm.reward_calls import call_all
 from rlhf.lm.settings import Calling
 
 RewardFunction = Callable[..., Any]
+Function = TypeVar("Function", bound=RewardFunction)
 
 KEYWORDS = ("prompts", "responses", "completions", "completion_ids", "finished")
 """What every reward function may ask for, besides the columns of the data."""
@@ -148,6 +149,29 @@ class Rewards:
                         f"{_suggestion(parameter.name, available)}."
                     )
 
+    def require_rows(self, data: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Shows every row to the functions that check rows, so that none stops a run midway.
+
+        Args:
+            data: What messages call them.
+
+        Raises:
+            InputError: A function cannot use a row.
+        """
+        for name, function in self.functions.items():
+            check = getattr(function, "require_row", None)
+            if check is None:
+                continue
+            asked = [parameter.name for parameter in _parameters(check)]
+            for column in asked:
+                if rows and column not in rows[0]:
+                    raise InputError(f"the check of reward function {name} asks for {column!r}, which {data} have not.")
+            for number, row in enumerate(rows):
+                try:
+                    check(**{column: row[column] for column in asked})
+                except InputError as error:
+                    raise InputError(f"{data}: row {number}: reward function {name}: {error}") from error
+
     def __call__(self, samples: Samples, *, evaluating: bool = False) -> Scores:
         """Calls every function once, the async ones together, and adds up what they pay.
 
@@ -186,6 +210,20 @@ class Rewards:
                     rewards[row, lengths[row] - 1] += weight * payment
         skipped = tuple(name for name, answer in answers.items() if answer is None)
         return Scores(rewards.sum(dim=1), rewards, valid, parts, skipped)
+
+
+def checks_rows(check: Callable[..., None]) -> Callable[[Function], Function]:
+    """A reward function whose columns are checked for every row before a run begins.
+
+    Args:
+        check: Is given one row's columns by their names, and raises InputError where the function cannot use them.
+    """
+
+    def attached(function: Function) -> Function:
+        function.require_row = check  # type: ignore[attr-defined]
+        return function
+
+    return attached
 
 
 def load_reward(location: str) -> RewardFunction:

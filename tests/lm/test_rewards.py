@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from rlhf.errors import InputError
-from rlhf.lm.rewards import KEYWORDS, Rewards, Samples, load_reward
+from rlhf.lm.rewards import KEYWORDS, Rewards, Samples, checks_rows, load_reward
 
 
 def samples(**columns: list[Any]) -> Samples:
@@ -305,6 +305,27 @@ def test_error_of_a_reward_keeps_the_users_traceback():
     with pytest.raises(KeyError, match="my own bug") as error:
         Rewards([slow, mine])(samples())
     assert traceback.extract_tb(error.tb)[-1].name == "mine"
+
+
+def test_a_function_may_check_every_row_by_what_it_names():
+    seen = []
+
+    def even(number):
+        seen.append(number)
+        if number % 2:
+            raise InputError(f"number is {number}; it must be even.")
+
+    @checks_rows(even)
+    def reward(responses, number):
+        return [float(len(response) == each) for response, each in zip(responses, number, strict=True)]
+
+    rewards = Rewards([reward, len])
+    rewards.require_rows("data", [{"prompt": "a", "number": 2}, {"prompt": "b", "number": 4}])
+    assert seen == [2, 4]
+    with pytest.raises(InputError, match="data: row 1: reward function reward: number is 3; it must be even"):
+        rewards.require_rows("data", [{"number": 2}, {"number": 3}])
+    with pytest.raises(InputError, match="the check of reward function reward asks for 'number', which data have not"):
+        rewards.require_rows("data", [{"prompt": "a"}])
 
 
 def test_unknown_parameter_is_refused_with_a_suggestion():
