@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.covering.cases import Case, covering_array
-from tests.covering.laws import assert_laws, named
-from tests.covering.mechanisms import FACTORS, fits
+from tests.covering.cases import Case
+from tests.covering.lm.laws import assert_laws
+from tests.covering.lm.mechanisms import MECHANISMS
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", covering_array(FACTORS, strength=3, fits=fits), ids=named)
+@pytest.mark.parametrize("case", MECHANISMS.array(3), ids=MECHANISMS.named)
 def test_laws_hold_where_three_mechanisms_meet(case: Case, models: Path, tmp_path: Path) -> None:
     assert_laws(case, models, tmp_path)
