@@ -33,9 +33,10 @@ class Interruptible:
 
 @contextmanager
 def quickly() -> Iterator[None]:
-    """Without drawings and without waiting for the disk, which take longer than all the rest of a tiny run."""
+    """Without drawings, tables and waiting for the disk, which take longer than all the rest of a tiny run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rlhf.runs.summary.write_report", lambda folder: None)
+        patch.setattr("rlhf.runs.summary.print_summary", lambda folder: None)
         patch.setattr("os.fsync", lambda file: None)
         yield
 

@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import rlhf
-from rlhf.control.seeds import SeedsOfEnvs
 from rlhf.control.settings import EvaluateEpisodes, Replay
 from rlhf.control.stack import StackedMethod
 from rlhf.rollout import Rollout
@@ -27,8 +26,9 @@ from rlhf.runs.launch import leave
 from rlhf.runs.log import read_lines
 from tests.covering.cases import Case
 from tests.covering.control.mechanisms import METHODS
+from tests.covering.control.watched import WatchedEnvs, WatchedSeeds
 from tests.covering.control.world import LIMIT, World
-from tests.covering.laws import Interruptible, changed, copied, quickly
+from tests.covering.laws import copied, quickly
 
 UPDATES = 2
 SEEDS = (3, 4)
@@ -60,34 +60,6 @@ class Outcome(NamedTuple):
     rollouts: list[Rollout]
     """As they were collected."""
     moved_by_evaluation: list[str]
-
-
-class Watched(Interruptible):
-    """Keeps what it collects, and notes what an evaluation moves."""
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.rollouts: list[Rollout] = []
-        self.moved_by_evaluation: list[str] = []
-
-    def collect(self, policy: Any, update: int, here: rlhf.Here) -> rlhf.Collected:
-        collected = super().collect(policy, update, here)
-        self.rollouts.append(collected.rollout)
-        return collected
-
-    def evaluate(self, policy: Any, here: rlhf.Here) -> rlhf.Evaluation:
-        before = copied(policy.state_dict())
-        evaluation = super().evaluate(policy, here)  # type: ignore[misc]
-        self.moved_by_evaluation += changed(before, policy.state_dict())
-        return evaluation
-
-
-class WatchedEnvs(Watched, rlhf.Envs):
-    pass
-
-
-class WatchedSeeds(Watched, SeedsOfEnvs):
-    pass
 
 
 def replays(case: Case) -> bool:
@@ -186,7 +158,7 @@ def run(
     reference = getattr(task, "reference", None)
     before = copied(policy.state_dict())
     kept = {} if reference is None else copied(reference.state_dict())
-    with _watched(policy) as passes, quickly():
+    with watched(policy) as passes, quickly():
         rlhf.train(
             policy,
             task,
@@ -218,7 +190,7 @@ def weights_at(update: int, case: Case, out: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _watched(policy: Any) -> Iterator[list[tuple[int, int]]]:
+def watched(policy: Any) -> Iterator[list[tuple[int, int]]]:
     passes: list[tuple[int, int]] = []
 
     def note(module: Any, args: Any) -> None:

@@ -202,7 +202,7 @@ def run(
     before, still = weights_of(policy), _frozen(policy)
     with torch.no_grad():
         said = policy(ACTIONS).logprobs
-    with _watched(policy) as passes, quickly():
+    with watched(policy) as passes, quickly():
         rlhf.train(
             policy,
             task,
@@ -238,7 +238,7 @@ def _frozen(policy: Any) -> list[Tensor]:
 
 
 @contextmanager
-def _watched(policy: Any) -> Iterator[list[tuple[int, int, bool]]]:
+def watched(policy: Any) -> Iterator[list[tuple[int, int, bool]]]:
     """What the forward passes of the policy's trunks get to read meanwhile."""
     passes: list[tuple[int, int, bool]] = []
 
