@@ -29,7 +29,7 @@ _OF_BOTH = ("environment", "ends", "observations", "critic", "steps", "budget", 
 MECHANISMS = Mechanisms(
     {"shown": ("by a policy", "by a function", "by dagger", "by dagger led"), "expert": ("raw", "normalised")}
     | {name: FACTORS[name] for name in _OF_BOTH},
-    refused("critic", ("action",), "environment", ("vectors", "wide vectors"), "needs discrete actions"),
+    refused("critic", ("action",), "environment", ("vectors",), "needs discrete actions"),
     [*(pair for pair in ABSENT if pair[0][0] == "environment"), (("shown", "by a function"), ("expert", "normalised"))],
 )
 
@@ -65,7 +65,7 @@ def made(case: Case) -> tuple[Any, Any, Any]:
         shown = demonstrations(expert, policy, env, episodes=2, seed=seed)
         return DemonstrationCollector(shown, rows_per_update=6, seed=seed, accelerator=accelerator)
 
-    task = WatchedImitation(env, collector, evaluate=EvaluateEpisodes(episodes=2, sampled_episodes=2))
+    task = WatchedImitation(env, collector, evaluate=EvaluateEpisodes(episodes=1, sampled_episodes=1))
     return policy, task, expert
 
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import rlhf
 from rlhf.algorithms.actor_critic import Critic
 from rlhf.algorithms.choices import find_method
+from tests.covering.blocks import InBlocks
 from tests.covering.cases import Mechanisms, Refusal, refused
-
-
-class InBlocks(rlhf.GRPO):
-    """GRPO whose rows stay together by group, as pairs of preferences do."""
-
-    rows: ClassVar[Any] = "groups"
-
 
 # By name: the class, and its settings beside gamma, kl_coef and entropy_coef, which are mechanisms of their own.
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -32,22 +26,22 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "reinforce_pp": (find_method("reinforce_pp"), {}),
     "rloo": (rlhf.RLOO, {}),
     "grpo": (rlhf.GRPO, {}),
-    "grpo in blocks": (InBlocks, {"average": "action"}),
+    "grpo in blocks": (InBlocks, {"average": "action", "together": 2}),
     "trpo": (rlhf.TRPO, {"cg_iterations": 3}),
     "impala": (find_method("impala"), {}),
     "off_policy": (find_method("off_policy"), {}),
     "off_policy by trajectory": (find_method("off_policy"), {"ratios": "trajectory", "self_normalised": True}),
     "td_lambda": (find_method("td_lambda"), {}),
-    "sac": (rlhf.SAC, {"batch_size": 6}),
-    "discrete_sac": (find_method("discrete_sac"), {"batch_size": 6}),
-    "replay_actor_critic": (find_method("replay_actor_critic"), {"batch_size": 6}),
-    "replay_actor_critic biased": (find_method("replay_actor_critic"), {"batch_size": 6, "sampled_actions": 0}),
+    "sac": (rlhf.SAC, {"batch_size": 24}),
+    "discrete_sac": (find_method("discrete_sac"), {"batch_size": 24}),
+    "replay_actor_critic": (find_method("replay_actor_critic"), {"batch_size": 24}),
+    "replay_actor_critic biased": (find_method("replay_actor_critic"), {"batch_size": 24, "sampled_actions": 0}),
 }
 
 # The first value of each is the plain one.
 FACTORS: dict[str, tuple[str, ...]] = {
     "method": tuple(METHODS),
-    "environment": ("choices", "vectors", "wide vectors", "CartPole"),
+    "environment": ("choices", "vectors", "CartPole"),
     "acting": ("fragments", "episodes", "groups"),
     "ends": ("terminated", "cut", "both"),
     "starts": ("own", "given"),
@@ -95,7 +89,7 @@ def _refusals() -> list[Refusal]:
         *refuse(_REPLAYING, "lag", ("1",), "have no meaning for methods with a replay buffer"),
         *refuse(_OF_ACTIONS, "critic", ("state",), "critic is 'state'"),
         *refuse(_OF_STATES, "critic", ("action",), "critic is 'action'"),
-        *refuse(_CHOOSING, "environment", ("vectors", "wide vectors"), "needs discrete|vector actions need"),
+        *refuse(_CHOOSING, "environment", ("vectors",), "needs discrete|vector actions need"),
         *refuse(("sac",), "environment", ("choices", "CartPole"), "needs vectors as actions"),
         *refuse(("ppo adaptive",), "reference", ("none",), "kl_coef must be positive"),
         *refuse(_OF_THEIR_OWN_KIND, "seeds", ("two",), "takes steps of its own kind"),

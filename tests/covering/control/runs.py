@@ -74,7 +74,7 @@ def task_of(case: Case, *, paid: bool = True, ends: str | None = None, reference
     return WatchedEnvs(
         "CartPole-v1" if name == "CartPole" else World(name, ends or case["ends"], paid=paid),
         replay=Replay(capacity=100, random_steps=NUM_ENVS * (LIMIT - REPLAYED_STEPS)),
-        evaluate=EvaluateEpisodes(episodes=2, sampled_episodes=2),
+        evaluate=EvaluateEpisodes(episodes=1, sampled_episodes=1),
         reference=reference,
         starts=None if case["starts"] == "own" else np.array(STARTS.get(name, [[-0.5, 0.0], [0.3, 1.0]])),
         normalise_rewards=case["rewards"] == "normalised",
@@ -132,8 +132,9 @@ def made(case: Case, *, seed: int = 0, **kind: Any) -> tuple[Any, Any, rlhf.Meth
     task = task_of(case, **kind)
     policy = policy_of(case, task, seed=seed)
     if case["reference"] != "none":
-        other = seed + 1 if case["reference"] == "other" else seed
-        task = task_of(case, **kind, reference=policy_of(case, task, seed=other))
+        # That it is to be trained must not matter.
+        reference = policy if case["reference"] == "same" else policy_of(case, task, seed=seed + 1)
+        task = task_of(case, **kind, reference=reference)
     return policy, task, method
 
 

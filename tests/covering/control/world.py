@@ -12,8 +12,8 @@ from gymnasium import spaces
 LIMIT = 8
 ACTIONS: dict[str, spaces.Space] = {
     "choices": spaces.Discrete(3, start=5),
-    "vectors": spaces.Box(-1.0, 1.0, (2,)),
-    "wide vectors": spaces.Box(-10.0, 30.0, (2,)),
+    # The second number is scaled.
+    "vectors": spaces.Box(np.array([-1.0, -10.0], np.float32), np.array([1.0, 30.0], np.float32)),
 }
 
 

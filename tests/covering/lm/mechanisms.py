@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
 
 import rlhf
 from rlhf.algorithms.actor_critic import Critic
 from rlhf.algorithms.base import Method
 from rlhf.algorithms.choices import find_method
+from tests.covering.blocks import InBlocks
 from tests.covering.cases import Mechanisms, Refusal, refused
-
-
-class InBlocks(rlhf.GRPO):
-    """GRPO whose rows stay together by group, as pairs of preferences do."""
-
-    rows: ClassVar[Any] = "groups"
-
 
 METHODS: dict[str, Callable[[float], Method]] = {
     "ppo": lambda kl_coef: rlhf.PPO(kl_coef=kl_coef),
@@ -30,7 +23,7 @@ METHODS: dict[str, Callable[[float], Method]] = {
     "reinforce_pp": lambda kl_coef: find_method("reinforce_pp")(kl_coef=kl_coef),
     "rloo": lambda kl_coef: find_method("rloo")(kl_coef=kl_coef),
     "grpo": lambda kl_coef: rlhf.GRPO(kl_coef=kl_coef),
-    "grpo in blocks": lambda kl_coef: InBlocks(kl_coef=kl_coef),
+    "grpo in blocks": lambda kl_coef: InBlocks(kl_coef=kl_coef, together=3),
     "trpo": lambda kl_coef: find_method("trpo")(kl_coef=kl_coef, fisher_shares=1),
     "impala": lambda kl_coef: find_method("impala")(kl_coef=kl_coef),
     "off_policy": lambda kl_coef: find_method("off_policy")(kl_coef=kl_coef),

@@ -1,4 +1,4 @@
-"""Laws that every cloning of texts keeps, on runs in which every two mechanisms meet."""
+"""Laws that every cloning of texts keeps: where every mechanism occurs, and where every two meet (`make test-slow`)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ import pytest
 from tests.covering.cases import Case
 from tests.covering.lm.cloning import MECHANISMS, assert_laws
 
-PAIRS = MECHANISMS.array(2)
+ONCE, PAIRS = MECHANISMS.array(1), MECHANISMS.array(2)
 
 
+@pytest.mark.parametrize("case", ONCE, ids=MECHANISMS.named)
+def test_laws_hold_for_every_mechanism_of_cloning(case: Case, models: Path, tmp_path: Path) -> None:
+    assert_laws(case, models, tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PAIRS, ids=MECHANISMS.named)
 def test_laws_hold_where_two_mechanisms_of_cloning_meet(case: Case, models: Path, tmp_path: Path) -> None:
     assert_laws(case, models, tmp_path)
