@@ -84,12 +84,11 @@ def load(folder: str) -> CausalLM:
 SAVES_BIASES = Version(peft.__version__) >= Version("0.21")
 BIASES = ["biases"] if SAVES_BIASES else []
 FRESH = ["lora", *BIASES, "dora", "head", "new tokens", "vera"]
+SAVED = [kind for kind in TRAINED if SAVES_BIASES or kind != "biases"]
 
 
 @pytest.mark.parametrize(
-    ("kind", "trained"),
-    [(kind, False) for kind in FRESH] + [(kind, True) for kind in TRAINED if SAVES_BIASES or kind != "biases"],
-    ids=str,
+    ("kind", "trained"), [(kind, False) for kind in FRESH] + [(kind, True) for kind in SAVED], ids=str
 )
 def test_the_reference_of_an_adapter_is_the_policy_at_first_and_never_moves(base, tmp_path, kind, trained):
     folder = saved(base, tmp_path, TRAINED[kind], trained=trained)
