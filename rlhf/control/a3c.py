@@ -68,7 +68,8 @@ class SharedOptimizer:
         self._pairs = list(zip(shared.parameters(), local.parameters(), strict=True))
         self._optimizer = optimize.make_optimizer(shared, config)
         self._optimizer.state.update({pair[0]: own for pair, own in zip(self._pairs, moments, strict=True)})
-        self.param_groups = self._optimizer.param_groups
+        # Those of the copy, which the gradient loop knows, at the learning rate that it sets.
+        self.param_groups = [{"params": list(local.parameters()), "lr": config.learning_rate}]
 
     def zero_grad(self) -> None:
         for _, local in self._pairs:
@@ -77,6 +78,7 @@ class SharedOptimizer:
     def step(self) -> None:
         for shared, local in self._pairs:
             shared.grad = local.grad
+        self._optimizer.param_groups[0]["lr"] = self.param_groups[0]["lr"]
         self._optimizer.step()
 
 

@@ -20,6 +20,7 @@ from rlhf.control.evaluate import Evaluator
 from rlhf.control.policy import ControlPolicy
 from rlhf.control.stack import StackedMethod
 from rlhf.control.tasks import Envs
+from rlhf.control.twin_policy import TwinPolicy
 from rlhf.errors import InputError
 from rlhf.optimize import Optimize
 from rlhf.runs.evaluate import Evaluation, bootstrap_interval, interquartile_mean
@@ -34,9 +35,11 @@ class PolicyStack(nn.Module):
 
     memoryless, has_critic = True, True
 
-    def __init__(self, policies: Sequence[ControlPolicy]) -> None:
+    def __init__(self, policies: Sequence[ControlPolicy | TwinPolicy]) -> None:
         super().__init__()
         first = policies[0]
+        if not isinstance(first, ControlPolicy):
+            raise InputError("replay buffers are not offered for several seeds at once; run them one by one.")
         if first.config.normalise_observations:
             raise InputError("normalise_observations is not offered for several seeds at once; run them one by one.")
         self.num_seeds, self.spaces, self.config = len(policies), first.spaces, first.config
@@ -94,7 +97,8 @@ class PolicyStack(nn.Module):
 
     def policies(self) -> list[ControlPolicy]:
         """Copies, one a seed."""
-        alone = [copy.deepcopy(self.alone) for _ in range(self.num_seeds)]
+        # Whoever changes the precision of the stack does not reach what is hidden.
+        alone = [copy.deepcopy(self.alone).to(self.weight) for _ in range(self.num_seeds)]
         for i, policy in enumerate(alone):
             policy.load_state_dict({name: tensor[i].detach() for name, tensor in self.stacked().items()})
         return alone
@@ -166,12 +170,11 @@ class SeedsOfEnvs(CollectorTask):
 
     def policy(self, **settings: Any) -> PolicyStack:
         """The policies of all seeds as one; settings as for `Envs.policy`."""
-        alone = [self.envs.policy(seed=seed, **settings) for seed in self.seeds]
-        return PolicyStack([policy for policy in alone if isinstance(policy, ControlPolicy)])
+        return PolicyStack([self.envs.policy(seed=seed, **settings) for seed in self.seeds])
 
     def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
         if self.envs.starts is not None or self.envs.reference is not None:
-            raise InputError("starts and a reference are not offered for several seeds at once; run them one by one.")
+            raise InputError("starts and a reference are not offered for several seeds at once; run them singly.")
         if self.envs.config.normalise_rewards:
             raise InputError("normalise_rewards is not offered for several seeds at once; run them one by one.")
         if accelerator.num_processes > 1:

@@ -15,7 +15,7 @@ from rlhf import optimize
 from rlhf.algorithms.base import Method
 from rlhf.algorithms.checks import require_rewarded
 from rlhf.control.collect import CollectSteps, EnvCollector
-from rlhf.control.envs import EnvSource, make_env, make_envs, make_many, name_of
+from rlhf.control.envs import EnvSource, make_env, make_envs, make_many, name_of, spaces_of
 from rlhf.control.episode_collect import EpisodeCollector
 from rlhf.control.evaluate import EvaluateEpisodes, Evaluator
 from rlhf.control.policy import ControlPolicy, PolicyConfig
@@ -199,6 +199,20 @@ class Imitation(CollectorTask):
         self.env, self.make_collector = env, make_collector
         self.evaluation = evaluate or EvaluateEpisodes(sampled_episodes=0)
         self._evaluator: Any = None
+
+    def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
+        """Refuses methods that learn from rewards, of which nothing is known here, and policies that none can clone."""
+        if not method.demonstrated:
+            raise InputError(
+                f"{method.name} weighs actions by what they earned, and of an expert's nothing is known but the "
+                "actions; clone them with BehaviourCloning()."
+            )
+        spaces = spaces_of(make_env(self.env))
+        if not isinstance(policy, ControlPolicy) or policy.spaces != spaces:
+            found = f"a {type(policy).__name__} for {getattr(policy, 'spaces', 'something else')}"
+            raise InputError(
+                f"the policy is {found}, but {name_of(self.env)} has {spaces}; take the policy() of its Envs."
+            )
 
     def prepare(self, policy: Any, here: Here) -> None:
         self.collector = self.make_collector(seed=here.seed, accelerator=here.accelerator)

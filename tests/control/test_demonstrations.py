@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from rlhf.algorithms.clone import BehaviourCloning
+from rlhf.algorithms.ppo import PPO
+from rlhf.algorithms.sac import SAC
 from rlhf.control.demonstrations import demonstrations
 from rlhf.control.envs import make_env, spaces_of
 from rlhf.control.policy import ControlPolicy, PolicyConfig
+from rlhf.control.tasks import Envs, Imitation
 from rlhf.errors import InputError
+from rlhf.training import train
 from tests.control import worlds  # noqa: F401 (registers environments)
 
 
@@ -51,3 +59,25 @@ def test_demonstrations_of_a_policy_are_its_likeliest_actions() -> None:
 def test_demonstrations_refuse_no_episodes() -> None:
     with pytest.raises(InputError, match="at least 1"):
         demonstrations(lambda _: 0, policy_of("Walk-v0"), "Walk-v0", episodes=0, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "env", "settings", "message"),
+    [
+        (PPO(), "Pendulum-v1", {}, "ppo weighs actions by what they earned, .*clone them with BehaviourCloning"),
+        (SAC(), "Pendulum-v1", {"replays": True}, "sac weighs actions by what they earned"),
+        (BehaviourCloning(), "Pendulum-v1", {"replays": True}, "the policy is a TwinPolicy"),
+        (BehaviourCloning(), "CartPole-v1", {}, "the policy is a ControlPolicy for .*, but Pendulum-v1 has"),
+    ],
+    ids=["rewards", "replay", "twin critics", "other spaces"],
+)
+def test_imitation_refuses_what_cannot_clone(
+    method: Any, env: str, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    def never(**_: Any) -> Any:
+        raise AssertionError("nothing is shown to what is refused")
+
+    policy = Envs(env).policy(**settings)
+    with pytest.raises(InputError, match=message):
+        train(policy, Imitation("Pendulum-v1", never), method, updates=1, out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []

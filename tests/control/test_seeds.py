@@ -243,6 +243,24 @@ def test_stacked_policies_can_be_taken_apart() -> None:
             assert torch.equal(tensor, again.get_parameter(name))
 
 
+def test_a_stack_whose_precision_was_raised_is_saved_in_it(tmp_path: Path) -> None:
+    envs = Envs("CartPole-v1", num_envs=4, steps=5)
+    one, other = (SeedsOfEnvs(envs, SEEDS).policy(hidden_sizes=(8,)).double() for _ in range(2))
+    with torch.no_grad():
+        for parameter in one.parameters():
+            # Lost in float32.
+            parameter.add_(1e-12)
+    assert all(policy.weight.dtype == torch.float64 for policy in one.policies())
+    one.save(tmp_path)
+    other.load(tmp_path)
+    assert all(map(torch.equal, one.parameters(), other.parameters()))
+
+
+def test_policies_for_replay_buffers_are_not_stacked() -> None:
+    with pytest.raises(InputError, match="replay buffers are not offered for several seeds at once"):
+        SeedsOfEnvs(Envs("CartPole-v1", num_envs=4, steps=5), SEEDS).policy(replays=True)
+
+
 def test_interquartile_mean_drops_a_quarter_at_each_end() -> None:
     # Of eight the middle four; of ten 2.5 go at each end, so the third and the eighth count half.
     assert interquartile_mean([100, 1, 2, 3, 4, 5, 6, -50]) == pytest.approx((2 + 3 + 4 + 5) / 4)

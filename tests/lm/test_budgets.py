@@ -100,7 +100,7 @@ def decode(policy: Any) -> None:
 def refer(policy: Any) -> None:
     policy.make_reference()
     with passes(*trunks_of(policy)) as seen:
-        acting.reference_logprobs(policy, rollout_of(policy).inputs, accelerator=CPU, max_tokens=BUDGET)
+        acting.reference_logprobs(policy, rollout_of(policy).inputs, None, accelerator=CPU, max_tokens=BUDGET)
     require_kept(seen)
 
 

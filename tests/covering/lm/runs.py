@@ -1,6 +1,6 @@
 """Tiny runs of the package's front door, each with its own combination of mechanisms.
 
-torchrun tests/covering/runs.py FOLDER CASES MODELS    # the cases of a file by several processes, one after the other
+torchrun tests/covering/lm/runs.py FOLDER CASES MODELS    # the cases of a file by several processes, one by one
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
@@ -25,7 +24,8 @@ from rlhf.lm.model import trunk_of
 from rlhf.runs.launch import leave
 from rlhf.runs.log import read_lines
 from tests.covering.cases import Case
-from tests.covering.mechanisms import METHODS
+from tests.covering.laws import Interruptible, copied, quickly
+from tests.covering.lm.mechanisms import METHODS
 from tests.lm.engines import Cacheless
 from tests.lm.words import TEMPLATE, WORDS, word_tokenizer
 
@@ -74,19 +74,8 @@ class Outcome(NamedTuple):
     """Of each forward pass of the trunk: rows, tokens of each, whether it decodes."""
 
 
-class Interrupted(RuntimeError):
-    """Stands for a kill between two checkpoints."""
-
-
-class Questions(rlhf.Prompts):
-    """Prompts that end their run at an update."""
-
-    interrupted_at: int | None = None
-
-    def collect(self, policy: Any, update: int, here: rlhf.Here) -> rlhf.Collected:
-        if update == self.interrupted_at:
-            raise Interrupted
-        return super().collect(policy, update, here)
+class Questions(Interruptible, rlhf.Prompts):
+    pass
 
 
 def sum_of_tokens(completion_ids: list[list[int]]) -> list[float]:
@@ -213,9 +202,7 @@ def run(
     before, still = weights_of(policy), _frozen(policy)
     with torch.no_grad():
         said = policy(ACTIONS).logprobs
-    with _watched(policy) as passes, pytest.MonkeyPatch.context() as patch:
-        # Drawing takes longer than all the rest.
-        patch.setattr("rlhf.runs.summary.write_report", lambda folder: None)
+    with watched(policy) as passes, quickly():
         rlhf.train(
             policy,
             task,
@@ -243,7 +230,7 @@ def weights_at(update: int, case: Case, models: Path, out: Path) -> dict[str, Te
 
 
 def weights_of(policy: Any) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in policy.named_parameters() if tensor.requires_grad}
+    return copied({name: tensor for name, tensor in policy.named_parameters() if tensor.requires_grad})
 
 
 def _frozen(policy: Any) -> list[Tensor]:
@@ -251,7 +238,7 @@ def _frozen(policy: Any) -> list[Tensor]:
 
 
 @contextmanager
-def _watched(policy: Any) -> Iterator[list[tuple[int, int, bool]]]:
+def watched(policy: Any) -> Iterator[list[tuple[int, int, bool]]]:
     """What the forward passes of the policy's trunks get to read meanwhile."""
     passes: list[tuple[int, int, bool]] = []
 

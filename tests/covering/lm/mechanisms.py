@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
 
 import rlhf
 from rlhf.algorithms.actor_critic import Critic
 from rlhf.algorithms.base import Method
 from rlhf.algorithms.choices import find_method
-
-
-class InBlocks(rlhf.GRPO):
-    """GRPO whose rows stay together by group, as pairs of preferences do."""
-
-    rows: ClassVar[Any] = "groups"
-
+from tests.covering.blocks import InBlocks
+from tests.covering.cases import Mechanisms, Refusal, refused
 
 METHODS: dict[str, Callable[[float], Method]] = {
     "ppo": lambda kl_coef: rlhf.PPO(kl_coef=kl_coef),
@@ -29,7 +23,7 @@ METHODS: dict[str, Callable[[float], Method]] = {
     "reinforce_pp": lambda kl_coef: find_method("reinforce_pp")(kl_coef=kl_coef),
     "rloo": lambda kl_coef: find_method("rloo")(kl_coef=kl_coef),
     "grpo": lambda kl_coef: rlhf.GRPO(kl_coef=kl_coef),
-    "grpo in blocks": lambda kl_coef: InBlocks(kl_coef=kl_coef),
+    "grpo in blocks": lambda kl_coef: InBlocks(kl_coef=kl_coef, together=3),
     "trpo": lambda kl_coef: find_method("trpo")(kl_coef=kl_coef, fisher_shares=1),
     "impala": lambda kl_coef: find_method("impala")(kl_coef=kl_coef),
     "off_policy": lambda kl_coef: find_method("off_policy")(kl_coef=kl_coef),
@@ -57,16 +51,6 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "temperature": ("1", "0.7"),
     "checkpointing": ("off", "on"),
 }
-PLAIN = {name: values[0] for name, values in FACTORS.items()}
-
-
-class Refusal(NamedTuple):
-    """Two values that do not go together, and what the message says."""
-
-    one: tuple[str, str]
-    other: tuple[str, str]
-    message: str
-
 
 _STEPPING_ONCE = ("a2c", "a2c fitted", "reinforce", "reinforce fitted", "rloo", "impala")
 _UNWHITENED = ("reinforce", "rloo", "grpo", "grpo in blocks", "impala")
@@ -76,7 +60,7 @@ _NEEDING_CRITIC = ("ppo warming up", "a2c fitted", "reinforce fitted", "off_poli
 
 def _refusals() -> list[Refusal]:
     def refuse(methods: tuple[str, ...], factor: str, values: tuple[str, ...], message: str) -> list[Refusal]:
-        return [Refusal(("method", method), (factor, value), message) for method in methods for value in values]
+        return refused("method", methods, factor, values, message)
 
     return [
         *refuse(_STEPPING_ONCE, "steps", ("2 x 2",), "takes one step on each batch"),
@@ -88,7 +72,6 @@ def _refusals() -> list[Refusal]:
     ]
 
 
-REFUSALS = _refusals()
 # Not ours to refuse, as no model is loaded in float64 but by tests: torch multiplies experts in float32 and below only,
 # and transformers' own attention has a softmax in float32, to which the least float64 is minus infinity. TRPO has no
 # entropy bonus.
@@ -97,9 +80,4 @@ ABSENT = [
     (("model", "capped head"), ("precision", "float64")),
     (("method", "trpo"), ("entropy", "0.01")),
 ]
-_APART = {frozenset((refusal.one, refusal.other)) for refusal in REFUSALS} | {frozenset(pair) for pair in ABSENT}
-
-
-def fits(one: tuple[str, Any], other: tuple[str, Any]) -> bool:
-    """Whether two values may stand in one run."""
-    return frozenset((one, other)) not in _APART
+MECHANISMS = Mechanisms(FACTORS, _refusals(), ABSENT)
