@@ -2,7 +2,9 @@
 
     python benchmarks/shared_prompts.py --prompt 256 --response 64 --group 8
 
-Both are timed in turn, so that what else the machine does meets both; the gradient is compared.
+Both are timed in turn, so that what else the machine does meets both; the gradient is compared. On 2 cores, float32,
+medians of five: 2.5 times as fast (0.45 s and 1.12 s; again 2.45) by default; SmolLM2-135M-Instruct with a LoRA (--model,
+--prompts 1, medians of three) 2.3 times (4.7 s and 10.7 s). The gradients differ by 2e-7 of their norm.
 """
 
 from __future__ import annotations
@@ -42,8 +44,13 @@ class Config:
 def policy_of(config: Config) -> CausalLM:
     if config.model:
         return load_policy(config.model, lora_rank=16)
-    sizes = {"hidden_size": config.width, "intermediate_size": 4 * config.width, "num_hidden_layers": config.layers}
-    llama = LlamaConfig(vocab_size=4096, num_attention_heads=config.width // 64, **sizes)
+    llama = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=config.width,
+        intermediate_size=4 * config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.width // 64,
+    )
     return build_policy(llama, temperature=1.0, critic="shared", seed=0)
 
 
