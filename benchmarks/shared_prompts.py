@@ -3,8 +3,8 @@
     python benchmarks/shared_prompts.py --prompt 256 --response 64 --group 8
 
 Both are timed in turn, so that what else the machine does meets both; the gradient is compared. On 2 cores, float32,
-medians of five: 2.5 times as fast (0.45 s and 1.12 s; again 2.45) by default; SmolLM2-135M-Instruct with a LoRA (--model,
---prompts 1, medians of three) 2.3 times (4.7 s and 10.7 s). The gradients differ by 2e-7 of their norm.
+medians of five: 2.5 times as fast (0.45 s and 1.12 s; again 2.45) by default; SmolLM2-135M-Instruct with a LoRA
+(--model, --prompts 1, medians of three) 2.3 times (4.7 s and 10.7 s). The gradients differ by 2e-7 of their norm.
 """
 
 from __future__ import annotations
