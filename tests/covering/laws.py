@@ -14,6 +14,7 @@ import rlhf
 
 OF_THE_CLOCK = ("seconds", "steps_per_second", "memory")
 Weights = Mapping[str, Tensor]
+ROUNDING = {"float64": 1e-9, "float32": 1e-4, "bf16": 0.1}
 
 
 class Interrupted(RuntimeError):
@@ -39,6 +40,28 @@ def quickly() -> Iterator[None]:
         patch.setattr("rlhf.runs.summary.print_summary", lambda folder: None)
         patch.setattr("os.fsync", lambda file: None)
         yield
+
+
+def optimize_of(case: Mapping[str, str], *, budget: int) -> rlhf.Optimize:
+    epochs, minibatches = (int(number) for number in case["steps"].split(" x "))
+    return rlhf.Optimize(
+        learning_rate=0.3,
+        # Far above any gradient: steps are as good as those of SGD, in which a missing factor shows and rounding does
+        # not become a whole step.
+        adam_eps=1.0,
+        epochs=epochs,
+        minibatches=minibatches,
+        whiten=case["whiten"],
+        micro_batch_cost=budget,
+        schedule=case["schedule"],
+        warmup_updates=1 if case["schedule"] == "linear" else 0,
+    )
+
+
+def limit_of(case: Mapping[str, str]) -> float:
+    """Most by which rounding may change a step, relative to it."""
+    # Conjugate gradients of a model this small enlarge rounding ten orders of magnitude (gradients agree to 1e-15).
+    return 1e-2 if case["method"] == "trpo" else ROUNDING[case["precision"]]
 
 
 class Run(NamedTuple):

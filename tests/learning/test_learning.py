@@ -49,12 +49,11 @@ def test_arithmetic_is_learned_from_a_careless_teacher(seed: int) -> None:
 
 
 @pytest.mark.skipif(not REVIEWS.is_dir(), reason="needs the review texts beside the checkout, in ../shared/data")
-# Five seeds end between .900 and .936.
 @pytest.mark.parametrize("seed", range(3))
 def test_movie_reviews_turn_positive_without_hacking_the_reward(seed: int) -> None:
     result = result_of("movie_reviews", seed, "recipes/movie_reviews.py", "--data", str(REVIEWS))
     assert 0.35 <= result["positive_before"] <= 0.65
-    assert result["positive_after"] >= 0.88
+    assert result["positive_after"] >= 0.90
     assert result["second_classifier_after"] >= 0.75
     assert result["kl_per_response"] <= 12.0
     assert abs(result["length_after"] / result["length_before"] - 1.0) <= 0.25

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from rlhf.errors import InputError
 from rlhf.lm import gguf_tokenizer
 from rlhf.lm.chat import Chat
+from rlhf.lm.gguf import converted
 from rlhf.lm.load import load_policy, load_tokenizer, model_sums, stop_tokens
 from rlhf.lm.reward_model import RewardModel
 from tests.lm.gguf_files import TEXT, byte_tokenizer, random_model, smollm_tokenizer, write_gguf
@@ -226,6 +228,18 @@ def test_what_cannot_be_read_is_refused_in_one_line(file, harm):
     assert "\n" not in str(refused.value)
     assert "tiny.gguf" in str(refused.value)
     assert not [path for path in file.parent.iterdir() if path.is_dir()], "it left a folder"
+
+
+def test_all_who_come_at_once_get_the_one_folder(file):
+    """As the processes of a run do."""
+    write_gguf(file)
+    with ThreadPoolExecutor(3) as pool:
+        folders = list(pool.map(converted, [file] * 3))
+    assert len(set(folders)) == 1
+    assert sorted(path.name for path in file.parent.iterdir() if not path.name.endswith(".lock")) == sorted(
+        [file.name, folders[0].name]
+    )
+    assert load_policy(str(file)).context is not None
 
 
 def test_of_several_gguf_files_one_must_be_named(file):

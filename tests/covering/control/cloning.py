@@ -19,11 +19,11 @@ from rlhf.runs.log import read_lines
 from tests.covering import laws
 from tests.covering.cases import Case, Mechanisms, refused
 from tests.covering.control import runs
-from tests.covering.control.laws import CRITIC, MOMENTS, ROUNDING, assert_within_budget
+from tests.covering.control.laws import CRITIC, MOMENTS, assert_within_budget
 from tests.covering.control.mechanisms import ABSENT, FACTORS
 from tests.covering.control.watched import WatchedImitation
 from tests.covering.control.world import ACTIONS, World
-from tests.covering.laws import assert_same_change, changed, copied, quickly
+from tests.covering.laws import ROUNDING, assert_same_change, changed, copied, quickly
 
 _OF_BOTH = ("environment", "ends", "observations", "critic", "steps", "budget", "schedule", "precision")
 MECHANISMS = Mechanisms(

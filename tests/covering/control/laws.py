@@ -11,10 +11,9 @@ import torch
 from tests.covering import laws
 from tests.covering.cases import Case
 from tests.covering.control import runs
-from tests.covering.laws import Weights, assert_same_change, changed
+from tests.covering.laws import ROUNDING, Weights, assert_same_change, changed, limit_of
 
 # How far two ways to compute the same may be apart: of a ratio, and of all weights' change together.
-ROUNDING = {"float64": 1e-9, "float32": 1e-4}
 # What the names of the critic's own weights begin with, and of what running moments have moved.
 CRITIC, MOMENTS = ("critic.", "stack.critic."), "normalizer."
 
@@ -90,11 +89,6 @@ def assert_micro_batches_change_nothing(case: Case, whole: runs.Outcome, first: 
     if case["method"] == "trpo":
         norms = [outcome.rows[1]["gradient_norm"] for outcome in (whole, again)]
         assert norms[0] == pytest.approx(norms[1], rel=ROUNDING[case["precision"]])
-
-
-def limit_of(case: Case) -> float:
-    # Conjugate gradients of a model this small enlarge rounding ten orders of magnitude (gradients agree to 1e-15).
-    return 1e-2 if case["method"] == "trpo" else ROUNDING[case["precision"]]
 
 
 def assert_a_limit_at_the_end_of_a_fragment_changes_nothing(case: Case, first: Weights) -> None:

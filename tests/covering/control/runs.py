@@ -28,7 +28,7 @@ from tests.covering.cases import Case
 from tests.covering.control.mechanisms import METHODS
 from tests.covering.control.watched import WatchedEnvs, WatchedSeeds
 from tests.covering.control.world import LIMIT, World
-from tests.covering.laws import copied, quickly
+from tests.covering.laws import copied, optimize_of, quickly
 
 UPDATES = 2
 SEEDS = (3, 4)
@@ -106,19 +106,7 @@ def method_of(case: Case) -> rlhf.Method:
 
 
 def settings_of(case: Case) -> rlhf.Optimize:
-    epochs, minibatches = (int(number) for number in case["steps"].split(" x "))
-    return rlhf.Optimize(
-        learning_rate=0.3,
-        # Far above any gradient: steps are as good as those of SGD, in which a missing factor shows and rounding does
-        # not become a whole step.
-        adam_eps=1.0,
-        epochs=epochs,
-        minibatches=minibatches,
-        whiten=case["whiten"],
-        micro_batch_cost=BUDGETS[case["budget"]],
-        schedule=case["schedule"],
-        warmup_updates=1 if case["schedule"] == "linear" else 0,
-    )
+    return optimize_of(case, budget=BUDGETS[case["budget"]])
 
 
 def made(case: Case, *, seed: int = 0, **kind: Any) -> tuple[Any, Any, rlhf.Method]:

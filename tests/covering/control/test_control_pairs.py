@@ -12,9 +12,9 @@ import rlhf
 from tests import processes
 from tests.covering.cases import Case, Refusal
 from tests.covering.control import runs
-from tests.covering.control.laws import assert_laws, limit_of
+from tests.covering.control.laws import assert_laws
 from tests.covering.control.mechanisms import MECHANISMS
-from tests.covering.laws import assert_same_change
+from tests.covering.laws import assert_same_change, limit_of
 
 PAIRS = MECHANISMS.array(2)
 # Every value meets a second process, but for several seeds, which share one.

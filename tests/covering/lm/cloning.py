@@ -16,9 +16,9 @@ from rlhf.rollout import Rollout
 from rlhf.runs.log import read_lines
 from tests.covering import laws
 from tests.covering.cases import Case, Mechanisms
-from tests.covering.laws import Interruptible, assert_same_change, changed, quickly
+from tests.covering.laws import ROUNDING, Interruptible, assert_same_change, changed, quickly
 from tests.covering.lm import runs
-from tests.covering.lm.laws import CRITIC, ROUNDING
+from tests.covering.lm.laws import CRITIC
 from tests.covering.lm.mechanisms import FACTORS
 
 _OF_ACTING = ("method", "reference", "entropy", "group", "lag", "whiten", "responses", "prompts", "scores")

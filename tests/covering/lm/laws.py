@@ -10,11 +10,10 @@ import torch
 
 from tests.covering import laws
 from tests.covering.cases import Case
-from tests.covering.laws import Weights, assert_same_change, changed
+from tests.covering.laws import ROUNDING, Weights, assert_same_change, changed, limit_of
 from tests.covering.lm import runs
 
 # How far two ways to compute the same may be apart: of a ratio, and of all weights' change together.
-ROUNDING = {"float64": 1e-9, "float32": 1e-4, "bf16": 0.1}
 # What the names of the critic's own weights begin with.
 CRITIC = ("value_head", "critic_trunk")
 
@@ -83,11 +82,6 @@ def assert_micro_batches_change_nothing(
     if case["method"] == "trpo":
         norms = [outcome.rows[1]["gradient_norm"] for outcome in (whole, again)]
         assert norms[0] == pytest.approx(norms[1], rel=ROUNDING[case["precision"]])
-
-
-def limit_of(case: Case) -> float:
-    # Conjugate gradients of a model this small enlarge rounding ten orders of magnitude (gradients agree to 1e-15).
-    return 1e-2 if case["method"] == "trpo" else ROUNDING[case["precision"]]
 
 
 def assert_alike_scores_move_no_policy(case: Case, models: Path, out: Path) -> None:

@@ -24,7 +24,7 @@ from rlhf.lm.model import trunk_of
 from rlhf.runs.launch import leave
 from rlhf.runs.log import read_lines
 from tests.covering.cases import Case
-from tests.covering.laws import Interruptible, copied, quickly
+from tests.covering.laws import Interruptible, copied, optimize_of, quickly
 from tests.covering.lm.mechanisms import METHODS
 from tests.lm.engines import Cacheless
 from tests.lm.words import TEMPLATE, WORDS, word_tokenizer
@@ -171,19 +171,7 @@ def method_of(case: Case) -> rlhf.Method:
 
 
 def settings_of(case: Case) -> rlhf.Optimize:
-    epochs, minibatches = (int(number) for number in case["steps"].split(" x "))
-    return rlhf.Optimize(
-        learning_rate=0.3,
-        # Far above any gradient: steps are as good as those of SGD, in which a missing factor shows and rounding does
-        # not become a whole step.
-        adam_eps=1.0,
-        epochs=epochs,
-        minibatches=minibatches,
-        whiten=case["whiten"],
-        micro_batch_cost=BUDGETS[case["budget"]],
-        schedule=case["schedule"],
-        warmup_updates=1 if case["schedule"] == "linear" else 0,
-    )
+    return optimize_of(case, budget=BUDGETS[case["budget"]])
 
 
 def run(

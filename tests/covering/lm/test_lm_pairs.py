@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 import rlhf
 from tests import processes
 from tests.covering.cases import Case, Refusal
-from tests.covering.laws import assert_same_change
+from tests.covering.laws import assert_same_change, limit_of
 from tests.covering.lm import runs
-from tests.covering.lm.laws import assert_laws, limit_of
+from tests.covering.lm.laws import assert_laws
 from tests.covering.lm.mechanisms import MECHANISMS
 
 PAIRS = MECHANISMS.array(2)
