@@ -114,6 +114,8 @@ def read_lengths(inputs: dict[str, Tensor]) -> Tensor:
 def read_sequences(inputs: dict[str, Tensor]) -> Sequences:
     """What is read of each row; what it has before its first action is its prompt."""
     tokens, actions = inputs["tokens"], inputs["actions"]
+    if not len(tokens):
+        return Sequences([], [], [])
     sizes = read_lengths(inputs)
     prompt_sizes = torch.minimum(actions.masked_fill(actions == 0, tokens.shape[1]).amin(dim=1), sizes)
     columns = torch.arange(int(prompt_sizes.max()), device=tokens.device)
