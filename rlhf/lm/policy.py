@@ -311,6 +311,12 @@ class CausalLM(nn.Module):
         else:
             self._frozen = (freeze_copy(self.model, self.reference_dtype),)
 
+    @property
+    def reference_bytes(self) -> float:
+        """What the reference takes beside the policy; 0 before there is one."""
+        held = [*self._kept.values(), *(parameter for model in self._frozen for parameter in model.parameters())]
+        return float(sum(tensor.numel() * tensor.element_size() for tensor in held))
+
     def at_reference(self) -> bool:
         """The weights are still those of the reference, in its precision: there is no KL between the two."""
         kept = self._kept if not self._frozen else dict(self._frozen[0].named_parameters())
