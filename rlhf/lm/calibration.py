@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -20,6 +20,7 @@ from rlhf.lm.collect import require_shared
 from rlhf.lm.engine import Sampling
 from rlhf.lm.generate import Decoder
 from rlhf.lm.load import ModelConfig, random_policy
+from rlhf.lm.memory import size
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.scoring import response_inputs
 from rlhf.lm.settings import CollectResponses
@@ -105,10 +106,10 @@ def measured(planned: Planned, config: PretrainedConfig, device: torch.device) -
         _cells(policy, *what, budget) for what in ((rows.minibatch, rows.blocks), (rows.collected, None))
     )
     found: dict[str, float] = {
-        "weights": _bytes([*policy.model.parameters(), *policy.model.buffers()]),
-        "critic": _bytes(policy.critic_parameters()),
-        "reference": policy.reference_bytes,
-        "trained": _bytes([each for each in policy.parameters() if each.requires_grad]),
+        "weights": size([*policy.model.parameters(), *policy.model.buffers()]),
+        "critic": size(policy.critic_parameters()),
+        "reference": policy.size_of_reference() if planned.method.needs_reference else 0.0,
+        "trained": size([each for each in policy.parameters() if each.requires_grad]),
         "cache of a token": _cache_of_a_token(policy),
         "learned": sum(learned),
         "learned passes": len(learned),
@@ -214,11 +215,7 @@ def _cache_of_a_token(policy: CausalLM) -> float:
     policy.step(tokens, None, torch.arange(8, device=policy.device).unsqueeze(0), cache)
     policy.train()
     held = [part for layer in cache.layers for part in vars(layer).values() if isinstance(part, Tensor)]
-    return _bytes(held) / 8
-
-
-def _bytes(tensors: Iterable[Tensor]) -> float:
-    return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+    return size(held) / 8
 
 
 def _seconds(run: Callable[[], object]) -> float:

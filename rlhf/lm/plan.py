@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from rlhf.errors import InputError
 from rlhf.lm.calibration import Planned, measured
 from rlhf.lm.load import load_model_config
+from rlhf.lm.memory import free_memory
 from rlhf.runs.console import plain_console
 
 # A model is measured whole if its weights take less than this; else so many of its layers, twice.
@@ -117,9 +118,7 @@ def _multiplied(planned: Planned, found: dict[str, float], before: int) -> Plan:
 
 def room(device: torch.device) -> float:
     """Bytes that are free for this process, with those that it has."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    return float(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
+    return free_memory(device) + (psutil.Process().memory_info().rss if device.type == "cpu" else 0)
 
 
 def show(found: Plan, free: float) -> None:

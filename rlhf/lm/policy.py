@@ -311,11 +311,12 @@ class CausalLM(nn.Module):
         else:
             self._frozen = (freeze_copy(self.model, self.reference_dtype),)
 
-    @property
-    def reference_bytes(self) -> float:
-        """What the reference takes beside the policy; 0 before there is one."""
-        held = [*self._kept.values(), *(parameter for model in self._frozen for parameter in model.parameters())]
-        return float(sum(tensor.numel() * tensor.element_size() for tensor in held))
+    def size_of_reference(self) -> float:
+        """Bytes that the reference takes, or will, beside the policy."""
+        if isinstance(self.model, PeftModel):
+            return float(sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad))
+        held = self.reference_dtype
+        return float(sum(p.numel() * (p if held is None else held).itemsize for p in self.model.parameters()))
 
     def at_reference(self) -> bool:
         """The weights are still those of the reference, in its precision: there is no KL between the two."""
