@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent
 # The first is the one that most want.
 RECIPES = sorted(
     (path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")),
-    key=lambda name: name != "custom_reward",
+    key=lambda name: (name != "custom_reward", name),
 )
 
 
