@@ -18,7 +18,7 @@ from rlhf.algorithms.base import Method
 from rlhf.budget import micro_batches
 from rlhf.lm.collect import require_shared
 from rlhf.lm.engine import Sampling
-from rlhf.lm.generate import Decoder
+from rlhf.lm.generate import Decoder, require_context
 from rlhf.lm.load import ModelConfig, random_policy
 from rlhf.lm.memory import size
 from rlhf.lm.policy import CausalLM
@@ -34,6 +34,8 @@ _TIMED = {"cpu": 1024, "cuda": 8192}
 _HELD = 4096
 # Tokens of the longer of the two responses that are timed; the other has one.
 _STEPS = 9
+
+Pass = Callable[[dict[str, Tensor]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,7 @@ def _cells(policy: CausalLM, inputs: dict[str, Tensor], blocks: Tensor | None, b
 
 def measured(planned: Planned, config: PretrainedConfig, device: torch.device) -> dict[str, float]:
     """Of a model of this config, which may have fewer layers: bytes, seconds, and what each pass takes of both."""
+    require_context(config, planned.prompt_tokens, planned.max_new_tokens)
     policy = random_policy(planned.model, config).to(device)
     policy.compute_in(planned.mixed_precision)
     if planned.method.needs_reference:
@@ -118,24 +121,28 @@ def measured(planned: Planned, config: PretrainedConfig, device: torch.device) -
         "largest": max(_cells(policy, longest.minibatch, longest.blocks, budget)),
     }
     half = torch.autocast(device.type, torch.bfloat16, enabled=planned.mixed_precision == "bf16")
-    score, refer, learn = _passes(planned, policy, half)
+    passes = _passes(planned, policy, half)
     # First of all: of a process only the most that it ever held is known.
     largest = _samples(policy, rows.minibatch, min(_HELD, int(found["largest"])))
-    found |= _line("learn bytes", _held(learn, largest, found["trained"], device))
+    found |= _line("learn bytes", _held(passes["learn"], largest, found["trained"], device))
     timed = _samples(policy, rows.minibatch, _TIMED[device.type])
-    for name, run in (("score", score), ("refer", refer), ("learn", learn)):
+    for name, run in passes.items():
         found |= _line(f"{name} seconds", [(cells, _seconds(partial(run, inputs))) for cells, inputs in timed])
     with half:
         found |= _of_acting(planned, policy, rows.collected)
     return found
 
 
-def _passes(planned: Planned, policy: CausalLM, half: torch.autocast) -> list[Callable[[dict[str, Tensor]], None]]:
-    """What scores rows by the policy, by its reference, and what takes a gradient."""
+def _passes(planned: Planned, policy: CausalLM, half: torch.autocast) -> dict[str, Pass]:
+    """What scores rows by the policy and by its reference, as far as a run does that, and what takes a gradient."""
 
     def score(inputs: dict[str, Tensor]) -> None:
         with torch.no_grad(), half:
-            policy(inputs)
+            # The decoder's probabilities are those of training, unless these are computed in half precision.
+            if planned.mixed_precision != "no":
+                policy(inputs)
+            elif policy.critic_trunk is not None:
+                policy.critic_values(inputs)
 
     def refer(inputs: dict[str, Tensor]) -> None:
         if planned.method.needs_reference:
@@ -147,7 +154,7 @@ def _passes(planned: Planned, policy: CausalLM, half: torch.autocast) -> list[Ca
             output = policy(inputs)
         (output.logprobs + output.values + output.entropy).sum().backward()
 
-    return [score, refer, learn]
+    return {"score": score, "refer": refer, "learn": learn}
 
 
 def _samples(policy: CausalLM, inputs: dict[str, Tensor], tokens: int) -> list[tuple[int, dict[str, Tensor]]]:
@@ -160,10 +167,7 @@ def _samples(policy: CausalLM, inputs: dict[str, Tensor], tokens: int) -> list[t
 
 
 def _held(
-    learn: Callable[[dict[str, Tensor]], None],
-    samples: list[tuple[int, dict[str, Tensor]]],
-    gradients: float,
-    device: torch.device,
+    learn: Pass, samples: list[tuple[int, dict[str, Tensor]]], gradients: float, device: torch.device
 ) -> list[tuple[int, float]]:
     """Most bytes of each gradient beyond what there was before and the gradients themselves, in rising order. Of the
     CPU what the process holds of the system, which is more than it uses."""
@@ -187,23 +191,24 @@ def _line(name: str, points: list[tuple[int, float]]) -> dict[str, float]:
 
 def _of_acting(planned: Planned, policy: CausalLM, inputs: dict[str, Tensor]) -> dict[str, float]:
     """Bytes and seconds of reading prompts and of a step, half way through the responses."""
-    length = planned.prompt_tokens + planned.response_tokens // 2
-    prompts = [row[:length] for row in inputs["tokens"].tolist()]
-    draws = torch.rand(len(prompts), _STEPS, generator=torch.Generator().manual_seed(0)).to(policy.device)
+    steps = min(_STEPS, planned.max_new_tokens)
+    length = planned.prompt_tokens + min(planned.response_tokens // 2, planned.max_new_tokens - steps)
+    # One of each prompt is read, whose responses share it.
+    group = planned.collect.responses_per_prompt
+    rows = inputs["tokens"][:, :length].tolist()
+    prompts = [rows[number - number % group] for number in range(len(rows))]
+    draws = torch.rand(len(rows), _STEPS, generator=torch.Generator().manual_seed(0)).to(policy.device)
 
     def generate(prompts: list[list[int]], steps: int) -> None:
         Decoder().generate(policy, prompts, sampling=Sampling(max_new_tokens=steps), uniforms=draws[:, :steps])
 
-    # A response's tokens are behind the prompt that it may share: one of each prompt is read.
-    group = planned.collect.responses_per_prompt
-    shared = [prompts[number - number % group] for number in range(len(prompts))]
-    first, all_steps = (_seconds(partial(generate, shared, steps)) for steps in (1, _STEPS))
+    first, all_steps = (_seconds(partial(generate, prompts, number)) for number in (1, steps))
     share = planned.prompt_tokens / length
     return {
-        "reading bytes": share * _peak(policy.device, partial(generate, shared, 1)),
-        "step bytes": _peak(policy.device, partial(generate, [row[:1] for row in shared], 2)),
+        "reading bytes": share * _peak(policy.device, partial(generate, prompts, 1)),
+        "step bytes": _peak(policy.device, partial(generate, [row[:1] for row in prompts], 1)),
         "reading seconds": share * first,
-        "step seconds": (all_steps - first) / (_STEPS - 1),
+        "step seconds": (all_steps - first) / max(steps - 1, 1),
     }
 
 

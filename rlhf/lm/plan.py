@@ -99,7 +99,6 @@ def _multiplied(planned: Planned, found: dict[str, float], before: int) -> Plan:
         "collecting": max(found["reading bytes"], cache + found["step bytes"]),
         "learning": found["learn bytes of a pass"] + per_cost * found["largest"],
     }
-    scored = planned.mixed_precision != "no"
 
     def passes(name: str, cells: str) -> float:
         whole, each = found[f"{name} seconds of a pass"], found[f"{name} seconds of a token"]
@@ -108,8 +107,9 @@ def _multiplied(planned: Planned, found: dict[str, float], before: int) -> Plan:
     steps = optimize.epochs * optimize.minibatches
     seconds = {
         "reading": found["reading seconds"],
-        "responding": found["step seconds"] * planned.response_tokens,
-        "scoring": passes("score", "scored") if scored else 0.0,
+        # The first token comes of reading.
+        "responding": found["step seconds"] * (planned.response_tokens - 1),
+        "scoring": passes("score", "scored"),
         "reference": passes("refer", "scored"),
         "learning": steps * passes("learn", "learned"),
     }

@@ -16,6 +16,7 @@ from rlhf.lm import plan as planning
 from rlhf.lm.calibration import Planned, measured
 from rlhf.lm.load import ModelConfig, load_model_config, load_policy
 from rlhf.lm.plan import plan, require_fits
+from rlhf.lm.policy import CausalLM
 from rlhf.lm.settings import CollectResponses
 from tests.lm.tiny import save_tiny
 from tests.lm.words import word_tokenizer
@@ -159,10 +160,54 @@ def test_the_rest_is_multiplication(folder: Path) -> None:
     # Two epochs of two minibatches.
     assert found.seconds["learning"] == 4 * (2 * 0.5 + 32 * 0.25)
     assert found.seconds["reference"] == 4 * 0.5 + 64 * 0.25
-    assert (found.seconds["reading"], found.seconds["responding"]) == (1.0, 3 * 2.0)
-    # The decoder's own probabilities are those of training, unless these are computed in half precision.
-    assert found.seconds["scoring"] == 0.0
-    assert plan(planned(folder, mixed_precision="bf16"), CPU).seconds["scoring"] == 4 * 0.5 + 64 * 0.25
+    assert found.seconds["scoring"] == 4 * 0.5 + 64 * 0.25
+    # The first of three tokens comes of reading.
+    assert (found.seconds["reading"], found.seconds["responding"]) == (1.0, 2 * 2.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({}, ["learn", "refer"]),
+        ({"method": rlhf.PPO(kl_coef=0.0)}, ["learn"]),
+        ({"critic": "separate"}, ["critic", "learn", "refer"]),
+        ({"mixed_precision": "bf16"}, ["learn", "refer", "score"]),
+    ],
+    ids=str,
+)
+def test_only_passes_that_a_run_makes_are_counted(
+    folder: Path, changes: dict[str, Any], passes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder's own probabilities are those of training, unless these are computed in half precision."""
+    made: list[str] = []
+    names = {"forward": "score", "reference_logprobs": "refer", "critic_values": "critic"}
+
+    def noting(name: str) -> Any:
+        own = getattr(CausalLM, name)
+
+        def call(self: CausalLM, *arguments: Any, **keywords: Any) -> Any:
+            # A gradient is a pass of its own, and a whole pass asks the critic itself.
+            learns = name == "forward" and torch.is_grad_enabled()
+            made.append("learn" if learns else names[name])
+            before = len(made)
+            output = own(self, *arguments, **keywords)
+            del made[before:]
+            return output
+
+        return call
+
+    for name in names:
+        monkeypatch.setattr(CausalLM, name, noting(name))
+    plan(planned(folder, **changes), CPU)
+    assert sorted(set(made)) == passes
+
+
+def test_a_context_that_is_too_short_is_refused(folder: Path) -> None:
+    """Of 64 tokens."""
+    plan(planned(folder, prompt_tokens=60, max_new_tokens=4), CPU)
+    plan(planned(folder, prompt_tokens=60, max_new_tokens=1, response_tokens=1), CPU)
+    with pytest.raises(InputError, match="the model's context is 64"):
+        plan(planned(folder, prompt_tokens=61, max_new_tokens=4), CPU)
 
 
 @pytest.mark.usefixtures("by_hand")
