@@ -158,7 +158,8 @@ def require_fits(planned: Planned, found: Plan, free: float) -> None:
 def _cures(planned: Planned, found: Plan, over: float) -> list[str]:
     cures, memory, model = [], found.memory, planned.model
     if memory["learning"] > memory["collecting"]:
-        cost, row = int(found.largest - over / found.per_cost), planned.prompt_tokens + planned.max_new_tokens
+        row = planned.prompt_tokens + planned.max_new_tokens
+        cost = int(found.largest - over / found.per_cost) if found.per_cost > 0 else row - 1
         cures.append(f"micro_batch_cost {max(cost, row)}{'' if cost >= row else ', which is one row'}")
         if not model.gradient_checkpointing:
             cures.append("gradient_checkpointing")
