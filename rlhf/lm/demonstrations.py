@@ -15,6 +15,7 @@ from rlhf.budget import micro_batches, passed_by
 from rlhf.demonstrations import DemonstrationCollector, require_rows
 from rlhf.errors import InputError
 from rlhf.lm.data import Data, demonstration_rollout, hold_out
+from rlhf.lm.memory import require_memory
 from rlhf.lm.prompts import Prompts, Source, data_sums, loaded, require_tokenizer, same_tokens
 from rlhf.optimize import Optimize
 from rlhf.reduce import global_sum
@@ -81,9 +82,11 @@ class Demonstrations(CollectorTask):
                 "actions; clone them with BehaviourCloning()."
             )
         require_tokenizer(policy)
+        policy.require_precision(accelerator.mixed_precision)
         if self._rows is None or not same_tokens(self._read_with, (policy.tokenizer, policy.context)):
             self.read(policy.tokenizer, context=policy.context)
         self.require_size(accelerator)
+        require_memory(policy, needs_reference=method.needs_reference, accelerator=accelerator)
         optimize.require_rows(self.rows_per_update, settings.minibatches)
         if isinstance(self.also, Prompts):
             self.also.require_answerable(policy, accelerator)
@@ -100,6 +103,7 @@ class Demonstrations(CollectorTask):
         )
         if self.also is not None:
             self.also.prepare(policy, here)
+        policy.compute_in(here.accelerator.mixed_precision)
         self._policy, self._temperature = policy, policy.temperature
         policy.temperature = 1.0
 

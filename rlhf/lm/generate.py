@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from rlhf.errors import InputError
 from rlhf.lm.engine import Generation, Sampling
 from rlhf.lm.model import forget_casts
-from rlhf.lm.policy import CausalLM
+from rlhf.lm.policy import CausalLM, Step
 from rlhf.lm.texts import decoded
 
 
@@ -84,13 +85,11 @@ def _decode(
     policy: CausalLM, prompts: Sequence[Sequence[int]], uniforms: Tensor | None, sampling: Sampling, tokenizer: Any
 ) -> _Room:
     out = _empty(policy, len(prompts), sampling.max_new_tokens)
-    tokens, mask, positions = _left_padded(prompts, out.tokens.device)
-    stops = torch.tensor(sampling.stop_tokens, dtype=torch.int64, device=tokens.device)
-    cache = policy.new_cache()
-    rows = torch.arange(len(prompts), device=tokens.device)
+    state, mask, positions, cache = _read(policy, prompts)
+    stops = torch.tensor(sampling.stop_tokens, dtype=torch.int64, device=positions.device)
+    rows = torch.arange(len(prompts), device=positions.device)
     alive = torch.ones_like(rows, dtype=torch.bool)
     for step in range(sampling.max_new_tokens):
-        state = policy.step(tokens, mask, positions, cache)
         draws = None if uniforms is None else uniforms[rows, step]
         chosen, logprobs = choose(state.logits, draws, temperature=policy.temperature, sampling=sampling)
         out.tokens[rows, step] = chosen * alive
@@ -103,7 +102,7 @@ def _decode(
         out.finished[rows] |= ended  # rows that are no longer alive were finished before
         alive = alive & ~ended
         living = int(alive.sum())
-        if living == 0:
+        if living == 0 or step + 1 == sampling.max_new_tokens:
             break
         tokens, positions = chosen.unsqueeze(1), positions[:, -1:] + 1
         mask = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
@@ -114,7 +113,23 @@ def _decode(
             cache.reorder_cache(cast(torch.LongTensor, kept))
             rows, alive, tokens, positions = rows[kept], alive[kept], tokens[kept], positions[kept]
             mask = None if mask is None else mask[kept]
+        state = policy.step(tokens, mask, positions, cache)
     return out
+
+
+def _read(policy: CausalLM, prompts: Sequence[Sequence[int]]) -> tuple[Step, Tensor | None, Tensor, DynamicCache]:
+    """What the policy says after each prompt, its mask, positions and cache; a prompt that comes several times is read
+    once."""
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    tokens, mask, positions = _left_padded(list(numbers), policy.device)
+    cache = policy.new_cache()
+    state = policy.step(tokens, mask, positions, cache)
+    if len(numbers) < len(prompts):
+        rows = torch.tensor([numbers[tuple(prompt)] for prompt in prompts], device=policy.device)
+        cache.reorder_cache(cast(torch.LongTensor, rows))
+        state, positions = Step(*(part[rows] for part in state)), positions[rows]
+        mask = None if mask is None else mask[rows]
+    return state, mask, positions, cache
 
 
 def choose(logits: Tensor, uniforms: Tensor | None, *, temperature: float, sampling: Sampling) -> tuple[Tensor, Tensor]:

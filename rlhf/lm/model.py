@@ -17,24 +17,25 @@ from transformers.activations import NewGELUActivation
 
 from rlhf.errors import InputError
 from rlhf.lm.loading import one_line
-from rlhf.lm.packing import packed
+from rlhf.lm.packing import Layout, Layouts, Sequences, packed, sharing
 
 Model = PreTrainedModel | PeftModel
 # Of the largest number compared. Rounding gives 1e-6, another sequence's tokens or a soft cap far more.
 _TOLERANCE = 1e-4
+_NO_WINDOW = 2**62
 
 
 class Abilities(NamedTuple):
     """What a few random tokens have shown of a model.
 
     Args:
-        packs: Restarting position ids keep packed sequences apart, so a row may hold several.
+        layouts: The layouts in which it says of each sequence what it says of it alone.
         plain_head: The logits are the LM head's matrix times the hidden states and nothing more (no soft cap, no
             scale), so they need not be held whole.
         width: Size of a hidden state.
     """
 
-    packs: bool
+    layouts: Layouts
     plain_head: bool
     width: int
 
@@ -78,6 +79,18 @@ def _cache_keyword(forward: Callable[..., Any]) -> str:
     )
 
 
+def arguments(model: PreTrainedModel, layout: Layout) -> dict[str, Any]:
+    """The keywords by which a model, or its trunk, reads such rows."""
+    inputs = {"input_ids": layout.tokens, "position_ids": layout.position_ids, "use_cache": False}
+    if layout.mask is None:
+        return inputs
+    mask = layout.mask
+    if model.config._attn_implementation == "eager":
+        # It adds the mask to what it takes the softmax of.
+        mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, torch.finfo(model.dtype).min)
+    return {**inputs, "attention_mask": mask}
+
+
 def forget_casts() -> None:
     """Whoever reads weights under autocast begins with this: it keeps its casts of them for as long as it is on, also
     where they have been written to since, by whatever way, or were cast where no gradient was asked for.
@@ -116,22 +129,22 @@ def probe(model: Model) -> Abilities:
     trunk, head, base = trunk_of(model), head_of(model), base_of(model)
     tokens, lengths = _probe_tokens(base.config.get_text_config().vocab_size, base.device)
     with torch.no_grad(), _refused_if_it_fails(model):
-        packs, hidden = _packs(trunk, tokens, lengths)
+        layouts, hidden = _layouts(trunk, tokens, lengths)
         _require_decoding(trunk, tokens[:1], hidden)
         logits = base(input_ids=tokens[:1], use_cache=False).logits
         if isinstance(model, PeftModel) and not _close(model(input_ids=tokens[:1], use_cache=False).logits, logits):
             raise InputError("the adapter does more than change layers of the model; give a LoRA adapter.")
         # An adapter on the head, even one that adds nothing yet, is more than its matrix.
         plain_head = type(head) is nn.Linear and _close(F.linear(hidden, head.weight, head.bias), logits)
-    return Abilities(packs, plain_head, hidden.shape[-1])
+    return Abilities(layouts, plain_head, hidden.shape[-1])
 
 
-def probe_trunk(trunk: PreTrainedModel) -> tuple[bool, int]:
-    """Whether a trunk without a head packs, and its width."""
+def probe_trunk(trunk: PreTrainedModel) -> tuple[Layouts, int]:
+    """The layouts that a trunk without a head reads, and its width."""
     tokens, lengths = _probe_tokens(trunk.config.get_text_config().vocab_size, trunk.device)
     with torch.no_grad(), _refused_if_it_fails(trunk):
-        packs, hidden = _packs(trunk, tokens, lengths)
-    return packs, hidden.shape[-1]
+        layouts, hidden = _layouts(trunk, tokens, lengths)
+    return layouts, hidden.shape[-1]
 
 
 @contextmanager
@@ -151,8 +164,9 @@ def _refused_if_it_fails(model: Model) -> Iterator[None]:
         ) from error
 
 
-def _packs(trunk: nn.Module, tokens: Tensor, lengths: Tensor) -> tuple[bool, Tensor]:
-    """Whether the trunk says of packed sequences what it says of each alone; and the first one's hidden states."""
+def _layouts(trunk: PreTrainedModel, tokens: Tensor, lengths: Tensor) -> tuple[Layouts, Tensor]:
+    """The layouts in which the trunk says of each sequence what it says of it alone; and the first one's hidden
+    states."""
     trunk.train()
     alone = [_hidden(trunk, row[None, :length]) for row, length in zip(tokens, lengths.tolist(), strict=True)]
     if not torch.equal(alone[0], _hidden(trunk, tokens[:1])):
@@ -165,7 +179,28 @@ def _packs(trunk: nn.Module, tokens: Tensor, lengths: Tensor) -> tuple[bool, Ten
     layout = packed(tokens, lengths)
     together = _hidden(trunk, layout.tokens, layout.position_ids).flatten(0, 1)
     pairs = zip(alone, layout.starts.tolist(), lengths.tolist(), strict=True)
-    return all(_close(one[0], together[start : start + length]) for one, start, length in pairs), alone[0]
+    packs = all(_close(one[0], together[start : start + length]) for one, start, length in pairs)
+    return Layouts(packs, _most_shared(trunk, tokens)), alone[0]
+
+
+def _most_shared(trunk: PreTrainedModel, tokens: Tensor) -> int:
+    """Up to how many tokens sequences may share their prompt by a mask of our own: as many as the least window of its
+    attention, of which such a mask knows nothing."""
+    config = trunk.config.get_text_config()
+    rows = torch.cat([tokens[:1, :2].expand(3, 2), tokens[:, 2:]], dim=1)
+    sizes = [5, 3, 4]
+    layout = sharing(rows, Sequences(sizes, [0, 0, 0], [2, 2, 2]))
+    columns = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
+    try:
+        together = trunk(**arguments(trunk, layout)).last_hidden_state.flatten(0, 1)
+    # It has not learned to read such a mask, and says so in a way of its own.
+    except Exception:
+        return 0
+    for row, size, cells in zip(rows, sizes, layout.cell(columns), strict=True):
+        if not _close(_hidden(trunk, row[None, :size])[0], together[cells[:size]]):
+            return 0
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min([window for window in windows if window], default=_NO_WINDOW)
 
 
 def _require_decoding(trunk: PreTrainedModel, tokens: Tensor, hidden: Tensor) -> None:

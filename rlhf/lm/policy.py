@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,14 +33,15 @@ from rlhf.lm.model import (
     probe_trunk,
     trunk_of,
 )
-from rlhf.lm.packing import cells
+from rlhf.lm.packing import Layouts, cells
+from rlhf.lm.precision import hold_frozen, holds_frozen
 from rlhf.lm.reference import freeze_copy, same_weights, trained_weights
 from rlhf.lm.scoring import (
     Scores,
     action_states,
     hidden_and_logits,
     lay_out,
-    read_lengths,
+    read_sequences,
     run,
     score,
     score_all,
@@ -61,6 +63,18 @@ def _without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def _in_own_precision(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Weights that are held in half precision are computed with under autocast, whoever calls."""
+
+    @functools.wraps(method)
+    def call(self: CausalLM, *args: Any, **kwargs: Any) -> Any:
+        half = nullcontext() if self.frozen_dtype is None else torch.autocast(self.device.type, self.frozen_dtype)
+        with half:
+            return method(self, *args, **kwargs)
+
+    return call
 
 
 class Step(NamedTuple):
@@ -90,6 +104,9 @@ class CausalLM(nn.Module):
     """What ends a response beside the tokenizer's end of sequence, as the model's generation config says."""
     inputs: Callable[[], dict[str, str]] = dict
     """Gives checksums of what it was loaded from."""
+    frozen_dtype: torch.dtype | None = None
+    """The half precision in which layers that do not learn are held, so that all of it is computed in that; None: they
+    are as the rest of the model."""
 
     def __init__(
         self,
@@ -114,7 +131,7 @@ class CausalLM(nn.Module):
         self.register_buffer("unknown_tokens", None, persistent=False)
         self._dropout = prepare(model)
         self.abilities: Abilities = probe(model)
-        self.critic_trunk, self._critic_packs, width = self._build_critic(critic)
+        self.critic_trunk, self._critic_layouts, width = self._build_critic(critic)
         self.value_head = None
         if critic != "none":
             self.value_head = nn.Linear(width, 1, device=base_of(model).device, dtype=base_of(model).dtype)
@@ -125,9 +142,9 @@ class CausalLM(nn.Module):
         self._kept: dict[str, Tensor] = {}
         self.train()
 
-    def _build_critic(self, critic: str | PreTrainedModel) -> tuple[PreTrainedModel | None, bool, int]:
+    def _build_critic(self, critic: str | PreTrainedModel) -> tuple[PreTrainedModel | None, Layouts | None, int]:
         if isinstance(critic, str) and critic in ("shared", "none"):
-            return None, False, self.abilities.width
+            return None, None, self.abilities.width
         if isinstance(critic, str) and critic != "separate":
             raise InputError(f"critic is {critic!r}; choose shared, separate or none.")
         if isinstance(critic, str):
@@ -139,6 +156,7 @@ class CausalLM(nn.Module):
         prepare(critic.requires_grad_(True))
         return critic, *probe_trunk(critic)
 
+    @_in_own_precision
     def forward(self, inputs: dict[str, Tensor], *, distribution: bool = False) -> Any:
         """Scores the actions of `inputs` (see `scoring.score`); zeros in cells without an action.
 
@@ -169,19 +187,21 @@ class CausalLM(nn.Module):
     def passed(self, inputs: dict[str, Tensor]) -> Passed:
         """How many tokens, padding included, a pass over some of these rows takes through the model, or through the
         separate critic if that is more."""
-        sizes = read_lengths(inputs).tolist()
-        ways = {self.abilities.packs} | ({self._critic_packs} if self.critic_trunk is not None else set())
-        return lambda start, end: max(cells(sizes[start:end], packs) for packs in ways)
+        sequences = read_sequences(inputs)
+        readers = {self.abilities.layouts, self._critic_layouts} - {None}
+        return lambda start, end: max(cells(sequences.some(start, end), layouts) for layouts in readers if layouts)
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """Those that only the values depend on; all others are the actor's."""
         parts = [part for part in (self.critic_trunk, self.value_head) if part is not None]
         return [parameter for part in parts for parameter in part.parameters()]
 
+    @_in_own_precision
     def critic_values(self, inputs: dict[str, Tensor]) -> Tensor:
         """`(B, T)` values of the actions' states by the separate critic."""
         assert self.critic_trunk is not None
-        layout = lay_out(inputs, self._critic_packs)
+        assert self._critic_layouts is not None
+        layout = lay_out(inputs, self._critic_layouts)
         index, _ = action_states(inputs, layout)
         return spread(self._value(run(self.critic_trunk, layout, index)), inputs["actions"])
 
@@ -191,6 +211,7 @@ class CausalLM(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
 
+    @_in_own_precision
     def step(self, tokens: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Cache) -> Step:
         """Reads `tokens` (B, Q) after what `cache` holds. Values of a separate critic are left at 0."""
         inputs = {"input_ids": tokens, "attention_mask": attention_mask, "position_ids": position_ids}
@@ -266,6 +287,20 @@ class CausalLM(nn.Module):
         finally:
             self.train(training)
 
+    def require_precision(self, mixed_precision: str) -> None:
+        """Refuses to compute in full precision with weights that an earlier run rounded."""
+        if self.frozen_dtype is not None and mixed_precision == "no":
+            raise InputError(
+                "the policy's frozen weights were rounded to bfloat16 by an earlier run, and this one computes in "
+                "float32; load the policy again from where that run was saved, or train with mixed precision bf16."
+            )
+
+    def compute_in(self, mixed_precision: str) -> None:
+        """Under bf16, layers that do not learn are held in it from now on (see `precision.hold_frozen`)."""
+        if mixed_precision == "bf16" and holds_frozen(self.model):
+            hold_frozen(self.model, torch.bfloat16)
+            self.frozen_dtype = torch.bfloat16
+
     def make_reference(self) -> None:
         """From now on the reference is the model as it is at this moment; it never moves with training.
 
@@ -276,12 +311,20 @@ class CausalLM(nn.Module):
         else:
             self._frozen = (freeze_copy(self.model, self.reference_dtype),)
 
+    def size_of_reference(self) -> float:
+        """Bytes that the reference takes, or will, beside the policy."""
+        if isinstance(self.model, PeftModel):
+            return float(sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad))
+        held = self.reference_dtype
+        return float(sum(p.numel() * (p if held is None else held).itemsize for p in self.model.parameters()))
+
     def at_reference(self) -> bool:
         """The weights are still those of the reference, in its precision: there is no KL between the two."""
         kept = self._kept if not self._frozen else dict(self._frozen[0].named_parameters())
         return bool(kept) and same_weights(dict(self.model.named_parameters()), kept)
 
     @torch.no_grad()
+    @_in_own_precision
     def reference_logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
         """`(B, T)` log-probabilities of the actions under the reference, at the policy's temperature."""
         assert self._frozen or self._kept, "call make_reference() first"

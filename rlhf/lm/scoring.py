@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
 
 from rlhf.errors import InputError
 from rlhf.lm.logprobs import head_logprobs, known_only, logits_logprobs
-from rlhf.lm.model import Abilities, Model, base_of, head_of, trunk_of
-from rlhf.lm.packing import Layout, packed, padded
+from rlhf.lm.model import Abilities, Model, arguments, base_of, head_of, trunk_of
+from rlhf.lm.packing import Layout, Layouts, Sequences, packed, padded, sharing, worthwhile
 
 
 class Scores(NamedTuple):
@@ -42,16 +43,14 @@ def score(
         inputs: `tokens` (B, S), and `actions` (B, T): the index in S of each action's token, or 0 for none.
         unknown: `(V,)`, True for tokens that have probability 0; None: there are none such.
     """
-    layout = lay_out(inputs, abilities.packs)
+    layout = lay_out(inputs, abilities.layouts)
     index, targets = action_states(inputs, layout)
     if abilities.plain_head:
         head = head_of(model)
         hidden = run(trunk_of(model), layout, index)
         bias = head.bias if unknown is None else known_only(_bias(head), unknown)
         return Scores(*head_logprobs(hidden, head.weight, bias, targets, temperature=temperature), hidden)
-    hidden, logits = hidden_and_logits(
-        model, index, input_ids=layout.tokens, position_ids=layout.position_ids, use_cache=False
-    )
+    hidden, logits = hidden_and_logits(model, index, **arguments(base_of(model), layout))
     return Scores(*logits_logprobs(known_only(logits, unknown), targets, temperature=temperature), hidden)
 
 
@@ -69,12 +68,10 @@ def score_all(
 ) -> tuple[Scores, Tensor]:
     """As `score`, and the `(N, V)` logits over the temperature; all of it in plain operations, so differentiable
     twice."""
-    layout = lay_out(inputs, abilities.packs)
+    layout = lay_out(inputs, abilities.layouts)
     index, targets = action_states(inputs, layout)
     with _twice_differentiable(model) if torch.is_grad_enabled() else nullcontext():
-        hidden, logits = hidden_and_logits(
-            model, index, input_ids=layout.tokens, position_ids=layout.position_ids, use_cache=False
-        )
+        hidden, logits = hidden_and_logits(model, index, **arguments(base_of(model), layout))
     logits = known_only(logits, unknown)
     scores = Scores(*logits_logprobs(logits, targets, temperature=temperature), hidden)
     return scores, logits.to(scores.logprobs.dtype) / temperature
@@ -100,9 +97,13 @@ def _twice_differentiable(model: Model) -> Iterator[None]:
         model.train(training)
 
 
-def lay_out(inputs: dict[str, Tensor], packs: bool) -> Layout:
+def lay_out(inputs: dict[str, Tensor], layouts: Layouts) -> Layout:
     """Each row's tokens before its last action (one token, if it has none): no action depends on the rest."""
-    return (packed if packs else padded)(inputs["tokens"], read_lengths(inputs))
+    if layouts.most_shared:
+        sequences = read_sequences(inputs)
+        if worthwhile(sequences, layouts):
+            return sharing(inputs["tokens"], sequences)
+    return (packed if layouts.packs else padded)(inputs["tokens"], read_lengths(inputs))
 
 
 def read_lengths(inputs: dict[str, Tensor]) -> Tensor:
@@ -110,17 +111,30 @@ def read_lengths(inputs: dict[str, Tensor]) -> Tensor:
     return inputs["actions"].amax(dim=1).clamp(min=1)
 
 
+def read_sequences(inputs: dict[str, Tensor]) -> Sequences:
+    """What is read of each row; what it has before its first action is its prompt."""
+    tokens, actions = inputs["tokens"], inputs["actions"]
+    if not len(tokens):
+        return Sequences([], [], [])
+    sizes = read_lengths(inputs)
+    prompt_sizes = torch.minimum(actions.masked_fill(actions == 0, tokens.shape[1]).amin(dim=1), sizes)
+    columns = torch.arange(int(prompt_sizes.max()), device=tokens.device)
+    prompts = tokens[:, : len(columns)].masked_fill(columns >= prompt_sizes.unsqueeze(1), -1)
+    numbers = prompts.unique(dim=0, return_inverse=True)[1]
+    return Sequences(sizes.tolist(), numbers.tolist(), prompt_sizes.tolist())
+
+
 def action_states(inputs: dict[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
     """Where in the flattened rows each action's state is, and the action's token; `(N,)`, row by row."""
     actions = inputs["actions"]
     taken = actions > 0
-    index = (layout.starts.unsqueeze(1) + actions - 1)[taken]
+    index = layout.cell(actions - 1)[taken]
     return index, inputs["tokens"].gather(1, actions)[taken]
 
 
-def run(trunk: nn.Module, layout: Layout, index: Tensor) -> Tensor:
+def run(trunk: PreTrainedModel, layout: Layout, index: Tensor) -> Tensor:
     """Hidden states `(N, d)` at `index` of the flattened rows."""
-    hidden = trunk(input_ids=layout.tokens, position_ids=layout.position_ids, use_cache=False).last_hidden_state
+    hidden = trunk(**arguments(trunk, layout)).last_hidden_state
     return hidden.flatten(0, 1).index_select(0, index)
 
 

@@ -18,7 +18,7 @@ from rlhf.algorithms.clone import BehaviourCloning
 from rlhf.lm.demonstrations import _loss
 from rlhf.lm.engine import Sampling
 from rlhf.lm.generate import Decoder
-from rlhf.lm.packing import cells
+from rlhf.lm.packing import Layouts, Sequences, cells
 from rlhf.lm.scoring import response_inputs
 from rlhf.rollout import Rollout
 from rlhf.task import Here
@@ -158,16 +158,21 @@ def test_parts_are_whole_and_as_few_as_halving_finds(tiny_folder) -> None:
 
 def test_cells_are_those_of_the_layout() -> None:
     sizes = [5, 9, 1, 4, 4, 8, 2]
-    assert cells(sizes, packs=False) == 7 * 9
+    apart = Sequences(sizes, range(7), [1] * 7)
+    assert cells(apart, Layouts(packs=False, most_shared=0)) == 7 * 9
     # 9 | 8, 1 | 5, 4 | 4, 2
-    assert cells(sizes, packs=True) == 4 * 9
-    assert cells([4000, 2100, 2050], packs=True) == 3 * 4000
+    assert cells(apart, Layouts(packs=True, most_shared=0)) == 4 * 9
+    assert cells(Sequences([4000, 2100, 2050], range(3), [1] * 3), Layouts(packs=True, most_shared=9999)) == 3 * 4000
+    # The prompt of 4 once, before 1, 5, 0, 4; and 1 and 2 together on a row of 14.
+    shared = Sequences([5, 9, 1, 4, 8, 2], [7, 7, 8, 7, 7, 9], [4, 4, 1, 4, 4, 2])
+    assert cells(shared, Layouts(packs=True, most_shared=9)) == 2 * 14
+    assert cells(shared, Layouts(packs=True, most_shared=8)) == 4 * 9
 
 
 def test_a_pass_over_packed_rows_is_counted_with_what_packing_leaves_empty(tiny_folder) -> None:
     """[34, 18, 17] are 69 tokens, and 102 cells, since no two of them share a row of 34."""
     policy = tiny_policy(tiny_folder("llama"))
-    assert policy.abilities.packs
+    assert policy.abilities.layouts.packs
     lengths = torch.tensor([35, 19, 18])
     tokens = torch.ones(3, 35, dtype=torch.int64)
     inputs: dict[str, Tensor] = {"tokens": tokens, "lengths": lengths, "actions": (lengths - 1).unsqueeze(1)}

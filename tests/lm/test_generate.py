@@ -78,6 +78,22 @@ def test_rows_are_the_same_alone_in_chunks_and_as_others_end(tiny_folder, archit
         torch.testing.assert_close(chunks.values, together.values, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *ODD_ARCHITECTURES])
+def test_a_prompt_that_comes_several_times_is_read_once(tiny_folder, architecture):
+    """And answered as if each had been read."""
+    policy, sampling = tiny_policy(tiny_folder(architecture)), Sampling(max_new_tokens=5)
+    prompts = [random_prompts()[row] for row in (0, 1, 0, 3, 1, 0)]
+    draws, read = random_uniforms(6, 5), []
+    hook = policy.model.get_input_embeddings().register_forward_pre_hook(lambda _, args: read.append(args[0].shape))
+    together = Decoder().generate(policy, prompts, sampling=sampling, uniforms=draws)
+    hook.remove()
+    assert read[:2] == [(3, 7), (6, 1)]
+    for row, prompt in enumerate(prompts):
+        alone = Decoder().generate(policy, [prompt], sampling=sampling, uniforms=draws[row : row + 1])
+        assert torch.equal(together.tokens[row : row + 1], alone.tokens)
+        torch.testing.assert_close(together.logprobs[row : row + 1], alone.logprobs, rtol=0, atol=1e-5)
+
+
 def test_stopping_only_cuts_what_would_have_been_drawn(tiny_folder):
     policy, prompts, stops = tiny_policy(tiny_folder("llama")).double(), random_prompts() * 2, list(range(12))
     free, stopped = draw(policy, prompts), draw(policy, prompts, stop_tokens=tuple(stops))

@@ -13,6 +13,7 @@ from rlhf.errors import InputError
 from rlhf.lm.engine import Sampling
 from rlhf.lm.generate import Decoder
 from rlhf.lm.load import build_policy
+from rlhf.lm.packing import Layouts
 from rlhf.lm.scoring import response_inputs
 from rlhf.optimize import check_identity
 from rlhf.reduce import MetricSums
@@ -61,7 +62,7 @@ def test_scores_do_not_depend_on_company(tiny_folder, architecture):
     policy, inputs = tiny_policy(tiny_folder(architecture)), random_inputs()
     with torch.no_grad():
         together = policy(inputs)
-        policy.abilities = policy.abilities._replace(packs=False)
+        policy.abilities = policy.abilities._replace(layouts=Layouts(packs=False, most_shared=0))
         padded = policy(inputs)
         alone = [policy({name: tensor[row : row + 1] for name, tensor in inputs.items()}) for row in range(5)]
     torch.testing.assert_close(together, padded, rtol=0, atol=1e-5)

@@ -121,11 +121,20 @@ def test_dropout_of_an_adapter_is_off(tiny_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "packs", "plain_head"),
-    [("gpt2", True, True), ("gemma2", True, False), ("opt", False, True), ("bloom", False, True)],
+    ("architecture", "packs", "most_shared", "plain_head"),
+    [
+        ("gpt2", True, 2**62, True),
+        ("llama", True, 2**62, True),
+        # Its window.
+        ("gemma2", True, 6, False),
+        ("opt", False, 2**62, True),
+        ("bloom", False, 0, True),
+        ("lfm2", False, 0, True),
+    ],
 )
-def test_probes_see_what_a_model_allows(tiny_folder, architecture, packs, plain_head):
-    assert tiny_policy(tiny_folder(architecture)).abilities[:2] == (packs, plain_head)
+def test_probes_see_what_a_model_allows(tiny_folder, architecture, packs, most_shared, plain_head):
+    abilities = tiny_policy(tiny_folder(architecture)).abilities
+    assert abilities[:2] == ((packs, most_shared), plain_head)
 
 
 def test_an_adapter_on_the_head_is_more_than_its_matrix(tiny_folder):

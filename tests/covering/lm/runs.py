@@ -188,7 +188,8 @@ def run(
     policy, task, method = policy_of(case, models), task_of(case, reward), method_of(case)
     task.interrupted_at = interrupted_at
     before, still = weights_of(policy), _frozen(policy)
-    with torch.no_grad():
+    half = torch.autocast("cpu", torch.bfloat16, enabled=case["precision"] == "bf16")
+    with torch.no_grad(), half:
         said = policy(ACTIONS).logprobs
     with watched(policy) as passes, quickly():
         rlhf.train(
@@ -205,7 +206,8 @@ def run(
         )
     # A reference is a copy of the model, hooks included.
     passes = [*passes]
-    reference = policy.reference_logprobs(ACTIONS) if method.needs_reference else None
+    with half:
+        reference = policy.reference_logprobs(ACTIONS) if method.needs_reference else None
     rows = read_lines(out / method.name / "metrics.jsonl")
     return Outcome(before, weights_of(policy), (still, _frozen(policy)), (said, reference), rows, passes)
 
