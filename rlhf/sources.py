@@ -8,6 +8,7 @@ import functools
 import hashlib
 import inspect
 import json
+import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,8 +16,16 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+
+def _places_of_packages() -> tuple[Path, ...]:
+    """Where packages are installed, the system's and the user's own too; an environment may be reached by a link."""
+    standard = [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")]
+    places = [Path(__file__).parent, *standard, *site.getsitepackages(), site.getusersitepackages()]
+    return tuple(dict.fromkeys(Path(place).resolve() for place in places))
+
+
 # Of packages that are installed the versions are compared, not the files.
-_INSTALLED = (Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")))
+_INSTALLED = _places_of_packages()
 
 
 def files_sums(what: str, files: Iterable[Path], *, below: Path) -> dict[str, str]:

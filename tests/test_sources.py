@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
+import site
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf import sources
 from rlhf.control.tasks import Envs
 from rlhf.files import load_from_file
 from rlhf.lm.prompts import Prompts
@@ -64,6 +67,40 @@ def test_what_a_partial_fixes_counts(folder):
 
 def test_code_of_installed_packages_is_left_to_their_versions():
     assert code_sums("x", np.mean) == code_sums("x", rows_sums) == code_sums("x", Path) == {}
+
+
+def test_they_are_so_in_an_environment_that_is_reached_by_a_link(tmp_path):
+    """All of gymnasium and torch was read at each start, which took most of a minute."""
+    (tmp_path / "venv").symlink_to(sys.prefix)
+    said = subprocess.run(
+        [
+            tmp_path / "venv" / "bin" / "python",
+            "-c",
+            "import numpy; from rlhf.sources import code_sums; print(code_sums('x', numpy.mean))",
+        ],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert said.stdout == "{}\n"
+
+
+@pytest.mark.parametrize("kind", ["the system's", "the user's"])
+def test_packages_of_the_system_and_of_the_user_are_installed_too(tmp_path, monkeypatch, kind):
+    """As an environment with --system-site-packages has them."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    place = str(tmp_path / "link")
+    if kind == "the system's":
+        monkeypatch.setattr(site, "getsitepackages", lambda: [place])
+    else:
+        monkeypatch.setattr(site, "getusersitepackages", lambda: place)
+    monkeypatch.setattr(sources, "_INSTALLED", sources._places_of_packages())
+    (tmp_path / "there" / "theirs.py").write_text("def reward(): ...")
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    assert code_sums("x", importlib.import_module("theirs").reward) == {}
 
 
 def of_a_script(responses):
