@@ -79,8 +79,8 @@ def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def changed(before: Weights, after: Weights) -> list[str]:
-    """Names of those that are not what they were, to the last bit."""
-    return [name for name in before if not torch.equal(before[name], after[name])]
+    """Names of those that are not what they were, to the last bit of the precision that they are held in."""
+    return [name for name in before if not torch.equal(before[name].to(after[name].dtype), after[name])]
 
 
 def assert_same_change(before: Weights, one: Weights, other: Weights, *, limit: float) -> None:
