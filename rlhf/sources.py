@@ -20,7 +20,7 @@ from typing import Any
 def _places_of_packages() -> tuple[Path, ...]:
     """Where packages are installed, the system's and the user's own too; an environment may be reached by a link."""
     standard = [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")]
-    places = [Path(__file__).parent, *standard, *site.getsitepackages(), site.getusersitepackages()]
+    places = [str(Path(__file__).parent), *standard, *site.getsitepackages(), site.getusersitepackages()]
     return tuple(dict.fromkeys(Path(place).resolve() for place in places))
 
 

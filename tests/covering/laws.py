@@ -61,7 +61,7 @@ def optimize_of(case: Mapping[str, str], *, budget: int) -> rlhf.Optimize:
 def limit_of(case: Mapping[str, str]) -> float:
     """Most by which rounding may change a step, relative to it."""
     # Conjugate gradients of a model this small enlarge rounding ten orders of magnitude (gradients agree to 1e-15).
-    return 1e-2 if case["method"] == "trpo" else ROUNDING[case["precision"]]
+    return max(1e-2 if case["method"] == "trpo" else 0.0, ROUNDING[case["precision"]])
 
 
 class Run(NamedTuple):
