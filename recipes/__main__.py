@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent
 # The first is the one that most want.
 RECIPES = sorted(
     (path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")),
-    key=lambda name: name != "custom_reward",
+    key=lambda name: (name != "custom_reward", name),
 )
 
 
@@ -34,10 +34,10 @@ def main() -> None:
 
 def usage() -> str:
     """Every recipe with the first line of what it says of itself."""
-    lines = ["rlhf RECIPE ..., with --help for its options:", ""]
+    lines, width = ["rlhf RECIPE ..., with --help for its options:", ""], max(map(len, RECIPES))
     for name in RECIPES:
         text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))) or ""
-        lines.append(f"  {name:<14} {text.splitlines()[0]}")
+        lines.append(f"  {name:<{width}} {text.splitlines()[0]}")
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ NEEDED = {
     "custom_reward": ["--model", "m"],
     "loop": ["--model", "m"],
     "movie_reviews": ["--data", "d"],
+    "plan": ["--model", "m"],
     "sft": ["--model", "m", "--data", "d"],
 }
 
@@ -35,9 +36,10 @@ def answer(*command: str) -> tuple[int, str, list[str]]:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_wrong_option_is_answered_without_torch(recipe: str) -> None:
-    status, said, loaded = answer(f"recipes/{recipe}.py", *NEEDED.get(recipe, []), "--sead", "3")
+    wrong, meant = ("--gpu", "--gpus") if recipe == "plan" else ("--sead", "--seed")
+    status, said, loaded = answer(f"recipes/{recipe}.py", *NEEDED.get(recipe, []), wrong, "3")
     assert (status, loaded) == (2, []), said
-    assert "--seed" in said
+    assert meant in said
 
 
 def test_help_is_answered_without_torch() -> None:

@@ -22,8 +22,9 @@ from rlhf.control.load import load_control_policy
 from rlhf.control.settings import EvaluateEpisodes
 from rlhf.control.tasks import Envs
 from rlhf.errors import InputError
-from rlhf.lm.load import load_policy
+from rlhf.lm.load import ModelConfig, load_policy
 from rlhf.lm.prompts import Prompts
+from rlhf.lm.settings import CollectResponses
 from rlhf.optimize import Optimize
 from rlhf.settings import Interval, NamesPath, Settings, _declared
 from rlhf.training import train
@@ -32,10 +33,22 @@ from rlhf.training import train
 NEEDED: dict[str, dict[str, Any]] = {
     "rlhf.lm.engine.Sampling": {"max_new_tokens": 4},
     "rlhf.lm.load.ModelConfig": {"model": "gpt2"},
+    "rlhf.lm.calibration.Planned": {
+        "model": ModelConfig(model="gpt2"),
+        "method": PPO(),
+        "collect": CollectResponses(),
+        "optimize": Optimize(),
+        "mixed_precision": "no",
+        "prompt_tokens": 4,
+        "max_new_tokens": 4,
+        "response_tokens": 4,
+        "processes": 1,
+    },
     "rlhf.loop.Duration": {"updates": 1},
     "rlhf.control.stack.StackedMethod": {"method": PPO(), "seeds": (0,)},
     "recipes.custom_reward.Config": {"model": "gpt2"},
     "recipes.loop.Config": {"model": "gpt2"},
+    "recipes.plan.Config": {"model": "gpt2"},
     "recipes.movie_reviews.Config": {"data": "reviews"},
     "recipes.sft.Config": {"model": "gpt2", "data": "rows.jsonl"},
 }

@@ -59,4 +59,5 @@ def weights_of(policy: CausalLM) -> dict[str, Tensor]:
 
 def unmoved(policy: CausalLM, before: dict[str, Tensor]) -> bool:
     now = weights_of(policy)
-    return all(torch.equal(now[name], x) for name, x in before.items())
+    # What is frozen may be held in half precision by now.
+    return all(torch.equal(now[name], x.to(now[name].dtype)) for name, x in before.items())

@@ -42,6 +42,13 @@ def fresh_adapter(base: PreTrainedModel, *, rank: int, alpha: float, targets: tu
         raise InputError(f"lora_targets {targets} do not fit {type(base).__name__}: {one_line(error)}") from error
 
 
+def untrained_adapter(base: PreTrainedModel, source: str) -> PeftModel:
+    """The model with an adapter of the kind and size of that in `source`, whose weights are not read."""
+    config = opened(PeftConfig.from_pretrained, source)
+    config.inference_mode = False
+    return cast(PeftModel, get_peft_model(base, config))
+
+
 def trained_adapter(base: PreTrainedModel, source: str) -> PeftModel:
     """The model with the adapter in `source`, which learns on; all else is frozen.
 

@@ -40,10 +40,15 @@ def require_prompts(prompts: Sequence[object], config: CollectResponses, acceler
             f"there are {len(prompts)} prompts, fewer than prompts_per_rollout ({config.prompts_per_rollout}); "
             "lower it (and raise responses_per_prompt), or give more prompts."
         )
-    if config.prompts_per_rollout % accelerator.num_processes:
+    require_shared(config, accelerator.num_processes)
+
+
+def require_shared(config: CollectResponses, processes: int) -> None:
+    """Refuses a number of prompts that processes cannot share evenly."""
+    if config.prompts_per_rollout % processes:
         raise InputError(
-            f"prompts_per_rollout is {config.prompts_per_rollout}, which {accelerator.num_processes} processes "
-            "cannot share evenly; make it a multiple of them."
+            f"prompts_per_rollout is {config.prompts_per_rollout}, which {processes} processes cannot share evenly; "
+            "make it a multiple of them."
         )
 
 

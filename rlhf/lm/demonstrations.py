@@ -15,6 +15,7 @@ from rlhf.budget import micro_batches, passed_by
 from rlhf.demonstrations import DemonstrationCollector, require_rows
 from rlhf.errors import InputError
 from rlhf.lm.data import Data, demonstration_rollout, hold_out
+from rlhf.lm.memory import require_memory
 from rlhf.lm.prompts import Prompts, Source, data_sums, loaded, require_tokenizer, same_tokens
 from rlhf.optimize import Optimize
 from rlhf.reduce import global_sum
@@ -85,6 +86,7 @@ class Demonstrations(CollectorTask):
         if self._rows is None or not same_tokens(self._read_with, (policy.tokenizer, policy.context)):
             self.read(policy.tokenizer, context=policy.context)
         self.require_size(accelerator)
+        require_memory(policy, needs_reference=method.needs_reference, accelerator=accelerator)
         optimize.require_rows(self.rows_per_update, settings.minibatches)
         if isinstance(self.also, Prompts):
             self.also.require_answerable(policy, accelerator)

@@ -14,10 +14,10 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from rlhf.errors import InputError
-from rlhf.lm.adapters import adapter_base, fresh_adapter, trained_adapter
+from rlhf.lm.adapters import adapter_base, fresh_adapter, trained_adapter, untrained_adapter
 from rlhf.lm.gguf import checksum, gguf_file
 from rlhf.lm.loading import opened
-from rlhf.lm.model import Model, trunk_of
+from rlhf.lm.model import Model, base_of, trunk_of
 from rlhf.lm.policy import VALUE_HEAD, CausalLM
 from rlhf.lm.pretrained import located, pretrained, pretrained_config
 from rlhf.lm.vocabulary import has_tokenizer, pretrained_tokenizer, require_room
@@ -147,16 +147,36 @@ def policy_of(config: ModelConfig, *, temperature: float, seed: int) -> CausalLM
             model = trained_adapter(base, source)
         elif config.lora_rank > 0:
             model = fresh_adapter(base, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
-        if config.gradient_checkpointing:
-            for each in (base, critic):
-                _checkpoint_gradients(each)
-        policy = CausalLM(
-            model, temperature=temperature, critic=critic, reference_dtype=_REFERENCE_DTYPES[config.reference_dtype]
-        )
+        policy = _policy_of_parts(config, model, critic, temperature=temperature)
     folder = _folder(config.model)
     if _is_saved_policy(config.model) and config.critic == _saved_critic(folder):
         policy.load_value_head(folder)
     return policy
+
+
+def random_policy(config: ModelConfig, architecture: PretrainedConfig) -> CausalLM:
+    """A policy as `policy_of` makes it, but of another config and of random weights: none are read."""
+    with torch.random.fork_rng(devices=[]):
+        base = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+        critic = copy.deepcopy(trunk_of(base)) if config.critic == "separate" else config.critic
+        source = _source(config.model)
+        model: Model = base
+        if adapter_base(source) is not None:
+            model = untrained_adapter(base, source)
+        elif config.lora_rank > 0:
+            model = fresh_adapter(base, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
+        return _policy_of_parts(config, model, critic, temperature=1.0)
+
+
+def _policy_of_parts(
+    config: ModelConfig, model: Model, critic: str | PreTrainedModel, *, temperature: float
+) -> CausalLM:
+    if config.gradient_checkpointing:
+        for each in (base_of(model), critic):
+            _checkpoint_gradients(each)
+    return CausalLM(
+        model, temperature=temperature, critic=critic, reference_dtype=_REFERENCE_DTYPES[config.reference_dtype]
+    )
 
 
 def _critic_trunk(config: ModelConfig, base: PreTrainedModel) -> PreTrainedModel:

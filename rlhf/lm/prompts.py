@@ -18,6 +18,7 @@ from rlhf.lm.data import Data, Prompt, hold_out, load_data, prompt_rows
 from rlhf.lm.engine import Engine, Sampling, require_engine
 from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.load import model_sums
+from rlhf.lm.memory import require_memory
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.relevance import Relevance
 from rlhf.lm.responses import try_rewards
@@ -144,6 +145,7 @@ class Prompts(CollectorTask):
         kept = 1 if method.rows == "groups" else self.group_size
         rows = self.config.prompts_per_rollout * kept
         optimize.require_rows(rows, max(settings.minibatches, method.num_parts))
+        require_memory(policy, needs_reference=method.needs_reference, accelerator=accelerator)
 
     def require_answerable(self, policy: Any, accelerator: Accelerator) -> None:
         """Refuses prompts that this policy cannot answer, or too few of them."""
