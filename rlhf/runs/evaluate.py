@@ -53,7 +53,7 @@ def interquartile_mean(scores: Sequence[float] | np.ndarray) -> float:
 
 
 def bootstrap_interval(
-    scores: Sequence[float], *, statistic: Callable[[np.ndarray], float], seed: int, resamples: int = 2000
+    scores: Sequence[float] | np.ndarray, *, statistic: Callable[[np.ndarray], float], seed: int, resamples: int = 2000
 ) -> tuple[float, float]:
     """95 % percentile interval of a statistic of runs, from as many runs drawn again with replacement (Efron, 1979)."""
     values = np.asarray(scores, dtype=np.float64)

@@ -8,8 +8,8 @@ searched: time is linear in the text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from rlhf.errors import InputError
 from rlhf.lm.verifiers import counting
@@ -230,6 +230,16 @@ def capital_word_frequency(text: str, *, capital_frequency: Count, capital_relat
 def no_comma(text: str) -> bool:
     return "," not in text
 
+
+def asks_for_little(kinds: Sequence[str], kwargs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether some instruction keeps the answer short: one of the OPTIONS, or less than so many words or sentences."""
+    return any(
+        kind == "detectable_format:constrained_response" or (kind in _LENGTHS and given.get("relation") == "less than")
+        for kind, given in zip(kinds, kwargs, strict=True)
+    )
+
+
+_LENGTHS = ("length_constraints:number_words", "length_constraints:number_sentences")
 
 CHECKERS: dict[str, Callable[..., bool]] = {
     "keywords:existence": existence,

@@ -52,6 +52,11 @@ def instruction_prompts(
     return [_row(Draws(seed, purpose, row), topics, kinds) for row in range(num_rows)]
 
 
+def kinds_but(left_out: Sequence[str]) -> list[str]:
+    """All kinds but these."""
+    return [kind for kind in KINDS if kind not in left_out]
+
+
 def _topics(*, held_out: bool) -> list[tuple[str, str]]:
     """(sort, topic): of every sort the same share is held out."""
     found = []
