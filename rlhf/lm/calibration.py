@@ -20,7 +20,7 @@ from rlhf.lm.collect import require_shared
 from rlhf.lm.engine import Sampling
 from rlhf.lm.generate import Decoder, require_context
 from rlhf.lm.load import ModelConfig, random_policy
-from rlhf.lm.memory import size
+from rlhf.lm.memory import size, size_of_reference
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.scoring import response_inputs
 from rlhf.lm.settings import CollectResponses
@@ -111,7 +111,7 @@ def measured(planned: Planned, config: PretrainedConfig, device: torch.device) -
     found: dict[str, float] = {
         "weights": size([*policy.model.parameters(), *policy.model.buffers()]),
         "critic": size(policy.critic_parameters()),
-        "reference": policy.size_of_reference() if planned.method.needs_reference else 0.0,
+        "reference": size_of_reference(policy) if planned.method.needs_reference else 0.0,
         "trained": size([each for each in policy.parameters() if each.requires_grad]),
         "cache of a token": _cache_of_a_token(policy),
         "learned": sum(learned),

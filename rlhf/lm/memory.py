@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import psutil
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from torch import Tensor
 
 from rlhf.errors import InputError
@@ -25,6 +26,14 @@ def free_memory(device: torch.device) -> float:
     return float(psutil.virtual_memory().available + psutil.swap_memory().free)
 
 
+def size_of_reference(policy: CausalLM) -> float:
+    """Bytes that the reference takes, or will, beside the policy: of what learns beside an adapter, else of a copy."""
+    if isinstance(policy.model, PeftModel):
+        return size(parameter for parameter in policy.model.parameters() if parameter.requires_grad)
+    held = policy.reference_dtype
+    return float(sum(p.numel() * (p.dtype if held is None else held).itemsize for p in policy.model.parameters()))
+
+
 def certain_memory(policy: CausalLM, *, needs_reference: bool, accelerator: Accelerator) -> dict[str, float]:
     """Bytes by part that a run takes beside what there is, before it has read a token: weights that have yet to move to
     the device, a copy of them as reference, gradients (twice, if processes exchange them), and AdamW's two moments."""
@@ -32,7 +41,7 @@ def certain_memory(policy: CausalLM, *, needs_reference: bool, accelerator: Acce
     moving = [parameter for parameter in policy.parameters() if parameter.device.type != accelerator.device.type]
     return {
         "weights": size(moving),
-        "reference": policy.size_of_reference() if needs_reference else 0.0,
+        "reference": size_of_reference(policy) if needs_reference else 0.0,
         "gradients": size(trained) * (2 if accelerator.num_processes > 1 else 1),
         "optimizer": 2 * size(trained),
     }

@@ -311,13 +311,6 @@ class CausalLM(nn.Module):
         else:
             self._frozen = (freeze_copy(self.model, self.reference_dtype),)
 
-    def size_of_reference(self) -> float:
-        """Bytes that the reference takes, or will, beside the policy."""
-        if isinstance(self.model, PeftModel):
-            return float(sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad))
-        held = self.reference_dtype
-        return float(sum(p.numel() * (p if held is None else held).itemsize for p in self.model.parameters()))
-
     def at_reference(self) -> bool:
         """The weights are still those of the reference, in its precision: there is no KL between the two."""
         kept = self._kept if not self._frozen else dict(self._frozen[0].named_parameters())

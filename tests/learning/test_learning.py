@@ -62,6 +62,8 @@ def test_arithmetic_is_learned_from_a_careless_teacher(seed: int) -> None:
 def test_movie_reviews_turn_positive_without_hacking_the_reward(seed: int) -> None:
     result = reviews(seed)
     assert 0.35 <= result["positive_before"] <= 0.65
+    # Seed 1 ended at .8999, seeds 0 and 2 to 4 above.
+    assert result["positive_after"] >= 0.90
     assert result["second_classifier_after"] >= 0.75
     assert result["kl_per_response"] <= 12.0
     assert abs(result["length_after"] / result["length_before"] - 1.0) <= 0.25
@@ -69,7 +71,7 @@ def test_movie_reviews_turn_positive_without_hacking_the_reward(seed: int) -> No
 
 
 @needs_reviews
-def test_nine_of_ten_movie_reviews_turn_positive() -> None:
+def test_nine_of_ten_movie_reviews_turn_positive_over_seeds() -> None:
     """Over seeds, with 95 % confidence: one seed's share varies by .013, and by .01 for its 979 beginnings alone."""
     shares = [reviews(seed)["positive_after"] for seed in OF_REVIEWS]
     # Student's t of four degrees of freedom, one-sided.

@@ -94,8 +94,8 @@ def test_half_precision_is_scored_again_by_the_training_forward():
     assert scored
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         output = policy(rollout.inputs)
+    torch.testing.assert_close(rollout.logprobs, output.logprobs, rtol=0, atol=1e-2)
     # Together some rows share their prompt, which rounds otherwise: by a quarter of what both are from float32.
-    torch.testing.assert_close(rollout.logprobs, output.logprobs, rtol=0, atol=2e-2)
     torch.testing.assert_close(rollout.values, output.values, rtol=0, atol=2e-2)
     torch.testing.assert_close(
         rollout.next_values[:, :-1][~rollout.dones[:, :-1]], rollout.values[:, 1:][~rollout.dones[:, :-1]]
