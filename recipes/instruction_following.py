@@ -41,7 +41,7 @@ with deferred():
     from rlhf.lm.relevance import Relevance
     from rlhf.lm.verifiers.compared import Apart, compared, read_ifeval, show
     from rlhf.lm.verifiers.counting import num_words
-    from rlhf.lm.verifiers.instructions import all_followed, share_followed
+    from rlhf.lm.verifiers.instructions import all_followed, share_followed, share_nearly_followed
     from rlhf.lm.verifiers.kinds import asks_for_little
     from rlhf.lm.verifiers.prompts import instruction_prompts, kinds_but
     from rlhf.runs.clock import seconds_spent
@@ -104,6 +104,8 @@ class Config(Settings):
     """Folder or hub id of a sentence model that says how near answers are to their request; empty: not measured."""
     followed_weight: Size = 1.0
     """What the share of instructions that are followed counts in the reward."""
+    nearly_weight: Size = 1.0
+    """What it counts where an instruction that is nearly followed has its part: most are never followed at first."""
     on_topic_weight: Size = 0.5
     """What taking up the words of the request counts."""
     substance_weight: Size = 0.5
@@ -114,6 +116,8 @@ class Config(Settings):
     """Scale of the adapter, which adds alpha / rank times its product."""
     critic: Literal["shared", "separate", "none"] = "shared"
     """Value head on the policy's own trunk, on a trunk of its own, or no values: all are 0."""
+    temperature: Positive = 0.7
+    """Sampling temperature, in training and in evaluation; at 1 a model of this size says much that makes no sense."""
     max_new_tokens: Count = 96
     """Longest answer, in tokens; of IFEval's prompts twice as much."""
     seed: Seed = 0
@@ -158,6 +162,7 @@ def main(config: Config) -> dict[str, float | None]:
     accelerator = Accelerator(mixed_precision=config.precision.mixed_precision)
     rewards: dict[Any, float] = {
         share_followed: config.followed_weight,
+        share_nearly_followed: config.nearly_weight,
         on_topic: config.on_topic_weight,
         substance: config.substance_weight,
         # What is only watched.
@@ -187,6 +192,7 @@ def main(config: Config) -> dict[str, float | None]:
     method = config.improve.method
     policy = load_policy(
         config.model,
+        temperature=config.temperature,
         critic=config.critic,
         lora_rank=config.lora_rank,
         lora_alpha=config.lora_alpha,
