@@ -241,6 +241,12 @@ def wait(pid: int, seconds: float, *, poll: float = 0.001) -> int | None:
         time.sleep(poll)
 
 
+def wait_for(place: Path, pid: int) -> None:
+    """Until the attempt has made this file."""
+    while not place.exists():
+        assert wait(pid, 0.001) is None
+
+
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
