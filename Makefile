@@ -101,4 +101,4 @@ $(VENV)/.installed: requirements.lock pyproject.toml Makefile
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-uv .venv-newest .venv-lowest
+	rm -rf .venv .venv-uv .venv-newest .venv-lowest .venv-trl-ppo .venv-trl-grpo

@@ -99,6 +99,8 @@ def grpo(work: dict[str, Any], folder: str) -> list[float]:
             num_iterations=work["epochs"],
             max_steps=work["updates"] * work["epochs"],
             max_completion_length=work["response"],
+            # As PPO's, which decodes all of them; of their full length.
+            generation_kwargs={"min_new_tokens": work["response"]},
             beta=0.05,
         ),
         reward_funcs=letters,

@@ -33,6 +33,7 @@ from transformers import GPT2Config
 
 import rlhf
 from rlhf.lm.load import build_policy
+from rlhf.lm.policy import CausalLM
 from rlhf.lm.tokenizers import byte_pair_tokenizer
 from rlhf.runs.log import read_lines
 
@@ -47,7 +48,6 @@ class Config:
     """Folder of a model, which is trained by a LoRA of rank 16; empty: a random GPT-2, all of whose weights are."""
     width: int = 128
     layers: int = 4
-    vocabulary: int = 512
     prompt: int = 16
     """Tokens of each prompt."""
     response: int = 32
@@ -66,13 +66,13 @@ class Config:
 
 
 def model_folder(config: Config, folder: Path) -> str:
-    """The model itself, or a random one that never ends a response."""
+    """The model itself, or a random one."""
     if config.model:
         return config.model
     tokenizer = byte_pair_tokenizer(["a b c d e f g h"], size=300)
     policy = build_policy(
         GPT2Config(
-            n_embd=config.width, n_layer=config.layers, n_head=config.width // 32, vocab_size=config.vocabulary,
+            n_embd=config.width, n_layer=config.layers, n_head=config.width // 32, vocab_size=len(tokenizer),
             bos_token_id=None, eos_token_id=None, pad_token_id=tokenizer.pad_token_id,
         ),
         temperature=1.0, critic="none", seed=0,
@@ -83,9 +83,10 @@ def model_folder(config: Config, folder: Path) -> str:
 
 
 def prompts_of(config: Config) -> list[str]:
-    """All differ; a letter is a token."""
+    """All differ; each word, or letter of the small tokenizer, is a token."""
+    words = (" the", " of", " and", " to", " in", " a", " is", " for") if config.model else "abcdefgh"
     return [
-        "".join("abcdefgh"[(number >> 3 * bit) % 8] for bit in range(config.prompt))
+        "".join(words[(number >> 3 * bit) % 8] for bit in range(config.prompt))
         for number in range(config.rows * (config.updates + 1))
     ]
 
@@ -97,6 +98,8 @@ def ours(work: dict[str, Any], kind: str) -> dict[str, Any]:
     critic = {"shared": "shared", "separate": "separate", "group": "none"}[kind]
     method: rlhf.Method = rlhf.GRPO(kl_coef=0.05) if kind == "group" else rlhf.PPO(kl_coef=0.05, value_coef=0.1)
     policy = rlhf.load_policy(work["model"], lora_rank=work["lora_rank"], critic=critic)
+    # Every response has its full length, with the peers too.
+    policy.end_tokens = ()
     task = rlhf.Prompts(
         [{"prompt": text} for text in work["prompts"]],
         lambda responses: [text.count("a") / 10 for text in responses],
@@ -110,8 +113,9 @@ def ours(work: dict[str, Any], kind: str) -> dict[str, Any]:
             mixed_precision="bf16" if work["bf16"] else "no",
         )  # fmt: skip
         rows = read_lines(Path(out) / method.name / "metrics.jsonl")[2:]
+    assert all(row["episode_length_mean"] == work["response"] for row in rows)
     parts = [(row["seconds/collect"], row["seconds/update"]) for row in rows]
-    return {"seconds": [sum(part) for part in parts], "parts": parts, "length": rows[-1]["episode_length_mean"]}
+    return {"seconds": [sum(part) for part in parts], "parts": parts}
 
 
 def run(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
@@ -122,7 +126,7 @@ def run(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def peak(dtype: torch.dtype, shape: tuple[int, int, int]) -> float:
+def peak(dtype: torch.dtype, shape: tuple[int, ...]) -> float:
     """Operations a second of the best of some multiplications."""
     rows, inner, outer = shape
     a, b = torch.randn(rows, inner, dtype=dtype), torch.randn(outer, inner, dtype=dtype)
@@ -134,13 +138,13 @@ def peak(dtype: torch.dtype, shape: tuple[int, int, int]) -> float:
     return 2 * rows * inner * outer / best
 
 
-def operations(config: Config, model: str, kind: str, length: float) -> float:
+def operations(config: Config, policy: CausalLM, kind: str, precision: str) -> float:
     """Of one update of ours: see above."""
-    weights = sum(p.numel() for p in rlhf.load_policy(model, critic="none").model.parameters())
-    tokens = config.rows * (config.prompt + length)
+    weights = sum(weight.numel() for weight in policy.model.parameters())
+    tokens = config.rows * (config.prompt + config.response)
     critics = 2 if kind == "separate" else 1
-    # Decoded, scored by the reference, and of a separate critic read once; then learned from.
-    forward = 2 + (kind == "separate")
+    # Decoded; scored by the reference; a separate critic reads it, and in half precision the policy once more.
+    forward = 2 + (kind == "separate") + (precision == "bf16")
     learning = config.epochs * critics * (2 + (2 if config.model else 4)) / 2
     return 2 * weights * tokens * (forward + learning)
 
@@ -181,14 +185,18 @@ def show(config: Config, model: str, found: dict[tuple[str, str], list[dict[str,
             peers.setdefault(key[0], key)
     names = ("contestant", "precision", "s an update", "samples/s", "collect, learn (s)", "of the peak", "times TRL")
     table = Table(*names)
-    largest = (config.rows * (config.prompt + config.response), max(config.width, 64), 4 * config.width)
+    policy = rlhf.load_policy(model, critic="none")
+    shapes = [
+        tuple(weight.shape) for name, weight in policy.model.named_parameters() if "mlp" in name and weight.dim() == 2
+    ]
+    largest = (config.rows * (config.prompt + config.response), *max(shapes))
     best = {"no": peak(torch.float32, largest), "bf16": peak(torch.bfloat16, largest)}
     for (name, precision), values in seconds.items():
         runs, share, parts, times = found[name, precision], "", "", ""
         if "parts" in runs[0]:
             turns = [statistics.median(part[i] for one in runs for part in one["parts"]) for i in (0, 1)]
             parts = f"{turns[0]:.2f}, {turns[1]:.2f}"
-            work = operations(config, model, name, runs[0]["length"])
+            work = operations(config, policy, name, precision)
             share = f"{work / statistics.median(values) / best[precision]:.0%}"
             peer = peers.get("grpo" if name == "group" or "ppo" not in peers else "ppo")
             if peer:

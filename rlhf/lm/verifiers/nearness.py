@@ -40,9 +40,9 @@ def _paragraphs(text: str, num_paragraphs: int, nth_paragraph: int, first_word: 
 
 def _repeated(text: str, prompt_to_repeat: str) -> float:
     """The share of the request that the text begins with."""
-    pairs = zip(text.strip().lower(), prompt_to_repeat.strip().lower(), strict=False)
-    same = next((i for i, (one, other) in enumerate(pairs) if one != other), len(text.strip()))
-    return same / len(prompt_to_repeat.strip())
+    said, asked = text.strip().lower(), prompt_to_repeat.strip().lower()
+    same = next((i for i, (one, other) in enumerate(zip(said, asked, strict=False)) if one != other), len(said))
+    return same / len(asked)
 
 
 def _letters(text: str, wanted: Callable[[str], bool]) -> float:

@@ -41,6 +41,8 @@ LEAST, MOST = {"relation": "at least"}, {"relation": "less than"}
         ("combination:two_responses", {}, "one", 1 / 3),
         ("combination:repeat_prompt", {"prompt_to_repeat": "What is it?"}, "what can I say", 5 / 11),
         ("combination:repeat_prompt", {"prompt_to_repeat": "What is it?"}, "What", 4 / 11),
+        # Small, each is two characters.
+        ("combination:repeat_prompt", {"prompt_to_repeat": "İİİa"}, "İİİb", 6 / 7),
         ("startend:end_checker", {"end_phrase": "That is all."}, "That is all. Bye.", 1 / 2),
         ("startend:quotation", {}, '"Never.', 1 / 3),
         ("change_case:english_capital", {}, "A fOX!", 3 / 4 / 2),
