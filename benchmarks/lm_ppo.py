@@ -99,7 +99,7 @@ def ours(work: dict[str, Any], kind: str) -> dict[str, Any]:
     method: rlhf.Method = rlhf.GRPO(kl_coef=0.05) if kind == "group" else rlhf.PPO(kl_coef=0.05, value_coef=0.1)
     policy = rlhf.load_policy(work["model"], lora_rank=work["lora_rank"], critic=critic)
     # Every response has its full length, with the peers too.
-    policy.end_tokens = ()
+    policy.tokenizer.eos_token, policy.end_tokens = None, ()
     task = rlhf.Prompts(
         [{"prompt": text} for text in work["prompts"]],
         lambda responses: [text.count("a") / 10 for text in responses],

@@ -115,7 +115,7 @@ class Config(Settings):
     """Hub id or folder of a chat model or LoRA adapter, or a .gguf file; `make model` brings the default."""
     prompts: Count = 4000
     """Generated prompts to train on."""
-    held_out: Count = 128
+    held_out: Count = 96
     """Generated prompts to evaluate on, of kinds that are trained; half as many are of kinds that are not."""
     answers_each: Count = 2
     """Sampled answers to each of them, before and after."""
