@@ -35,7 +35,7 @@ test-lowest: .venv-uv/bin/uv
 test-slow: $(VENV)/.installed
 	$(RUN) $(PYTEST) -m slow --ignore tests/learning
 
-# What docs/reliability.md reports: kills, disk faults, damage, signals and malice by the hundred (hours). Mounting
+# What docs/reliability.md reports: kills, disk faults, damage, signals and malice by the hundred (an hour). Mounting
 # file systems takes root; without, those attacks are skipped.
 test-attacks: $(VENV)/.installed
 	$(RUN) $(PYTEST) -m attack tests/attacks
