@@ -8,7 +8,7 @@ PYTEST := -m pytest -n 2 --dist worksteal
 UV := .venv-uv/bin/uv pip compile --quiet pyproject.toml --extra test --no-annotate
 ARGS ?=
 
-.PHONY: demo model test test-newest test-lowest test-slow test-attacks learning learning-methods learning-curves lint benchmark-control lock clean
+.PHONY: demo model test test-newest test-lowest test-slow test-attacks learning learning-methods learning-curves lint benchmark-control benchmark-lm lock clean
 
 demo: $(VENV)/.installed
 	$(RUN) recipes/arithmetic.py $(ARGS)
@@ -35,7 +35,7 @@ test-lowest: .venv-uv/bin/uv
 test-slow: $(VENV)/.installed
 	$(RUN) $(PYTEST) -m slow --ignore tests/learning
 
-# What docs/reliability.md reports: kills, disk faults, damage, signals and malice by the hundred (hours). Mounting
+# What docs/reliability.md reports: kills, disk faults, damage, signals and malice by the hundred (an hour). Mounting
 # file systems takes root; without, those attacks are skipped.
 test-attacks: $(VENV)/.installed
 	$(RUN) $(PYTEST) -m attack tests/attacks
@@ -58,6 +58,17 @@ learning-curves: $(VENV)/.installed
 benchmark-control: $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check "stable-baselines3==2.9.*"
 	PYTHONPATH=. $(RUN) benchmarks/control_speed.py $(ARGS)
+
+# Speed on a language model beside TRL's PPO (its last) and GRPO, each in an environment of its own.
+benchmark-lm: $(VENV)/.installed .venv-trl-ppo/.installed .venv-trl-grpo/.installed
+	PYTHONPATH=. $(RUN) benchmarks/lm_ppo.py $(ARGS)
+
+.venv-trl-ppo/.installed: TRL := trl==1.12.0
+.venv-trl-grpo/.installed: TRL := trl==1.16.0
+.venv-trl-%/.installed: Makefile
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "$(TRL)" peft
+	@touch $@
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
@@ -90,4 +101,4 @@ $(VENV)/.installed: requirements.lock pyproject.toml Makefile
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-uv .venv-newest .venv-lowest
+	rm -rf .venv .venv-uv .venv-newest .venv-lowest .venv-trl-ppo .venv-trl-grpo

@@ -8,10 +8,10 @@
 
 Prompts are generated: requests of many topics with one to three instructions of IFEval's kinds, none of them IFEval's
 own. A number that goes up is easy to get; a model that follows and no longer answers gets it too. So the reward has
-parts that pay for an answer (`on_topic`, `substance`), the KL to the first model is steered, and result.json tells what
-no reward sees: kinds of instruction that are not trained, relevance by a sentence model, length, and with --ifeval and
---texts IFEval's prompts and the loss on texts. Changes are paired by prompt, with 95 % intervals over prompts.
-answers.md shows twenty answers before and after, drawn by the seed.
+parts that pay for an answer (`on_topic`, `substance`), the KL to the first model is charged (PPO steers it), and
+result.json tells what is not trained on: kinds of instruction that no training prompt has, relevance by a sentence
+model, length, and with --ifeval and --texts IFEval's prompts and the loss on texts. Changes are paired by prompt, with
+95 % intervals over prompts. answers.md shows twenty answers before and after, drawn by the seed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from recipes.settings.language import ImproveConfig, Precision, for_language_models, with_method
+from recipes.settings.language import (
+    LORA_ALPHA,
+    ImproveConfig,
+    Precision,
+    for_language_models,
+    lora_settings,
+    with_method,
+)
 from rlhf.algorithms.checks import require_policy
 from rlhf.algorithms.choices import method_help
 from rlhf.algorithms.ppo import PPO
@@ -35,13 +42,13 @@ with deferred():
     from accelerate import Accelerator
 
     from rlhf.core.random import derive_seed
-    from rlhf.lm.data import load_data
+    from rlhf.lm.demonstrations import Texts
     from rlhf.lm.load import context_length, load_policy, load_tokenizer, model_sums
     from rlhf.lm.prompts import Prompts
     from rlhf.lm.relevance import Relevance
-    from rlhf.lm.verifiers.compared import Apart, compared, read_ifeval, show
+    from rlhf.lm.verifiers.compared import Evaluations, of_generated, of_ifeval, read_ifeval, shown
     from rlhf.lm.verifiers.counting import num_words
-    from rlhf.lm.verifiers.instructions import all_followed, share_followed
+    from rlhf.lm.verifiers.instructions import all_followed, share_followed, share_nearly_followed
     from rlhf.lm.verifiers.kinds import asks_for_little
     from rlhf.lm.verifiers.prompts import instruction_prompts, kinds_but
     from rlhf.runs.clock import seconds_spent
@@ -50,6 +57,7 @@ with deferred():
     from rlhf.runs.summary import conclude
     from rlhf.sources import code_sums
     from rlhf.training import require, train_phase
+    from rlhf.watched import Watched
 
 # Kinds that no training row has: whether the model follows better, or only these.
 UNTRAINED = (
@@ -59,19 +67,34 @@ UNTRAINED = (
     "startend:end_checker",
     "change_case:capital_word_frequency",
 )
+LANGUAGE = "language:response_language"
 # Words of an answer that is worth having, where no instruction asks for a short one.
 SUBSTANCE = 40
 
 
-def on_topic(responses: list[str], request: list[str]) -> list[float]:
-    """The share of the request's longer words that an answer takes up, by their first five letters."""
-    return [_taken_up(response.lower(), asked.lower()) for response, asked in zip(responses, request, strict=True)]
+def on_topic(
+    responses: list[str], topic: list[str], instruction_id_list: list[list[str]], kwargs: list[list[dict[str, Any]]]
+) -> list[float | None]:
+    """The share of the topic's words that an answer takes up, by their first five letters; no say where another
+    language is asked for, or one of these words forbidden."""
+    return [
+        None if _kept_from(about, given) or LANGUAGE in kinds else _taken_up(text.lower(), _stems(about))
+        for text, about, kinds, given in zip(responses, topic, instruction_id_list, kwargs, strict=True)
+    ]
 
 
-def _taken_up(response: str, request: str) -> float:
-    stems = {word.strip(".,?!:;\"'")[:5] for word in request.split()}
-    stems = {stem for stem in stems if len(stem) == 5}
-    return sum(stem in response for stem in stems) / len(stems) if stems else 1.0
+def _stems(text: str) -> list[str]:
+    words = text.lower().split()
+    return [word[:5] for word in words if len(word) > 3] or words
+
+
+def _taken_up(text: str, stems: list[str]) -> float:
+    return sum(stem in text for stem in stems) / len(stems)
+
+
+def _kept_from(topic: str, kwargs: list[dict[str, Any]]) -> bool:
+    forbidden = [word.lower() for given in kwargs for word in given.get("forbidden_words") or ()]
+    return any(stem in word for stem in _stems(topic) for word in forbidden)
 
 
 def substance(
@@ -92,28 +115,36 @@ class Config(Settings):
     """Hub id or folder of a chat model or LoRA adapter, or a .gguf file; `make model` brings the default."""
     prompts: Count = 4000
     """Generated prompts to train on."""
-    held_out: Count = 128
+    held_out: Count = 96
     """Generated prompts to evaluate on, of kinds that are trained; half as many are of kinds that are not."""
     answers_each: Count = 2
     """Sampled answers to each of them, before and after."""
     ifeval: Location = ""
-    """Data of IFEval's prompts, with its columns, answered greedily before and after; empty: not."""
+    """Data of IFEval's prompts, with its columns, answered before and after; empty: not."""
     texts: Location = ""
-    """Data with a column text, on which the loss is measured before and after; empty: not."""
+    """Texts, completions or conversations on which the loss is measured before and after; empty: not."""
     sentence_model: Location = "models/all-MiniLM-L6-v2"
     """Folder or hub id of a sentence model that says how near answers are to their request; empty: not measured."""
     followed_weight: Size = 1.0
     """What the share of instructions that are followed counts in the reward."""
+    nearly_weight: Size = 1.0
+    """What it counts where an instruction that is nearly followed has its part: most are never followed at first."""
     on_topic_weight: Size = 0.5
     """What taking up the words of the request counts."""
     substance_weight: Size = 0.5
     """What an answer of some length counts."""
-    lora_rank: CountOrNone = 16
-    """Rank of the LoRA adapter that is trained; 0 trains all weights, at a tenth of the learning rate."""
-    lora_alpha: Positive = 32.0
+    lora: bool = True
+    """Train a LoRA adapter; without, all weights, which want a tenth of the learning rate."""
+    lora_rank: CountOrNone = 0
+    """The adapter's rank; 0 is the usual one, 16."""
+    lora_alpha: Positive = LORA_ALPHA
     """Scale of the adapter, which adds alpha / rank times its product."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the layers that get one; none given: all linear ones."""
     critic: Literal["shared", "separate", "none"] = "shared"
     """Value head on the policy's own trunk, on a trunk of its own, or no values: all are 0."""
+    temperature: Positive = 0.7
+    """Sampling temperature, in training and in evaluation; at 1 a model of this size says much that makes no sense."""
     max_new_tokens: Count = 96
     """Longest answer, in tokens; of IFEval's prompts twice as much."""
     seed: Seed = 0
@@ -134,6 +165,7 @@ class Config(Settings):
     )
 
     def __post_init__(self) -> None:
+        lora_settings(self)
         require_policy(self.improve.method, memoryless=False, has_critic=self.critic != "none")
 
 
@@ -142,6 +174,11 @@ def default_config(method: str = "ppo") -> Config:
     config = Config()
     critic, improve = with_method(config.improve, method)
     return replace(config, critic=critic, improve=improve)
+
+
+def trained(config: Config) -> list[dict[str, Any]]:
+    """Prompts to train on."""
+    return instruction_prompts(num_rows=config.prompts, seed=config.seed, kinds=kinds_but(UNTRAINED))
 
 
 def evaluated(config: Config) -> list[dict[str, Any]]:
@@ -154,67 +191,87 @@ def evaluated(config: Config) -> list[dict[str, Any]]:
     return [row for row in rows for _ in range(config.answers_each)]
 
 
-def main(config: Config) -> dict[str, float | None]:
-    accelerator = Accelerator(mixed_precision=config.precision.mixed_precision)
+def task_of(config: Config, accelerator: Accelerator) -> Prompts:
     rewards: dict[Any, float] = {
         share_followed: config.followed_weight,
+        share_nearly_followed: config.nearly_weight,
         on_topic: config.on_topic_weight,
         substance: config.substance_weight,
         # What is only watched.
         all_followed: 0.0,
     }
     if config.sentence_model:
-        rewards[Relevance(config.sentence_model)] = 0.0
-    held_out = evaluated(config)
-    task = Prompts(
-        instruction_prompts(num_rows=config.prompts, seed=config.seed, kinds=kinds_but(UNTRAINED)),
+        rewards[Relevance(config.sentence_model, device=accelerator.device)] = 0.0
+    return Prompts(
+        trained(config),
         list(rewards),
         reward_weights=list(rewards.values()),
         allow_none=True,
-        held_out=held_out,
+        held_out=evaluated(config),
         max_new_tokens=config.max_new_tokens,
         **vars(config.improve.collect),
     )
-    task.read(load_tokenizer(config.model), context=context_length(config.model))
+
+
+def watched_beside(config: Config, accelerator: Accelerator) -> dict[str, Prompts | Texts]:
+    """What else is measured, by name."""
+    also: dict[str, Prompts | Texts] = {}
+    if config.ifeval:
+        asked = read_ifeval(config.ifeval)
+        also["ifeval"] = Prompts(
+            asked,
+            [share_followed, all_followed],
+            held_out=asked,
+            max_new_tokens=2 * config.max_new_tokens,
+            prompts_per_rollout=accelerator.num_processes,
+        )
+    if config.texts:
+        also["texts"] = Texts(config.texts)
+    return also
+
+
+def main(config: Config) -> dict[str, float | None]:
+    accelerator = Accelerator(mixed_precision=config.precision.mixed_precision)
+    task, also = task_of(config, accelerator), watched_beside(config, accelerator)
+    tokenizer, context = load_tokenizer(config.model), context_length(config.model)
+    for each in (task, *also.values()):
+        each.read(tokenizer, context=context)
     task.require_size(accelerator)
-    apart = Apart(
-        ifeval=read_ifeval(config.ifeval) if config.ifeval else [],
-        texts=load_data(config.texts) if config.texts else None,
-        max_new_tokens=2 * config.max_new_tokens,
-        token_budget=config.improve.optimize.micro_batch_cost,
-    )
     require_new_or_resumed(config.output_dir, resume=config.resume)
-    method = config.improve.method
+    method, watched = config.improve.method, Watched(task, also)
     policy = load_policy(
         config.model,
+        temperature=config.temperature,
         critic=config.critic,
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        **lora_settings(config),
         reference_dtype=config.improve.reference_dtype,
         gradient_checkpointing=config.precision.gradient_checkpointing,
         seed=derive_seed(config.seed, "weights"),
     )
-    require(policy, task, method, config.improve.optimize, accelerator)
+    require(policy, watched, method, config.improve.optimize, accelerator)
     run = Run(
         config.output_dir,
         config,
         resume=config.resume,
         accelerator=accelerator,
         extendable={"improve.train.updates"},
-        inputs=lambda: task.inputs() | code_sums("method", method) | model_sums(config.model) | apart.inputs(),
+        inputs=lambda: watched.inputs() | code_sums("method", method) | model_sums(config.model),
         accept_changes=config.accept_changes,
     )
     phase = run.phase(method.name)
-    policy.compute_in(config.precision.mixed_precision)
-    before = apart.measured(phase, "before", policy)
     train_phase(
-        policy, task, method, config.improve.optimize, duration=config.improve.train, phase=phase, seed=config.seed
+        policy, watched, method, config.improve.optimize, duration=config.improve.train, phase=phase, seed=config.seed
     )
-    after = apart.measured(phase, f"after-{config.improve.train.target}", policy)
-    samples = phase.folder / "samples.jsonl"
-    result = compared(samples, held_out, seed=config.seed) | apart.change(before, after, seed=config.seed)
+    found = Evaluations(phase.folder / "samples.jsonl", evaluated(config))
+    result = of_generated(found, seed=config.seed)
+    if "ifeval" in also:
+        asked = Evaluations(phase.folder / "samples.jsonl", also["ifeval"].data.rows, of="ifeval")
+        result |= of_ifeval(asked, seed=config.seed)
+    losses = [row["eval_texts_loss"] for row in phase.rows() if "eval_texts_loss" in row]
+    if losses:
+        result |= {"loss_on_texts_before": losses[0], "loss_on_texts_after": losses[-1]}
     result["seconds"] = seconds_spent(phase.rows())
-    show(samples, held_out, run.folder / "answers.md", seed=config.seed)
+    run.write_text("answers.md", shown(found, seed=config.seed))
     conclude(run, result)
     return result
 

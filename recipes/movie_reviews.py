@@ -103,7 +103,7 @@ class Config(Settings):
     """Value head on the policy's own trunk, on a trunk of its own, or no values: all are 0."""
     improve: ImproveConfig = ImproveConfig(
         # Bounded, so that more of the same praise pays nothing.
-        collect=CollectResponses(prompts_per_rollout=512, score_clip=2.5),
+        collect=CollectResponses(prompts_per_rollout=768, score_clip=2.5),
         # With gae_lambda below 1 and a critic that lags behind, the last token gets the most credit: responses shrink.
         method=PPO(gamma=1.0, gae_lambda=1.0, value_coef=0.1, kl_coef=0.08),
         train=Duration(updates=48, eval_every=24, checkpoint_every=12),

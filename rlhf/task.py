@@ -49,6 +49,9 @@ class Task:
             InputError: With what was given, what is needed, and what to do.
         """
 
+    def require_measurable(self, policy: Any, accelerator: Accelerator) -> None:
+        """As `require`, where the policy is not trained on this task and only evaluated by it."""
+
     def prepare(self, policy: Any, here: Here) -> None:
         """Makes ready to act, once, with the policy as it is before the first update."""
 

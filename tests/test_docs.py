@@ -76,6 +76,16 @@ def test_the_reward_pays_for_right_answers_that_ended(model, page):
     assert 0.0 <= result.after["eval_score_mean"] <= 1.0
 
 
+def test_a_task_is_watched_by_more_than_it_is_trained_on(model, page):
+    task, longer = (
+        rlhf.Prompts(DATA, short, max_new_tokens=length, held_out=2, prompts_per_rollout=4) for length in (2, 4)
+    )
+    names = {"rlhf": rlhf, "task": task, "longer": longer}
+    exec(snippet(YOUR_OWN, "rlhf.Watched("), names)
+    result = rlhf.train(rlhf.load_policy(model), names["watched"], rlhf.PPO(), updates=1)
+    assert {"eval_score_mean", "eval_texts_loss", "eval_twice as long_score_mean"} <= result.after.keys()
+
+
 def sequence_terms(gspo: Any, output: Any, batch: Any) -> list[float]:
     """-min(s A, clip(s) A) of each row that has actions, s = (product of new / old) ** (1 / length)."""
     terms = []

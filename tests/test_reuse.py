@@ -80,7 +80,7 @@ def test_prompts_are_read_again_for_another_tokenizer() -> None:
     second.tokenizer = other
     seen = []
     for policy in (first, second):
-        task.require_answerable(policy, Accelerator(cpu=True))
+        task.require_measurable(policy, Accelerator(cpu=True))
         seen.append(task.split(0)[0][0].tokens)
     assert seen[0] == first.tokenizer("a b")["input_ids"]
     assert seen[1] == other("a b")["input_ids"] != seen[0]

@@ -16,12 +16,13 @@ from rlhf.demonstrations import DemonstrationCollector, require_rows
 from rlhf.errors import InputError
 from rlhf.lm.data import Data, demonstration_rollout, hold_out
 from rlhf.lm.memory import require_memory
-from rlhf.lm.prompts import Prompts, Source, data_sums, loaded, require_tokenizer, same_tokens
+from rlhf.lm.prompts import Source, data_sums, loaded, require_tokenizer, same_tokens
 from rlhf.optimize import Optimize
 from rlhf.reduce import global_sum
 from rlhf.rollout import Rollout
 from rlhf.runs.evaluate import Evaluation
 from rlhf.settings import Count, CountOrNone, checked
+from rlhf.sources import rows_sums
 from rlhf.task import CollectorTask, Here, Task
 
 
@@ -88,8 +89,8 @@ class Demonstrations(CollectorTask):
         self.require_size(accelerator)
         require_memory(policy, needs_reference=method.needs_reference, accelerator=accelerator)
         optimize.require_rows(self.rows_per_update, settings.minibatches)
-        if isinstance(self.also, Prompts):
-            self.also.require_answerable(policy, accelerator)
+        if self.also is not None:
+            self.also.require_measurable(policy, accelerator)
 
     def prepare(self, policy: Any, here: Here) -> None:
         assert self._rows is not None
@@ -135,6 +136,42 @@ class Demonstrations(CollectorTask):
             "rows_per_update": self.rows_per_update,
             "held_out": held_out,
         }
+
+
+class Texts(Task):
+    """Texts, completions or conversations that are only read: the policy's loss on them, at temperature 1.
+
+    Args:
+        data: As for Demonstrations.
+    """
+
+    @checked
+    def __init__(self, data: Source) -> None:
+        self.data = loaded(data)
+        self._rows: Rollout | None = None
+        self._read_with: tuple[Any, int | None] = (None, None)
+
+    def read(self, tokenizer: Any, *, context: int | None) -> None:
+        """Tokenizes the texts; raises InputError as that of Demonstrations."""
+        self._rows = demonstration_rollout(self.data, tokenizer, context=context)
+        self._read_with = (tokenizer, context)
+
+    def require_measurable(self, policy: Any, accelerator: Accelerator) -> None:
+        require_tokenizer(policy)
+        if self._rows is None or not same_tokens(self._read_with, (policy.tokenizer, policy.context)):
+            self.read(policy.tokenizer, context=policy.context)
+
+    def evaluate(self, policy: Any, here: Here) -> Evaluation:
+        """`eval_loss`, nats a token."""
+        assert self._rows is not None
+        with _temperature(policy, 1.0):
+            return Evaluation({"eval_loss": _loss(policy, self._rows, here)}, [])
+
+    def inputs(self) -> dict[str, str]:
+        return rows_sums("data", self.data.name, self.data.rows)
+
+    def describe(self) -> dict[str, Any]:
+        return {"data": self.data.name, "rows": len(self.data.rows)}
 
 
 @torch.no_grad()

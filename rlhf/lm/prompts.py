@@ -141,13 +141,13 @@ class Prompts(CollectorTask):
 
     def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
         require_rewarded(method)
-        self.require_answerable(policy, accelerator)
+        self.require_measurable(policy, accelerator)
         kept = 1 if method.rows == "groups" else self.group_size
         rows = self.config.prompts_per_rollout * kept
         optimize.require_rows(rows, max(settings.minibatches, method.num_parts))
         require_memory(policy, needs_reference=method.needs_reference, accelerator=accelerator)
 
-    def require_answerable(self, policy: Any, accelerator: Accelerator) -> None:
+    def require_measurable(self, policy: Any, accelerator: Accelerator) -> None:
         """Refuses prompts that this policy cannot answer, or too few of them."""
         self._read_for(policy)
         policy.require_precision(accelerator.mixed_precision)
@@ -162,7 +162,8 @@ class Prompts(CollectorTask):
         """With a method that charges for the KL, the policy as it is now is the reference."""
         self._read_for(policy)
         policy.compute_in(here.accelerator.mixed_precision)
-        if here.method.needs_reference:
+        # Of several tasks with the same policy, the first one's serves all.
+        if here.method.needs_reference and not policy.at_reference():
             policy.make_reference()
         training, evaluated = self.split(here.seed)
         where: dict[str, Any] = {

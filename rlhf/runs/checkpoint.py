@@ -165,7 +165,11 @@ def remove_leftovers(root: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes or replaces a JSON file in one piece."""
-    replace_file(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    replace_file(path, as_json(value).encode())
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from rlhf.parallel import require_accelerator
-from rlhf.runs.checkpoint import Writer, write_json
+from rlhf.runs.checkpoint import Writer, as_json, replace_file
 from rlhf.runs.clock import Clock
 from rlhf.runs.disk import one_line
 from rlhf.runs.door import enter, flatten, plain_config, withdraw
@@ -88,10 +88,14 @@ class Run:
 
     def write_result(self, result: Mapping[str, float | str | None]) -> None:
         """The headline of the run, as flat JSON."""
+        self.write_text("result.json", as_json(dict(result)))
+
+    def write_text(self, name: str, text: str) -> None:
+        """A file of the run, written or replaced in one piece."""
 
         def write() -> None:
             with one_line(self.folder):
-                write_json(self.folder / "result.json", dict(result))
+                replace_file(self.folder / name, text.encode("utf-8", "replace"))
 
         on_main(self.accelerator, write)
 

@@ -75,6 +75,17 @@ def die(what: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def telling(place: Path, *, stop: bool) -> Act:
+    """Makes a file, by which others know that the run has come so far; and stops it until it is told to go on."""
+
+    def tell(what: str) -> None:
+        place.touch()
+        if stop:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    return tell
+
+
 def failing(code: int) -> Act:
     def fail(what: str) -> None:
         raise OSError(code, os.strerror(code), what.split(" ", 1)[-1])

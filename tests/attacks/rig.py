@@ -241,6 +241,15 @@ def wait(pid: int, seconds: float, *, poll: float = 0.001) -> int | None:
         time.sleep(poll)
 
 
+def wait_for(place: Path, pid: int) -> None:
+    """Until the attempt has made this file; it is killed if it ends without, or takes too long."""
+    end = time.monotonic() + SECONDS
+    while not place.exists():
+        if wait(pid, 0.001) is not None or time.monotonic() > end:
+            kill(pid)
+            raise AssertionError(f"the attempt did not come to {place.name}")
+
+
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)

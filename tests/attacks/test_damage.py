@@ -101,8 +101,7 @@ def runs(jobs: dict[str, rig.Job], tmp_path_factory: pytest.TempPathFactory) -> 
     base = tmp_path_factory.mktemp("damaged")
     assert rig.attempt(jobs["lm"], base / "finished", report=True).status == 0
     pid = rig.start(jobs["lm"], base / "killed")
-    while not (base / "killed/run/ppo/checkpoints/00000004").exists():
-        assert rig.wait(pid, 0.0) is None
+    rig.wait_for(base / "killed/run/ppo/checkpoints/00000004", pid)
     rig.kill(pid)
     rig.wait(pid, rig.SECONDS)
     return {"finished": base / "finished", "killed": base / "killed"}

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.attacks import rig
-from tests.attacks.operations import at_operation, failing
+from tests.attacks.operations import at_operation, failing, telling
 from tests.attacks.test_kills import counted
 
 pytestmark = pytest.mark.attack
@@ -150,13 +151,14 @@ def test_a_file_system_that_fills_up_is_one_line(
 @pytest.mark.parametrize("name", ["cartpole", "lm"])
 def test_a_folder_that_turns_read_only_is_one_line(name: str, jobs: dict[str, rig.Job], tmp_path: Path) -> None:
     job, whole, here, tally = jobs[name], tmp_path / "whole", tmp_path / "here", rig.Tally(f"turns read-only, {name}")
-    seconds, run = rig.attempt(job, whole).seconds, str(here / "run")
+    operations, run, reached = counted(job, whole), str(here / "run"), here / "reached"
     for trial in range(MOMENTS):
         rig.fresh(here)
-        pid = rig.start(job, here)
-        status = rig.wait(pid, random.Random(f"{name} {trial}").uniform(0.3, 0.9) * seconds)
-        assert status is None
+        number = int(random.Random(f"{name} {trial}").uniform(0.3, 0.9) * operations)
+        pid = rig.start(job, here, before=at_operation(here / "run", telling(reached, stop=True), number=number))
+        rig.wait_for(reached, pid)
         assert mounted("--bind", run, run)
+        rig.kill(pid, signal.SIGCONT)
         # That takes a moment at which nothing below is open for writing.
         while not mounted("-o", "remount,bind,ro", run):
             pass

@@ -313,8 +313,7 @@ def test_a_malicious_run_folder_does_nothing(jobs: dict[str, rig.Job], tmp_path:
     job, tally, secret = jobs["lm"], rig.Tally("malicious run folders"), tmp_path / "others"
     source = tmp_path / "killed"
     pid = rig.start(job, source)
-    while not (source / "run" / "ppo" / NEWEST).exists():
-        assert rig.wait(pid, 0.0) is None
+    rig.wait_for(source / "run" / "ppo" / NEWEST, pid)
     rig.kill(pid)
     rig.wait(pid, rig.SECONDS)
     for name, change in CHECKPOINTS.items():

@@ -7,12 +7,15 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.attacks import rig
+from tests.attacks.operations import at_operation, telling
+from tests.attacks.test_kills import counted
 
 pytestmark = pytest.mark.attack
 
@@ -23,16 +26,18 @@ LONGER = ("--improve.train.updates", "24")
 @pytest.mark.parametrize("name", ["cartpole", "lm"])
 def test_two_in_one_folder_are_one(name: str, jobs: dict[str, rig.Job], tmp_path: Path) -> None:
     job, whole, here, tally = jobs[name], tmp_path / "whole", tmp_path / "here", rig.Tally(f"two in one folder, {name}")
-    seconds = rig.attempt(job, whole).seconds
+    operations, reached = counted(job, whole), here / "reached"
     for trial in range(TRIALS):
-        draw = random.Random(f"{name} {trial}")
+        draw, at_the_door = random.Random(f"{name} {trial}"), trial % 2 == 1
         rig.fresh(here)
-        first = rig.start(job, here, resume=False)
-        # Half of them on the way through the door.
-        if rig.wait(first, draw.uniform(0.0, (0.2 if trial % 2 else 0.8) * seconds)) is not None:
-            continue
+        # Half of them together on the way through the door; the others anywhere, the first held there meanwhile.
+        number = 1 + int(draw.uniform(0.0, 0.2 if at_the_door else 1.0) * (operations - 1))
+        come = at_operation(here / "run", telling(reached, stop=not at_the_door), number=number)
+        first = rig.start(job, here, resume=False, before=come)
+        rig.wait_for(reached, first)
         begun = (here / "run" / "config.json").exists()
         second = rig.wait(rig.start(job, here, resume=begun and trial % 4 < 2), rig.SECONDS)
+        rig.kill(first, signal.SIGCONT)
         done = rig.ended(first, here)
         told = "in use by process" in done.log
         if sorted([done.status or 0, second or 0]) != [0, 2] or done.traceback:
@@ -90,8 +95,7 @@ def test_what_is_done_to_the_folder_of_a_run_costs_nothing(jobs: dict[str, rig.J
     for what, act in DONE_TO_IT.items():
         rig.fresh(here)
         pid = rig.start(job, here)
-        while not (here / "run/ppo/checkpoints/00000003").exists():
-            assert rig.wait(pid, 0.0) is None
+        rig.wait_for(here / "run/ppo/checkpoints/00000003", pid)
         act(here)
         done = rig.ended(pid, here)
         if done.traceback or done.status not in (0, 4):

@@ -62,7 +62,6 @@ def test_arithmetic_is_learned_from_a_careless_teacher(seed: int) -> None:
 def test_movie_reviews_turn_positive_without_hacking_the_reward(seed: int) -> None:
     result = reviews(seed)
     assert 0.35 <= result["positive_before"] <= 0.65
-    # Seed 1 ended at .8999, seeds 0 and 2 to 4 above.
     assert result["positive_after"] >= 0.90
     assert result["second_classifier_after"] >= 0.75
     assert result["kl_per_response"] <= 12.0

@@ -12,6 +12,7 @@ from transformers import BertConfig, BertModel
 
 from recipes import instruction_following as recipe
 from recipes.settings.language import Precision
+from rlhf.errors import InputError
 from rlhf.lm.settings import CollectResponses
 from rlhf.lm.tokenizers import byte_pair_tokenizer
 from rlhf.lm.verifiers.prompts import KINDS, instruction_prompts
@@ -54,17 +55,26 @@ def small(model: Path, folder: Path, method: str = "ppo", *, updates: int = 2, *
         collect=CollectResponses(prompts_per_rollout=2, responses_per_prompt=2),
         train=Duration(updates=updates, eval_every=0, checkpoint_every=1),
     )
-    sizes = {"prompts": 12, "held_out": 4, "answers_each": 2, "max_new_tokens": 8, "lora_rank": 2}
+    sizes = {"prompts": 12, "held_out": 4, "answers_each": 2, "max_new_tokens": 8, "lora_rank": 2, "temperature": 0.7}
     where = {"model": str(model), "output_dir": folder, "precision": Precision(mixed_precision="no")}
     return replace(config, improve=improve, **sizes, **where, **changes)
 
 
 def test_what_is_paid_for_an_answer_by_hand() -> None:
-    assert recipe.on_topic(["Foxes are FOXES.", "no", ""], ["Describe foxes", "Describe foxes", "Is it so?"]) == [
-        0.5,
-        0.0,
-        1.0,
-    ]
+    def on_topic(response: str, topic: str, kind: str = "punctuation:no_comma", **given: Any) -> float | None:
+        return recipe.on_topic([response], [topic], [[kind]], [[given]])[0]
+
+    assert on_topic("Polar foxes", "polar bears") == 0.5
+    assert on_topic("POLARS, a bear", "polar bears") == 0.5
+    assert on_topic("An ant.", "ants") == 0.0
+    assert on_topic("Ants.", "ants") == 1.0
+    assert on_topic("", "ants") == 0.0
+    # "the" is taken up by anything.
+    assert on_topic("The cats", "the Nile") == 0.0
+    # Where following forbids it, it is not asked for.
+    assert on_topic("Ameisen", "ants", "language:response_language", language="de") is None
+    assert on_topic("", "the top of a volcano", "keywords:forbidden_words", forbidden_words=["Volcano", "it"]) is None
+    assert on_topic("", "the top of a volcano", "keywords:forbidden_words", forbidden_words=["it"]) == 0.0
     less, more = ({"relation": each, "num_words": 30} for each in ("less than", "at least"))
     kind = "length_constraints:number_words"
     paid = recipe.substance(["a " * 10, "a " * 10, "a " * 99], [[kind], [kind], [kind]], [[less], [more], [more]])
@@ -72,7 +82,11 @@ def test_what_is_paid_for_an_answer_by_hand() -> None:
 
 
 def test_kinds_that_are_not_trained_are_evaluated_only() -> None:
-    rows = recipe.evaluated(replace(recipe.Config(), held_out=20, answers_each=2))
+    config = replace(recipe.Config(), held_out=20, answers_each=2, prompts=400)
+    assert {kind for row in recipe.trained(config) for kind in row["instruction_id_list"]} == set(KINDS) - set(
+        recipe.UNTRAINED
+    )
+    rows = recipe.evaluated(config)
     assert len(rows) == 2 * (20 + 10)
     for row in rows:
         assert (set(row["instruction_id_list"]) <= set(recipe.UNTRAINED)) is not row["trained"]
@@ -98,12 +112,31 @@ def test_a_run_tells_what_no_reward_sees_and_resumes_to_the_same(
     assert {name: value for name, value in whole.items() if name != "seconds"} == {
         name: value for name, value in parts.items() if name != "seconds"
     }
-    names = ["followed", "untrained_followed", "relevance", "length", "ifeval_by_prompt", "loss_on_texts"]
+    names = ["followed", "untrained_followed", "relevance", "length", "ifeval_by_prompt", "ifeval_by_instruction"]
     assert {f"{name}_{when}" for name in names for when in ("before", "after", "change_low", "change_high")} <= set(
         whole
     )
     rows = [row for row in read_lines(tmp_path / "whole" / method / "samples.jsonl") if row["kind"] == "evaluation"]
-    last = [row for row in rows if row["update"] == 2][:8]
+    last = [row for row in rows if row["update"] == 2 and row.get("of") is None][:8]
     assert whole["followed_after"] == pytest.approx(sum(row["parts"]["share_followed"] for row in last) / 8)
     assert whole["loss_on_texts_after"] != whole["loss_on_texts_before"]
     assert "## " in (tmp_path / "whole" / "answers.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "line", "message"),
+    [
+        ("ifeval", '{"prompt": "Say it."}', "no column 'instruction_id_list'"),
+        ("ifeval", '{"prompt": "a ", "instruction_id_list": ["no"], "kwargs": [{}]}', "row 0: there is no instruction"),
+        ("texts", '{"text": "%s"}' % ("fox " * 2000), "more than the model's context of 1024"),
+        ("texts", '{"words": "a fox"}', "demonstrations need text"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_made(
+    option: str, line: str, message: str, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(line + "\n")
+    data = {option: str(tmp_path / "rows.jsonl"), "sentence_model": ""}
+    with pytest.raises(InputError, match=message):
+        recipe.main(small(model, tmp_path / "run", **data))
+    assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Words, sentences and languages as the authors of IFEval count them, in time linear in the text."""
+"""Words, parts and languages as the authors of IFEval count them, in time linear in the text."""
 
 from __future__ import annotations
 
@@ -31,6 +31,53 @@ def num_capital_words(text: str) -> int:
 def num_sentences(text: str) -> int:
     """By the English model of Punkt (Kiss and Strunk, 2006, https://doi.org/10.1162/coli.2006.32.4.485)."""
     return len(_punkt()(text))
+
+
+def occurrences(word: str, text: str) -> int:
+    """Also within longer words, without regard to case."""
+    return sum(1 for _ in re.finditer(re.escape(word), text, re.IGNORECASE))
+
+
+def stands_alone(word: str, text: str) -> bool:
+    """Somewhere, not within a longer word; without regard to case."""
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def between(divider: str, text: str) -> list[str]:
+    """What stands between dividers, of which one may come first and one last."""
+    parts = [part.strip() for part in text.split(divider)]
+    parts = parts[not parts[0] :]
+    return parts[: len(parts) - (not parts[-1])] if parts else parts
+
+
+def num_placeholders(text: str) -> int:
+    """How often something stands in square brackets on one line."""
+    # Not \[.*?\]: of many that open and never close, each would be followed to the end of its line.
+    found, place = 0, 0
+    for line in text.split("\n"):
+        place = line.find("[")
+        while place >= 0 and (end := line.find("]", place)) >= 0:
+            found, place = found + 1, line.find("[", end)
+    return found
+
+
+def num_bullets(text: str) -> int:
+    """Lines that begin with - or with one *."""
+    lines = [line.lstrip() for line in text.split("\n")]
+    stars = sum(line.startswith("*") and line[1:2] not in ("", "*") for line in lines)
+    return stars + sum(line.startswith("-") for line in lines)
+
+
+def num_highlights(text: str) -> int:
+    """How often something stands between stars on one line; what stands between two counts by itself."""
+    single = sum(bool(inside.strip()) for inside in re.findall(r"\*([^\n*]*)\*", text))
+    double = sum(bool(inside.strip()) for inside in re.findall(r"\*\*([^\n*]*)\*\*", text))
+    return single + double
+
+
+def num_sections(section_spliter: str, text: str) -> int:
+    """How often the word that begins a section is followed by a number."""
+    return sum(1 for _ in re.finditer(rf"{re.escape(section_spliter.strip())}\s?\d+", text))
 
 
 def language(text: str) -> str | None:

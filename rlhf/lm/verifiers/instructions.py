@@ -7,13 +7,13 @@ each of them with what its checker asks for. A keyword that is None counts as no
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rlhf.errors import InputError
 from rlhf.lm.rewards import checks_rows
 from rlhf.lm.verifiers.kinds import CHECKERS
+from rlhf.lm.verifiers.nearness import nearness
 
 Given = Mapping[str, Any]
 
@@ -33,9 +33,9 @@ def require_instructions(instruction_id_list: Sequence[str], kwargs: Sequence[Gi
         InputError: A kind that is not known, keywords that it has not or lacks, a value that it cannot use; or a
             package that it takes is not installed.
     """
-    for kind, check in _checks(instruction_id_list, kwargs):
+    for check in _checks(instruction_id_list, kwargs):
         for text in _TRIED:
-            _verdict(kind, check, text)
+            check.followed_by(text)
 
 
 @checks_rows(require_instructions)
@@ -56,6 +56,18 @@ def all_followed(
     return [float(all(each)) for each in map(strict_verdicts, responses, instruction_id_list, kwargs)]
 
 
+@checks_rows(require_instructions)
+def share_nearly_followed(
+    responses: list[str], instruction_id_list: list[Sequence[str]], kwargs: list[Sequence[Given]]
+) -> list[float]:
+    """As `share_followed`, where an instruction that is not followed counts up to a half, by nearness.py: to train
+    on, where verdicts are all alike and what comes nearer is found by chance."""
+    return [
+        sum(_credit(response, check) for check in checks) / len(checks)
+        for response, checks in zip(responses, map(_checks, instruction_id_list, kwargs), strict=True)
+    ]
+
+
 def strict_verdicts(response: str, instruction_id_list: Sequence[str], kwargs: Sequence[Given]) -> list[bool]:
     """Which of the instructions the response follows as it stands; an empty one follows none."""
     return _verdicts([response], instruction_id_list, kwargs)
@@ -73,32 +85,43 @@ def loose_verdicts(response: str, instruction_id_list: Sequence[str], kwargs: Se
     return _verdicts(list(variants), instruction_id_list, kwargs)
 
 
+class _Check(NamedTuple):
+    """One instruction of a row."""
+
+    kind: str
+    keywords: dict[str, Any]
+
+    def followed_by(self, text: str) -> bool:
+        try:
+            return CHECKERS[self.kind](text, **self.keywords)
+        except InputError as error:
+            raise InputError(f"instruction {self.kind}: {error}") from error
+
+
 def _verdicts(variants: list[str], instruction_id_list: Sequence[str], kwargs: Sequence[Given]) -> list[bool]:
     texts = [text for text in variants if text.strip()]
-    return [any(_verdict(kind, check, text) for text in texts) for kind, check in _checks(instruction_id_list, kwargs)]
+    return [any(check.followed_by(text) for text in texts) for check in _checks(instruction_id_list, kwargs)]
 
 
-def _verdict(kind: str, check: Callable[[str], bool], text: str) -> bool:
-    try:
-        return check(text)
-    except InputError as error:
-        raise InputError(f"instruction {kind}: {error}") from error
+def _credit(text: str, check: _Check) -> float:
+    if text.strip() and check.followed_by(text):
+        return 1.0
+    return nearness(text, check.kind, check.keywords) / 2
 
 
-def _checks(kinds: Any, kwargs: Any) -> list[tuple[str, Callable[[str], bool]]]:
-    """Each instruction's kind, and its checker that takes nothing but the text."""
+def _checks(kinds: Any, kwargs: Any) -> list[_Check]:
     for name, column in (("instruction_id_list", kinds), ("kwargs", kwargs)):
         if not isinstance(column, list | tuple):
             raise InputError(f"{name} is {column!r:.60}; it must be a list, with one entry an instruction.")
     if not kinds or len(kinds) != len(kwargs):
         raise InputError(f"there are {len(kinds)} instructions and {len(kwargs)} kwargs; give one each, at least one.")
-    return [(kind, partial(_known(kind), **_keywords(kind, given))) for kind, given in zip(kinds, kwargs, strict=True)]
+    return [_Check(_known(kind), _keywords(kind, given)) for kind, given in zip(kinds, kwargs, strict=True)]
 
 
-def _known(kind: Any) -> Callable[..., bool]:
+def _known(kind: Any) -> str:
     if not isinstance(kind, str) or kind not in CHECKERS:
         raise InputError(f"there is no instruction {kind!r:.60}; there are {', '.join(CHECKERS)}.")
-    return CHECKERS[kind]
+    return kind
 
 
 def _keywords(kind: str, given: Any) -> dict[str, Any]:

@@ -26,11 +26,6 @@ def _related(number: int, relation: Relation, threshold: int) -> bool:
     return number < threshold if relation == "less than" else number >= threshold
 
 
-def _occurrences(word: str, text: str) -> int:
-    """Also within longer words, without regard to case."""
-    return sum(1 for _ in re.finditer(re.escape(word), text, re.IGNORECASE))
-
-
 def _require_words(name: str, words: Sequence[str]) -> None:
     if not words or not all(word.strip() for word in words):
         raise InputError(f"{name} is {list(words)!r:.60}; it must be a list of words, at least one.")
@@ -45,21 +40,21 @@ def _require_text(name: str, text: str) -> None:
 def existence(text: str, *, keywords: Sequence[str]) -> bool:
     """Every keyword is there, also within longer words."""
     _require_words("keywords", keywords)
-    return all(_occurrences(keyword, text) for keyword in keywords)
+    return all(counting.occurrences(keyword, text) for keyword in keywords)
 
 
 @checked
 def frequency(text: str, *, keyword: str, frequency: Count, relation: Relation) -> bool:
     """The keyword is there so often, also within longer words."""
     _require_text("keyword", keyword)
-    return _related(_occurrences(keyword.strip(), text), relation, frequency)
+    return _related(counting.occurrences(keyword.strip(), text), relation, frequency)
 
 
 @checked
 def forbidden_words(text: str, *, forbidden_words: Sequence[str]) -> bool:
     """None of the words is there; within longer words they may be."""
     _require_words("forbidden_words", forbidden_words)
-    return not any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) for word in forbidden_words)
+    return not any(counting.stands_alone(word, text) for word in forbidden_words)
 
 
 @checked
@@ -90,10 +85,7 @@ def number_words(text: str, *, num_words: Count, relation: Relation) -> bool:
 @checked
 def number_paragraphs(text: str, *, num_paragraphs: Count) -> bool:
     """As many as there should be stand between dividers ***, of which one may come first and one last."""
-    paragraphs = [paragraph.strip() for paragraph in text.split("***")]
-    paragraphs = paragraphs[not paragraphs[0] :]
-    if paragraphs and not paragraphs[-1]:
-        paragraphs.pop()
+    paragraphs = counting.between("***", text)
     return len(paragraphs) == num_paragraphs and all(paragraphs)
 
 
@@ -122,37 +114,26 @@ def postscript(text: str, *, postscript_marker: str) -> bool:
 @checked
 def number_placeholders(text: str, *, num_placeholders: Count) -> bool:
     """At least so many times something stands in square brackets on one line."""
-    # Not \[.*?\]: of many that open and never close, each would be followed to the end of its line.
-    found, place = 0, 0
-    for line in text.split("\n"):
-        place = line.find("[")
-        while place >= 0 and (end := line.find("]", place)) >= 0:
-            found, place = found + 1, line.find("[", end)
-    return found >= num_placeholders
+    return counting.num_placeholders(text) >= num_placeholders
 
 
 @checked
 def number_bullet_lists(text: str, *, num_bullets: Count) -> bool:
     """Exactly so many lines begin with - or with one *."""
-    lines = [line.lstrip() for line in text.split("\n")]
-    stars = sum(line.startswith("*") and line[1:2] not in ("", "*") for line in lines)
-    return stars + sum(line.startswith("-") for line in lines) == num_bullets
+    return counting.num_bullets(text) == num_bullets
 
 
 @checked
 def number_highlighted_sections(text: str, *, num_highlights: Count) -> bool:
     """At least so many times something stands between stars on one line; what stands between two counts by itself."""
-    single = sum(bool(inside.strip()) for inside in re.findall(r"\*([^\n*]*)\*", text))
-    double = sum(bool(inside.strip()) for inside in re.findall(r"\*\*([^\n*]*)\*\*", text))
-    return single + double >= num_highlights
+    return counting.num_highlights(text) >= num_highlights
 
 
 @checked
 def multiple_sections(text: str, *, section_spliter: str, num_sections: Count) -> bool:
     """At least so many times the word that begins a section is followed by a number."""
     _require_text("section_spliter", section_spliter)
-    found = re.finditer(rf"{re.escape(section_spliter.strip())}\s?\d+", text)
-    return sum(1 for _ in found) >= num_sections
+    return counting.num_sections(section_spliter, text) >= num_sections
 
 
 @checked
@@ -185,9 +166,8 @@ def constrained_response(text: str) -> bool:
 @checked
 def two_responses(text: str) -> bool:
     """Two different ones, with ****** between them, which may also come first and last."""
-    responses = [response.strip() for response in text.split("******")]
-    inner = responses[not responses[0] : len(responses) - (not responses[-1])]
-    return len(inner) == 2 and all(inner) and inner[0] != inner[1]
+    responses = counting.between("******", text)
+    return len(responses) == 2 and all(responses) and responses[0] != responses[1]
 
 
 @checked

@@ -29,7 +29,7 @@ def instruction_prompts(
     *, num_rows: Count, seed: Seed, held_out: bool = False, kinds: Sequence[str] = KINDS
 ) -> list[dict[str, Any]]:
     """Rows for `Prompts` and the rewards of instructions.py: `prompt` (chat messages), `request` (what is asked for,
-    without its instructions: what a relevant answer is relevant to), `instruction_id_list`, `kwargs`.
+    without its instructions: what a relevant answer is relevant to), `topic`, `instruction_id_list`, `kwargs`.
 
     A row follows from the seed and its number, so fewer rows are the first of more.
 
@@ -86,6 +86,7 @@ def _row(draws: Draws, topics: list[tuple[str, str]], kinds: Sequence[str]) -> d
     return {
         "prompt": [{"role": "user", "content": _worded(chosen, request, draws)}],
         "request": request.text,
+        "topic": request.topic,
         "instruction_id_list": list(chosen),
         "kwargs": list(chosen.values()),
     }
