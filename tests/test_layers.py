@@ -35,6 +35,7 @@ BELOW = {
         *("acting", "budget", "core", "deferred", "errors", "files", "optimize", "reduce", "rollout", "settings"),
     },
     "task": {"algorithms", "optimize", "rollout", "runs"},
+    "watched": {"algorithms", "optimize", "rollout", "runs", "task"},
     "loop": {
         *("acting", "algorithms", "deferred", "errors", "optimize", "reduce", "rollout", "runs", "settings", "task"),
     },

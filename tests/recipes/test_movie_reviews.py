@@ -128,7 +128,7 @@ def test_without_a_kl_charge_there_is_no_kl_to_report(tmp_path: Path):
 def test_one_option_chooses_another_method_and_all_that_goes_with_it(tmp_path: Path):
     chosen, small = movie_reviews.default_config("grpo"), tiny(tmp_path, write_data(tmp_path / "data"))
     assert (chosen.critic, chosen.improve.optimize.whiten) == ("none", "none")
-    assert (chosen.improve.collect.prompts_per_rollout, chosen.improve.collect.responses_per_prompt) == (64, 8)
+    assert (chosen.improve.collect.prompts_per_rollout, chosen.improve.collect.responses_per_prompt) == (96, 8)
     assert chosen.improve.method.kl_coef == 0.08
     acting = replace(chosen.improve.collect, prompts_per_rollout=5, responses_per_prompt=2)
     improve = replace(chosen.improve, collect=acting, train=Duration(updates=2))
