@@ -98,12 +98,16 @@ def _kept_from(topic: str, kwargs: list[dict[str, Any]]) -> bool:
 
 
 def substance(
-    responses: list[str], instruction_id_list: list[list[str]], kwargs: list[list[dict[str, Any]]]
-) -> list[float | None]:
-    """1 for an answer of SUBSTANCE words, and less for a shorter one; no say where a short one is asked for."""
+    responses: list[str],
+    finished: list[bool],
+    instruction_id_list: list[list[str]],
+    kwargs: list[list[dict[str, Any]]],
+) -> list[float]:
+    """1 for an answer of SUBSTANCE words, less for a shorter one, unless that is asked for; nothing for one that was
+    cut."""
     return [
-        None if asks_for_little(kinds, given) else min(1.0, num_words(text) / SUBSTANCE)
-        for text, kinds, given in zip(responses, instruction_id_list, kwargs, strict=True)
+        float(end) * (1.0 if asks_for_little(kinds, given) else min(1.0, num_words(text) / SUBSTANCE))
+        for text, end, kinds, given in zip(responses, finished, instruction_id_list, kwargs, strict=True)
     ]
 
 
@@ -129,10 +133,10 @@ class Config(Settings):
     """What the share of instructions that are followed counts in the reward."""
     nearly_weight: Size = 1.0
     """What it counts where an instruction that is nearly followed has its part: most are never followed at first."""
-    on_topic_weight: Size = 0.5
+    on_topic_weight: Size = 0.3
     """What taking up the words of the request counts."""
-    substance_weight: Size = 0.5
-    """What an answer of some length counts."""
+    substance_weight: Size = 0.3
+    """What an answer of some length, with an end, counts."""
     lora: bool = True
     """Train a LoRA adapter; without, all weights, which want a tenth of the learning rate."""
     lora_rank: CountOrNone = 0
@@ -159,9 +163,9 @@ class Config(Settings):
     improve: ImproveConfig = ImproveConfig(
         collect=CollectResponses(prompts_per_rollout=64),
         method=PPO(kl_coef=0.02, kl_target=8.0, value_coef=0.1, gae_lambda=1.0),
-        train=Duration(updates=30, eval_every=0, checkpoint_every=5),
+        train=Duration(updates=24, eval_every=0, checkpoint_every=6),
         # On a CPU a second epoch takes as long as it takes to collect.
-        optimize=Optimize(learning_rate=4e-4, schedule="linear", epochs=1, minibatches=4),
+        optimize=Optimize(learning_rate=6e-4, schedule="linear", epochs=1, minibatches=4),
     )
 
     def __post_init__(self) -> None:

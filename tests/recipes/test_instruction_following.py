@@ -77,8 +77,9 @@ def test_what_is_paid_for_an_answer_by_hand() -> None:
     assert on_topic("", "the top of a volcano", "keywords:forbidden_words", forbidden_words=["it"]) == 0.0
     less, more = ({"relation": each, "num_words": 30} for each in ("less than", "at least"))
     kind = "length_constraints:number_words"
-    paid = recipe.substance(["a " * 10, "a " * 10, "a " * 99], [[kind], [kind], [kind]], [[less], [more], [more]])
-    assert paid == [None, 0.25, 1.0]
+    words = ["a " * 10, "a " * 10, "a " * 99, "a " * 99]
+    paid = recipe.substance(words, [True, True, True, False], [[kind]] * 4, [[less], [more], [more], [more]])
+    assert paid == [1.0, 0.25, 1.0, 0.0]
 
 
 def test_kinds_that_are_not_trained_are_evaluated_only() -> None:
