@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class ResponseEvaluator:
 
     Args:
         sampling: May cut the distribution (top-k, top-p), unlike in training.
-        micro_batch_cost: Most tokens scored at once in a forward pass.
+        micro_batch_cost: Most tokens scored at once in a forward pass, or decoded side by side.
         use_reference: Also measure the KL of the sampled responses from the policy's reference.
         engine: What answers; None is our `Decoder`.
     """
@@ -50,7 +51,9 @@ class ResponseEvaluator:
             raise InputError("there are no prompts to evaluate on; hold some out.")
         rewards.require_columns(prompts[0].columns)
         self.prompts, self.tokenizer, self.rewards = prompts, tokenizer, rewards
-        self.sampling, self.seed, self.accelerator = sampling, seed, accelerator
+        # All at once, a cache of many prompts takes the memory of many micro-batches.
+        self.sampling = replace(sampling, token_budget=sampling.token_budget or micro_batch_cost)
+        self.seed, self.accelerator = seed, accelerator
         self.micro_batch_cost, self.use_reference = micro_batch_cost, use_reference
         self.engine: Engine = Decoder(tokenizer) if engine is None else engine
 

@@ -38,6 +38,20 @@ def policy():
     return word_policy()
 
 
+def test_no_more_is_decoded_side_by_side_than_the_budget_allows(policy, monkeypatch):
+    """Prompts of up to 4 tokens and 6 more: two of them in 20."""
+    rows, step = [], type(policy).step
+
+    def seen(self, tokens, *rest):
+        rows.append(len(tokens))
+        return step(self, tokens, *rest)
+
+    monkeypatch.setattr(type(policy), "step", seen)
+    evaluator()(policy)
+    assert max(len(prompt.tokens) for prompt in word_prompts()) == 4
+    assert max(rows) == 2
+
+
 def test_metrics_are_means_of_the_records(policy):
     def constant(completions):
         return [2.0] * len(completions)
