@@ -132,7 +132,7 @@ class Config(Settings):
     followed_weight: Size = 1.0
     """What the share of instructions that are followed counts in the reward."""
     nearly_weight: Size = 1.0
-    """What it counts where an instruction that is nearly followed has its part: most are never followed at first."""
+    """What it counts where one that is nearly followed has its part: half the kinds are never followed at first."""
     on_topic_weight: Size = 0.3
     """What taking up the words of the request counts."""
     substance_weight: Size = 0.3

@@ -38,8 +38,10 @@ class Watched(Task):
             task.require_measurable(policy, accelerator)
 
     def prepare(self, policy: Any, here: Here) -> None:
-        for task in (self.task, *self.also.values()):
-            task.prepare(policy, here)
+        self.task.prepare(policy, here)
+        for task in self.also.values():
+            # What a task keeps in the run's folder is that of the one which is trained on.
+            task.prepare(policy, here._replace(folder=None))
 
     def collect(self, policy: Any, update: int, here: Here) -> Collected:
         return self.task.collect(policy, update, here)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import rlhf
+from rlhf.control.evaluate import EvaluateEpisodes
 from rlhf.runs.log import read_lines
-from tests.test_reuse import FEW, ROWS, envs, length, prompts
+from tests.test_reuse import ROWS, envs, length, prompts
 from tests.unmoved import policy_of
 
 TEXTS = [{"text": "a b c"}, {"text": "d"}, {"text": "a b c d b a"}]
@@ -73,15 +74,31 @@ def test_a_run_resumes_to_the_same_and_knows_what_it_was_watched_by(tmp_path: Pa
         trained(rlhf.Watched(prompts(), changed), tmp_path / "parts", resume=True)
 
 
-def test_what_cannot_be_measured_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
-    with pytest.raises(rlhf.InputError, match="demonstrations need text"):
-        trained(rlhf.Watched(prompts(), {"texts": rlhf.Texts([{"words": "a"}])}), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (rlhf.Texts([{"words": "a"}]), "demonstrations need text"),
+        # They would learn, and be read, at another temperature than the task that is trained on.
+        (rlhf.Demonstrations(TEXTS), r"take rlhf.Texts\(data\)"),
+        (envs(), "the policy is for CausalLM, but CartPole-v1 has"),
+    ],
+    ids=["no texts", "demonstrations", "environments"],
+)
+def test_what_cannot_be_measured_is_refused_before_a_folder_is_made(
+    task: rlhf.Task, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(rlhf.InputError, match=message):
+        trained(rlhf.Watched(prompts(), {"other": task}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_environments_may_watch_too(tmp_path: Path) -> None:
-    task = envs()
-    watched = rlhf.Watched(task, {"longer": rlhf.Envs("CartPole-v1", num_envs=1, steps=8, evaluate=FEW)})
-    rlhf.train(task.policy(hidden_sizes=(4,)), watched, rlhf.PPO(), steps=32, out=tmp_path / "run")
-    rows = read_lines(tmp_path / "run" / "ppo" / "metrics.jsonl")
-    assert {"eval_return_mean", "eval_longer_return_mean"} <= rows[-1].keys()
+def test_environments_may_watch_too_and_keep_no_episodes_in_the_place_of_the_tasks_own(tmp_path: Path) -> None:
+    more = EvaluateEpisodes(episodes=3, sampled_episodes=0)
+    for name, also in (("alone", {}), ("watched", {"more": rlhf.Envs("CartPole-v1", evaluate=more)})):
+        task = envs()
+        watched = rlhf.Watched(task, also)
+        rlhf.train(task.policy(hidden_sizes=(4,)), watched, rlhf.PPO(), steps=32, out=tmp_path / name)
+    rows = read_lines(tmp_path / "watched" / "ppo" / "metrics.jsonl")
+    assert {"eval_return_mean", "eval_more_return_mean"} <= rows[-1].keys()
+    alone, beside = (tmp_path / name / "ppo" / "episodes-0.safetensors" for name in ("alone", "watched"))
+    assert alone.read_bytes() == beside.read_bytes()

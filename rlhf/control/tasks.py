@@ -84,9 +84,7 @@ class Envs(CollectorTask):
     def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
         """Refuses a method that does not fit the environment, the policy or what is collected."""
         require_rewarded(method)
-        if not isinstance(policy, ControlPolicy | TwinPolicy) or policy.spaces != self.spaces:
-            found = getattr(policy, "spaces", type(policy).__name__)
-            raise InputError(f"the policy is for {found}, but {self.name} has {self.spaces}; take the task's policy().")
+        self.require_measurable(policy, accelerator)
         acting = self.config
         if method.replays and (acting.normalise_rewards or acting.lag or acting.episodes):
             raise InputError(
@@ -121,6 +119,12 @@ class Envs(CollectorTask):
                 f"episodes is {acting.episodes}, which {accelerator.num_processes} processes cannot share "
                 "evenly; make it a multiple of them."
             )
+
+    def require_measurable(self, policy: Any, accelerator: Accelerator) -> None:
+        """Refuses a policy for other observations or actions."""
+        if not isinstance(policy, ControlPolicy | TwinPolicy) or policy.spaces != self.spaces:
+            found = getattr(policy, "spaces", type(policy).__name__)
+            raise InputError(f"the policy is for {found}, but {self.name} has {self.spaces}; take the task's policy().")
 
     def prepare(self, policy: Any, here: Here) -> None:
         self.steps_per_update = (

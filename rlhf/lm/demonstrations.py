@@ -92,6 +92,12 @@ class Demonstrations(CollectorTask):
         if self.also is not None:
             self.also.require_measurable(policy, accelerator)
 
+    def require_measurable(self, policy: Any, accelerator: Accelerator) -> None:
+        raise InputError(
+            "demonstrations are learned from, at temperature 1, and only evaluated by beside another task they would "
+            "change its temperature; to measure the loss on them, take rlhf.Texts(data)."
+        )
+
     def prepare(self, policy: Any, here: Here) -> None:
         assert self._rows is not None
         shown, apart = self._rows

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+import rlhf
 from rlhf import acting, optimize
 from rlhf.algorithms import a2c, grpo, impala, off_policy
 from rlhf.algorithms.actor_critic import Critic
@@ -18,6 +19,7 @@ from rlhf.lm.engine import Sampling
 from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.rewards import Rewards
 from rlhf.loop import framed
+from rlhf.runs.evaluate import Evaluation
 from rlhf.runs.launch import leave
 from tests.learners import learner_of
 from tests.lm.words import EOS, D, word_tokenizer
@@ -71,6 +73,23 @@ def learned(name: str, accelerator: Accelerator) -> dict[str, Any]:
     return {"metrics": metrics, "moved": {key: x.flatten().tolist() for key, x in moved.items()}}
 
 
+def watched(accelerator: Accelerator) -> Evaluation:
+    """Prompts beside which three texts are read, of which one process has two."""
+    policy = word_policy()
+    policy.tokenizer, policy.temperature = word_tokenizer(), 0.7
+    prompts = rlhf.Prompts(
+        [{"prompt": text} for text in ("a b", "c", "b a d", "d", "a")], lambda responses: [len(each) for each in responses],
+        max_new_tokens=4, held_out=3, prompts_per_rollout=2,
+    )  # fmt: skip
+    texts = rlhf.Texts([{"text": text} for text in ("a b c", "d", "a b c d b a")])
+    task = rlhf.Watched(prompts, {"texts": texts})
+    method, settings = rlhf.PPO(kl_coef=0.1), optimize.Optimize(micro_batch_cost=20)
+    here = rlhf.Here(accelerator, 0, method, settings, None)
+    task.require(policy, method, settings, accelerator)
+    task.prepare(policy, here)
+    return task.evaluate(policy, here)
+
+
 def main() -> None:
     accelerator = Accelerator(cpu=True)
     policy = word_policy()
@@ -112,6 +131,7 @@ def main() -> None:
             use_reference=True,
         )
         facts[f"evaluation of {count}"] = evaluate(policy)
+    facts["watched"] = list(watched(accelerator))
     facts |= {f"learned by {name}": learned(name, accelerator) for name in METHODS}
     if accelerator.is_main_process:
         (Path(sys.argv[1]) / "facts.json").write_text(json.dumps(facts))
