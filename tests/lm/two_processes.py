@@ -78,7 +78,8 @@ def watched(accelerator: Accelerator) -> Evaluation:
     policy = word_policy()
     policy.tokenizer, policy.temperature = word_tokenizer(), 0.7
     prompts = rlhf.Prompts(
-        [{"prompt": text} for text in ("a b", "c", "b a d", "d", "a")], lambda responses: [len(each) for each in responses],
+        [{"prompt": text} for text in ("a b", "c", "b a d", "d", "a")],
+        lambda responses: [len(each) for each in responses],
         max_new_tokens=4, held_out=3, prompts_per_rollout=2,
     )  # fmt: skip
     texts = rlhf.Texts([{"text": text} for text in ("a b c", "d", "a b c d b a")])
