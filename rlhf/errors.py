@@ -28,6 +28,17 @@ class UserExit(RuntimeError):
     """Code of the user's called `sys.exit`, which would end the run as if all were well; the cause says where."""
 
 
+# What torch and numpy say where memory ends, beside MemoryError.
+MEMORY_ENDED = (
+    *("out of memory", "can't allocate memory", "not enough memory", "size calculation overflowed"),
+    *("integer multiplication overflow", "array is too big", "Maximum allowed dimension"),
+)
+
+
+def memory_ended(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(text in str(error) for text in MEMORY_ENDED)
+
+
 @contextmanager
 def no_exit(what: str) -> Iterator[None]:
     """Inside, `sys.exit` is an error like any other.

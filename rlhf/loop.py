@@ -122,7 +122,7 @@ def learn(
         if restored is None:
             _evaluate(policy, task, here, phase, {"update": 0, "steps": 0})
             save(0)
-        done, told = steps if duration.steps else update, False
+        done, told, cost = steps if duration.steps else update, False, settings.micro_batch_cost
         while done < duration.target:
             learner = replace(learner, update_index=update, progress=done / duration.target)
             state, row, samples = _collect_and_learn(learner, task, lag, here, state)
@@ -133,6 +133,9 @@ def learn(
             if row.get("scores_alike") and not told:
                 told = True
                 phase.say(alike.words(method, update))
+            if row.get("micro_batch_cost", cost) < cost:
+                cost = int(row["micro_batch_cost"])
+                phase.say(optimize.words(settings.micro_batch_cost, cost, update))
             last = done >= duration.target
             evaluates = last or _passed(duration.eval_every, before, done)
             saves = last or stopped or _passed(duration.checkpoint_every, before, done)

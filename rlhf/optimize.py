@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from rlhf.deferred import deferred
-from rlhf.errors import InputError, NonFiniteError
+from rlhf.errors import InputError, NonFiniteError, memory_ended
 from rlhf.settings import Count, Positive, Settings, ShareBelowOne, Size, Total, TotalOrNone
 
 with deferred():
@@ -20,7 +21,7 @@ with deferred():
     from rlhf.budget import even_micro_batches, filler_of
     from rlhf.core import kl
     from rlhf.core.random import hashed_orders
-    from rlhf.reduce import MetricSums, gather_rows, global_max, global_sum, global_whiten
+    from rlhf.reduce import MetricSums, anywhere, gather_rows, global_gradients, global_max, global_sum, global_whiten
     from rlhf.rollout import Batch, PolicyOutput, require_finite
 
 Loss = Callable[[PolicyOutput, Batch], tuple[Tensor, dict[str, Tensor]]]
@@ -29,6 +30,9 @@ Loss = Callable[[PolicyOutput, Batch], tuple[Tensor, dict[str, Tensor]]]
 # two experts of a mixture tie to within rounding, another one may be chosen. Whatever is wrong shows in most of them.
 MAX_SHARE = 0.05
 
+# Of policies that memory ended for, the micro_batch_cost that fits.
+_FITTING: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimize(Settings):
@@ -36,6 +40,9 @@ class Optimize(Settings):
 
     learning_rate: Positive = 3e-4
     """Step size of AdamW."""
+    critic_learning_rate: Size = 0.0
+    """That of the parameters which only the values depend on; 0: the same. Beside a LoRA adapter, which takes ten times
+    the rate of all weights, a value head on a wide model wants less."""
     schedule: Literal["constant", "linear"] = "constant"
     """linear: the learning rate falls to 0 over the run."""
     warmup_updates: TotalOrNone = 0
@@ -62,6 +69,11 @@ class Optimize(Settings):
     """AdamW's epsilon."""
     weight_decay: Size = 0.0
     """AdamW's weight decay."""
+
+    @property
+    def critic_over(self) -> float:
+        """The critic's step size over that of the rest."""
+        return self.critic_learning_rate / self.learning_rate if self.critic_learning_rate else 1.0
 
     @property
     def passes(self) -> list[str]:
@@ -98,11 +110,16 @@ class Learner:
         return self.accelerator.unwrap_model(self.policy)
 
 
-def make_optimizer(policy: nn.Module, config: Optimize) -> torch.optim.Optimizer:
-    """AdamW over what is trainable, fused where the device has it."""
+def make_optimizer(policy: Any, config: Optimize) -> torch.optim.Optimizer:
+    """AdamW over what is trainable, fused where the device has it; the critic in a group of its own if its step size
+    is."""
     trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    own = {id(parameter) for parameter in policy.critic_parameters()} if config.critic_learning_rate else set()
+    groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in own], "over": 1.0}]
+    if own:
+        groups.append({"params": [p for p in trainable if id(p) in own], "over": config.critic_over})
     return torch.optim.AdamW(
-        trainable,
+        groups,
         lr=config.learning_rate,
         betas=(0.9, config.adam_beta2),
         eps=config.adam_eps,
@@ -114,7 +131,9 @@ def make_optimizer(policy: nn.Module, config: Optimize) -> torch.optim.Optimizer
 def gradient(
     policy: nn.Module, rows: Batch, filler: Batch, loss: Loss, *, accelerator: Accelerator, micro_batch_cost: int
 ) -> dict[str, float]:
-    """Adds the gradient of sum(weights * terms) / sum(units), both over all ranks, to `.grad`; returns the metrics.
+    """Puts the gradient of sum(weights * terms) / sum(units), both over all ranks, into `.grad`; returns the metrics.
+
+    Where memory ends, on whichever rank, all begin again with half of what was scored at once, and stay with what fits.
 
     Args:
         rows: This rank's rows of the minibatch; there may be none.
@@ -123,27 +142,69 @@ def gradient(
 
     Raises:
         NonFiniteError: On every rank, if any rank's policy output or loss is NaN or infinite.
+        OutOfMemoryError: On every rank, if memory ends for a row, or block of rows, alone.
     """
-    parts = even_micro_batches(rows, filler, accelerator=accelerator, micro_batch_cost=micro_batch_cost, policy=policy)
-    units = rows.units.sum(dtype=torch.float64)
-    total = global_sum(accelerator, units)
-    # Data parallelism averages over ranks; the objective is a sum over them.
-    scale = accelerator.num_processes / torch.where(total > 0, total, 1.0)
-    sums, finite, seen = MetricSums(), torch.ones((), dtype=torch.bool, device=units.device), []
-    for i, micro in enumerate(parts):
-        last = i == len(parts) - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(policy):
-            output = policy(micro.inputs)
-            terms, metrics = loss(output, micro)
-            weighted = micro.weights * terms
-            objective = weighted.masked_fill(~micro.mask, 0.0).sum()
-            # Not Accelerate's, which divides by what it takes for gradient accumulation.
-            (objective * scale.to(objective.dtype)).backward()
-        sums.add({"loss": weighted, **metrics}, micro.mask)
-        finite = finite & torch.isfinite(objective.detach())
-        seen.append((micro, type(output)(*(tensor.detach() for tensor in output)), terms.detach()))
+    total = global_sum(accelerator, rows.units.sum(dtype=torch.float64))
+    scale = 1.0 / torch.where(total > 0, total, 1.0)
+    budget = min(micro_batch_cost, _FITTING.get(policy, micro_batch_cost))
+    while True:
+        parts = even_micro_batches(rows, filler, accelerator=accelerator, micro_batch_cost=budget, policy=policy)
+        for parameter in policy.parameters():
+            parameter.grad = None
+        sums, finite, seen, ended = _passes(policy, parts, loss, scale, accelerator)
+        if not anywhere(accelerator, bool(ended)):
+            break
+        budget = _halved(parts, budget, ended, accelerator)
+        _FITTING[policy] = budget
+    global_gradients(accelerator, policy.parameters())
     _stop_if_not_finite(accelerator, finite, seen)
-    return sums.reduce(accelerator)
+    return sums.reduce(accelerator) | ({"micro_batch_cost": float(budget)} if budget < micro_batch_cost else {})
+
+
+def _passes(
+    policy: nn.Module, parts: list[Batch], loss: Loss, scale: Tensor, accelerator: Accelerator
+) -> tuple[MetricSums, Tensor, list[tuple[Batch, PolicyOutput, Tensor]], str]:
+    """Adds this rank's gradient of each part; the last that is returned says how memory ended, if it did."""
+    sums, finite, seen = MetricSums(), torch.ones((), dtype=torch.bool, device=scale.device), []
+    try:
+        # Ranks add up their gradients when none of them has to begin again.
+        with accelerator.no_sync(policy) if accelerator.num_processes > 1 else contextlib.nullcontext():
+            for micro in parts:
+                output = policy(micro.inputs)
+                terms, metrics = loss(output, micro)
+                weighted = micro.weights * terms
+                objective = weighted.masked_fill(~micro.mask, 0.0).sum()
+                # Not Accelerate's, which divides by what it takes for gradient accumulation.
+                (objective * scale.to(objective.dtype)).backward()
+                sums.add({"loss": weighted, **metrics}, micro.mask)
+                finite = finite & torch.isfinite(objective.detach())
+                seen.append((micro, type(output)(*(tensor.detach() for tensor in output)), terms.detach()))
+    except (MemoryError, RuntimeError) as error:
+        if not memory_ended(error):
+            raise
+        return sums, finite, [], str(error) or "MemoryError"
+    return sums, finite, seen, ""
+
+
+def _halved(parts: list[Batch], budget: int, ended: str, accelerator: Accelerator) -> int:
+    """Half of what the costliest micro-batch of any rank took, if that can be cut."""
+    sizes = [len(part.mask) if part.blocks is None else len(part.blocks.unique()) for part in parts]
+    costs = [int(part.costs.sum()) for part in parts]
+    most, cost = global_max(accelerator, torch.tensor([max(sizes), max(costs)], device=parts[0].mask.device)).tolist()
+    if most <= 1:
+        raise torch.OutOfMemoryError(ended or "out of memory on another process")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return max(1, min(budget, cost) // 2)
+
+
+def words(asked: int, fits: int, update: int) -> str:
+    """What the user is told where memory ended for so much at once."""
+    return (
+        f"update {update}: memory ended for micro_batch_cost {asked}, so rows were cut into smaller parts and their "
+        f"gradients added up, which is the same gradient. {fits} fits; --resume and later runs need not find that out "
+        "again if they are given it."
+    )
 
 
 def update(
@@ -214,13 +275,13 @@ def whitened(batch: Batch, accelerator: Accelerator) -> Batch:
 
 
 def set_learning_rate(learner: Learner) -> float:
-    """Sets and returns the step size that schedule and warm-up give at this point of the run."""
+    """Sets the step sizes that schedule and warm-up give at this point of the run; returns the actor's."""
     config = learner.config
     rate = config.learning_rate * (1.0 - learner.progress if config.schedule == "linear" else 1.0)
     if learner.update_index < config.warmup_updates:
         rate *= (learner.update_index + 1) / config.warmup_updates
     for group in learner.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("over", 1.0)
     return rate
 
 

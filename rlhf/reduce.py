@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf.core.masked import largest, standardise
+
+# Numbers that ranks add up at once, at least: one message of many small ones.
+_BUCKET = 2**22
 
 
 def global_sum(accelerator: Accelerator, tensor: Tensor) -> Tensor:
@@ -19,6 +24,34 @@ def global_max(accelerator: Accelerator, tensor: Tensor) -> Tensor:
     if accelerator.num_processes == 1:
         return tensor
     return accelerator.gather(tensor.unsqueeze(0)).amax(dim=0)
+
+
+def anywhere(accelerator: Accelerator, here: bool) -> bool:
+    """Whether it is so on any rank."""
+    return (
+        here
+        if accelerator.num_processes == 1
+        else bool(global_max(accelerator, torch.tensor(int(here), device=accelerator.device)))
+    )
+
+
+def global_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
+    """Makes every `.grad` the sum of all ranks'; all must hold gradients of the same parameters."""
+    if accelerator.num_processes == 1:
+        return
+    bucket: list[Tensor] = []
+    for gradient in [*(parameter.grad for parameter in parameters if parameter.grad is not None), None]:
+        if bucket and (gradient is None or gradient.dtype != bucket[0].dtype or _numbers(bucket) > _BUCKET):
+            total = accelerator.reduce(torch.cat([each.flatten() for each in bucket]), reduction="sum")
+            for each, part in zip(bucket, total.split([each.numel() for each in bucket]), strict=True):
+                each.copy_(part.view_as(each))
+            bucket = []
+        if gradient is not None:
+            bucket.append(gradient)
+
+
+def _numbers(tensors: list[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def gather_rows(accelerator: Accelerator, rows: Tensor) -> tuple[Tensor, int]:

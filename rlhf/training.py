@@ -246,6 +246,7 @@ def require(policy: Any, task: Task, method: Method, settings: optimize.Optimize
     settings = checks.resolved(method, settings)
     checks.require_settings(method, settings, group_size=task.group_size)
     checks.require_policy(method, memoryless=policy.memoryless, has_critic=policy.has_critic)
+    checks.require_rate(settings, has_critic=policy.has_critic)
     if method.needs_episodes and not task.whole_episodes:
         raise InputError(
             f"{method.name} with these settings learns from whole episodes, and rows of this task are fragments; set "

@@ -31,7 +31,9 @@ def facts(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "facts.json").read_text())
 
 
-CASES = pytest.mark.parametrize("case", ["control-float32", "control-float64", "lm-float32", "lm-float64"])
+CASES = pytest.mark.parametrize(
+    "case", ["control-float32", "control-float64", "lm-float32", "lm-float64", "cramped-float64"]
+)
 
 
 @CASES
@@ -42,6 +44,13 @@ def test_there_really_are_two_processes(results: Path, case: str) -> None:
     assert two["wrapped"] == "DistributedDataParallel"
 
 
+def test_memory_that_ends_on_one_process_cuts_the_rows_of_both(results: Path) -> None:
+    """The cases below see that the gradient is that of one process, where it does not end."""
+    fits = [facts(results / processes / "cramped-float64")["fits"] for processes in ("1", "2")]
+    assert fits[0] is None
+    assert 1 <= fits[1] < 9
+
+
 @CASES
 def test_two_processes_have_the_unclipped_gradient_of_one(results: Path, case: str) -> None:
     one, two = (read(results / processes / case, "gradient") for processes in ("1", "2"))
@@ -49,7 +58,7 @@ def test_two_processes_have_the_unclipped_gradient_of_one(results: Path, case: s
     assert float((one - two).norm() / one.norm()) <= (1e-5 if case.endswith("float32") else 1e-12)
 
 
-@pytest.mark.parametrize("case", ["control-float64", "lm-float64"])
+@pytest.mark.parametrize("case", ["control-float64", "lm-float64", "cramped-float64"])
 def test_two_processes_change_weights_like_one(results: Path, case: str) -> None:
     one, two = (read(results / processes / case, "change") for processes in ("1", "2"))
     assert float(one.norm()) > 1e-3

@@ -19,6 +19,7 @@ from rlhf.budget import micro_batches
 from rlhf.errors import InputError, NonFiniteError
 from rlhf.rollout import Batch, PolicyOutput, single_steps
 from tests.batches import make_batch, make_rollout, ppo_loss
+from tests.cramped import Cramped
 from tests.learners import learner_of
 from tests.tabular import TabularPolicy
 
@@ -293,6 +294,21 @@ def test_learning_rate_falls_linearly_with_progress() -> None:
     assert metrics["learning_rate"] == pytest.approx(0.1)
 
 
+def test_the_critic_may_learn_at_a_rate_of_its_own() -> None:
+    """The first step of Adam moves each weight that has a gradient by the rate; both follow the schedule."""
+    policy = TabularPolicy(4, 3)
+    start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    config = optimize.Optimize(
+        schedule="linear", learning_rate=0.4, critic_learning_rate=0.008, epochs=1, max_gradient_norm=0.0
+    )
+    batch = make_batch(policy, rows=9, steps=5)
+    metrics = optimize.update(learner_of(policy, config, progress=0.5), batch, ppo_loss())
+    assert metrics["learning_rate"] == pytest.approx(0.2)
+    for name, rate in (("logits", 0.2), ("critic", 0.004)):
+        moved = (policy.state_dict()[name] - start[name]).abs()
+        assert float(moved.max()) == pytest.approx(rate, rel=1e-3)
+
+
 def test_single_steps_have_the_gradient_of_whole_rows() -> None:
     """A memoryless policy may be scored step by step: the estimates were formed before."""
     policy = TabularPolicy(4, 3)
@@ -346,3 +362,48 @@ def test_a_target_for_a_kl_that_is_not_measured_is_refused() -> None:
 
     with pytest.raises(InputError, match="measures no KL"):
         optimize.update(learner_of(policy, optimize.Optimize(target_kl=0.1)), make_batch(policy, rows=9, steps=5), loss)
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_where_memory_ends_rows_are_cut_and_the_gradient_is_the_same(in_backward: bool) -> None:
+    roomy, cramped = Cramped(99), Cramped(2, in_backward=in_backward)
+    cramped.load_state_dict(roomy.state_dict())
+    batch = make_batch(roomy, rows=9, steps=5)
+    roomy.passes.clear()
+    whole, cut = gradients(roomy, batch, cost=10_000), gradients(cramped, batch, cost=10_000)
+    difference = torch.cat([(a - b).flatten() for a, b in zip(whole, cut, strict=True)]).norm()
+    assert difference <= 1e-12 * torch.cat([a.flatten() for a in whole]).norm()
+    assert roomy.passes == [9]
+    fitting = next(i for i, rows in enumerate(cramped.passes) if sum(cramped.passes[i:]) == 9)
+    assert max(cramped.passes[fitting:]) <= 2 < min(cramped.passes[:fitting])
+    # It is found out once.
+    cramped.passes.clear()
+    gradients(cramped, batch, cost=10_000)
+    assert max(cramped.passes) <= 2
+
+
+def test_metrics_say_what_fits_and_are_the_same() -> None:
+    roomy, cramped = Cramped(99), Cramped(3)
+    cramped.load_state_dict(roomy.state_dict())
+    batch = make_batch(roomy, rows=9, steps=5)
+    config = optimize.Optimize(epochs=2, minibatches=2)
+    whole, cut = (run_update(policy, batch, config) for policy in (roomy, cramped))
+    fits = cut.pop("micro_batch_cost")
+    assert 1 <= fits < int(batch.costs.sum())
+    assert cut == pytest.approx(whole, rel=1e-9, abs=1e-12)
+    for name, tensor in roomy.state_dict().items():
+        torch.testing.assert_close(cramped.state_dict()[name], tensor, rtol=1e-9, atol=1e-12)
+
+
+def test_a_row_that_memory_ends_for_alone_ends_the_run() -> None:
+    policy = Cramped(0)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        gradients(policy, make_batch(Cramped(99), rows=9, steps=5), cost=10_000)
+    assert policy.passes[-1] == 1
+
+
+def test_other_errors_are_passed_on() -> None:
+    policy = Cramped(99)
+    policy.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        gradients(policy, make_batch(policy, rows=2, steps=5), cost=10_000)

@@ -18,6 +18,7 @@ from rlhf.lm.policy import CausalLM
 from rlhf.rollout import Batch
 from rlhf.runs.launch import leave
 from tests.batches import make_batch, make_rollout, ppo_loss
+from tests.cramped import Cramped
 from tests.learners import learner_of
 from tests.tabular import TabularPolicy
 
@@ -45,9 +46,16 @@ def language_model(dtype: torch.dtype) -> tuple[nn.Module, Batch]:
     return policy, batch
 
 
+def cramped(accelerator: Accelerator) -> tuple[nn.Module, Batch]:
+    """Memory ends for two rows at once, on the second of two processes alone."""
+    policy = Cramped(1 if accelerator.process_index else 99)
+    return policy, make_batch(Cramped(99), rows=ROWS, steps=STEPS)
+
+
 def main() -> None:
     output = Path(sys.argv[1])
     accelerator = Accelerator()
+    compute(accelerator, output / "cramped-float64", *cramped(accelerator))
     for name, make in (("control", control), ("lm", language_model)):
         for dtype in (torch.float32, torch.float64):
             compute(accelerator, output / f"{name}-{str(dtype).removeprefix('torch.')}", *make(dtype))
@@ -79,6 +87,7 @@ def compute(accelerator: Accelerator, output: Path, policy: nn.Module, whole: Ba
             "num_processes": accelerator.num_processes,
             "distributed_type": accelerator.distributed_type.value,
             "wrapped": type(wrapped).__name__,
+            "fits": metrics.pop("micro_batch_cost", None),
             "metrics": metrics,
         }
         (output / "facts.json").write_text(json.dumps(facts))

@@ -33,10 +33,20 @@ def require_settings(method: Method, settings: Optimize, *, group_size: int) -> 
             f"optimize.target_kl is {settings.target_kl}, but no update of {name} can end early by it: its policy "
             "takes one step on each batch, or other transitions for each; set it to 0."
         )
+    require_rate(settings, has_critic=method.critic_of != "none", what=name)
     if group_size < 2 and method.needs_groups:
         raise InputError(
             f"{name} compares rows that share a start, and each row is alone; in the settings of collect, raise the "
             "number of rows that share a start to at least 2."
+        )
+
+
+def require_rate(settings: Optimize, *, has_critic: bool, what: str = "the policy") -> None:
+    """Refuses a learning rate of a critic that is not there."""
+    if settings.critic_learning_rate and not has_critic:
+        raise InputError(
+            f"optimize.critic_learning_rate is {settings.critic_learning_rate:g}, but {what} has no critic; set it to "
+            "0."
         )
 
 
@@ -46,13 +56,16 @@ def resolved(method: Method, settings: Optimize) -> Optimize:
 
 
 def fitting(method: Method, settings: Optimize) -> Optimize:
-    """The settings with what does not go with the method put right: its whitening, one step, no early end."""
+    """The settings with what does not go with the method put right: its whitening, one step, no early end, no rate of a
+    critic."""
     if settings.whiten != "usual" and settings.whiten not in method.whitens:
         settings = replace(settings, whiten=method.whitens[-1])
     if method.single_step:
         settings = replace(settings, epochs=1, minibatches=1)
     if method.single_step or not method.stops_early:
         settings = replace(settings, target_kl=0.0)
+    if method.critic_of == "none":
+        settings = replace(settings, critic_learning_rate=0.0)
     return settings
 
 

@@ -89,7 +89,8 @@ class TDLambda(Method):
         traces = state.get("traces", gradients.new_zeros(len(ids), gradients.shape[-1]))
         shape = rollout.mask.shape
         actor_rate = float(state.get("teaches", True))
-        decay, rates = _of_each_weight(model, parameters, self, actor_rate=actor_rate)
+        critic_rate = self.critic_rate * learner.config.critic_over
+        decay, rates = _of_each_weight(model, parameters, self, actor_rate=actor_rate, critic_rate=critic_rate)
         errors = batch.advantages if batch.importance is None else batch.advantages * batch.importance
         updates, traces = accumulate(
             gradients.view(*shape, -1),
@@ -121,14 +122,14 @@ def _gradients(model: Any, parameters: dict[str, Tensor], batch: Batch) -> tuple
 
 
 def _of_each_weight(
-    model: Any, parameters: list[nn.Parameter], method: TDLambda, *, actor_rate: float
+    model: Any, parameters: list[nn.Parameter], method: TDLambda, *, actor_rate: float, critic_rate: float
 ) -> tuple[Tensor, Tensor]:
     """`(P,)` decay of the trace, and step size over the optimizer's."""
     critic = {id(parameter) for parameter in model.critic_parameters()}
     decays, rates = [], []
     for parameter in parameters:
         own = id(parameter) in critic
-        lambda_, rate = (method.critic_lambda, method.critic_rate) if own else (method.actor_lambda, actor_rate)
+        lambda_, rate = (method.critic_lambda, critic_rate) if own else (method.actor_lambda, actor_rate)
         decays.append(torch.full_like(parameter, method.gamma * lambda_).flatten())
         rates.append(torch.full_like(parameter, rate).flatten())
     return torch.cat(decays).detach(), torch.cat(rates).detach()

@@ -68,8 +68,12 @@ class SharedOptimizer:
         self._pairs = list(zip(shared.parameters(), local.parameters(), strict=True))
         self._optimizer = optimize.make_optimizer(shared, config)
         self._optimizer.state.update({pair[0]: own for pair, own in zip(self._pairs, moments, strict=True)})
-        # Those of the copy, which the gradient loop knows, at the learning rate that it sets.
-        self.param_groups = [{"params": list(local.parameters()), "lr": config.learning_rate}]
+        # Those of the copy, which the gradient loop knows, at the learning rates that it sets.
+        copies = {id(pair[0]): pair[1] for pair in self._pairs}
+        self.param_groups = [
+            group | {"params": [copies[id(parameter)] for parameter in group["params"]]}
+            for group in self._optimizer.param_groups
+        ]
 
     def zero_grad(self) -> None:
         for _, local in self._pairs:
@@ -78,7 +82,8 @@ class SharedOptimizer:
     def step(self) -> None:
         for shared, local in self._pairs:
             shared.grad = local.grad
-        self._optimizer.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+        for group, own in zip(self._optimizer.param_groups, self.param_groups, strict=True):
+            group["lr"] = own["lr"]
         self._optimizer.step()
 
 

@@ -70,6 +70,10 @@ class TwinPolicy(nn.Module):
         """A tensor whose type and device are the policy's."""
         return self.actor.weights[0]
 
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Those of the twins that learn; all others are the actor's, or copies."""
+        return list(self.critic.parameters())
+
     def forward(self, inputs: dict[str, Tensor]) -> sac.Output | discrete_sac.Output:
         """What the method needs of the replayed actions and of those that the policy would take."""
         return self._discrete(inputs) if self.spaces.num_actions else self._squashed(inputs)

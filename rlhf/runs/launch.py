@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import tyro
 
 from rlhf.deferred import deferred, settle
-from rlhf.errors import DiskError, InputError, NonFiniteError, no_exit
+from rlhf.errors import DiskError, InputError, NonFiniteError, memory_ended, no_exit
 from rlhf.parallel import require_environment
 from rlhf.runs.console import lenient_streams, visible
 from rlhf.runs.stop import Stopped
@@ -33,11 +33,6 @@ with deferred():
 C = TypeVar("C")
 _end = os._exit
 
-# What torch and numpy say where memory ends, beside MemoryError.
-MEMORY_ENDED = (
-    *("out of memory", "can't allocate memory", "not enough memory", "size calculation overflowed"),
-    *("integer multiplication overflow", "array is too big", "Maximum allowed dimension"),
-)
 SIZES = (
     *("micro_batch_cost", "max_new_tokens", "prompts_per_rollout", "responses_per_prompt", "prompts", "responses"),
     *("rows_per_update", "num_envs", "steps", "episodes", "capacity", "batch_size", "hidden_size", "hidden_sizes"),
@@ -76,7 +71,7 @@ def launch(
             with no_exit("code of the run"), _no_silent_end():
                 main(cast(C, parsed))
         except (MemoryError, RuntimeError, ValueError) as error:
-            if not _memory_ended(error):
+            if not memory_ended(error):
                 raise
             said = str(error).strip().splitlines()[0] if str(error) else "MemoryError"
             raise InputError(
@@ -100,10 +95,6 @@ def _picked(default: Callable[..., C], config: type[C]) -> tuple[C, list[str]]:
     for name in plain & chosen.keys():
         rest += [f"--{name.replace('_', '-')}", chosen[name]]
     return default(**chosen), rest
-
-
-def _memory_ended(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(text in str(error) for text in MEMORY_ENDED)
 
 
 def _place(error: Exception) -> str:

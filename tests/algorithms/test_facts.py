@@ -16,7 +16,7 @@ from rlhf import optimize
 from rlhf.algorithms.a2c import A2C
 from rlhf.algorithms.actor_critic import Critic
 from rlhf.algorithms.base import Method
-from rlhf.algorithms.checks import fitting, require_policy, require_settings
+from rlhf.algorithms.checks import fitting, require_policy, require_rate, require_settings
 from rlhf.algorithms.choices import methods
 from rlhf.algorithms.grpo import GRPO
 from rlhf.algorithms.impala import Impala
@@ -79,10 +79,26 @@ def test_updates_that_cannot_end_early_refuse_a_kl_to_end_at() -> None:
             require_settings(kind(), settings, group_size=2)
 
 
+def test_a_rate_of_the_critic_is_for_methods_that_have_one() -> None:
+    without = {"clone", "grpo", "reinforce", "reinforce_pp", "rloo"}
+    for name, kind in METHODS.items():
+        settings = replace(settings_of(kind().whitens[0], steps=1), critic_learning_rate=1e-4)
+        if name not in without:
+            require_settings(kind(), settings, group_size=2)
+            continue
+        with pytest.raises(InputError, match=f"critic_learning_rate is 0.0001, but {name} has no critic"):
+            require_settings(kind(), settings, group_size=2)
+    rate = optimize.Optimize(critic_learning_rate=1e-4)
+    require_rate(rate, has_critic=True)
+    with pytest.raises(InputError, match=r"critic_learning_rate is 0.0001, but the policy has no critic; set it to 0"):
+        require_rate(rate, has_critic=False)
+
+
 @pytest.mark.parametrize("kind", METHODS.values())
 def test_settings_are_made_to_fit_the_method(kind: type[Method]) -> None:
     """What does not go with it is put right, the rest stays."""
     open_ones = optimize.Optimize(epochs=3, minibatches=2, whiten="batch", target_kl=0.02, learning_rate=0.123)
+    open_ones = replace(open_ones, critic_learning_rate=0.01)
     fitted = fitting(kind(), open_ones)
     require_settings(kind(), fitted, group_size=2)
     assert fitted.learning_rate == 0.123

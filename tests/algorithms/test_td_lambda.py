@@ -70,7 +70,10 @@ def test_an_update_of_whole_episodes_is_that_of_the_forward_view(actor_lambda: f
         objective.masked_fill(~rollout.mask, 0.0).sum() / rollout.mask.sum(), list(policy.parameters())
     )
     expected = [x.detach() + 0.5 * gradient for x, gradient in zip(policy.parameters(), gradients, strict=True)]
-    _, state = updated(policy, rollout, STATE, actor_lambda=actor_lambda, critic_lambda=critic_lambda, critic_rate=3.0)
+    # Of the critic's 3, a sixth is the method's own and six times that the optimizer's.
+    settings = replace(RATE, critic_learning_rate=3.0)
+    lambdas = {"actor_lambda": actor_lambda, "critic_lambda": critic_lambda}
+    _, state = updated(policy, rollout, STATE, settings, critic_rate=0.5, **lambdas)
     for parameter, right in zip(policy.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.detach(), right, rtol=0, atol=1e-9)
     assert not state["traces"].any()

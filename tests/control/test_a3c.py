@@ -43,20 +43,22 @@ def board() -> a3c.Board:
     return made
 
 
-def test_a_lone_worker_is_a2c_bit_for_bit() -> None:
+@pytest.mark.parametrize("critic_learning_rate", [0.0, 3e-3])
+def test_a_lone_worker_is_a2c_bit_for_bit(critic_learning_rate: float) -> None:
     policy, by_hand, shared = policy_of(), policy_of(), board()
-    a3c.work(0, policy, a3c.shared_moments(policy), shared, JOB)
+    settings = replace(JOB.optimize, critic_learning_rate=critic_learning_rate)
+    a3c.work(0, policy, a3c.shared_moments(policy), shared, JOB._replace(optimize=settings))
     seed = derive_seed(JOB.seed, "a3c worker", 0)
     collector = collect.EnvCollector(
         make_envs("CartPole-v1", 2), config=JOB.collect, gamma=0.9, seed=seed, accelerator=CPU
     )
-    optimizer = optimize.make_optimizer(by_hand, JOB.optimize)
+    optimizer = optimize.make_optimizer(by_hand, settings)
     for k in range(12):
         rollout = collector.collect(by_hand, k).rollout
         batch, _ = JOB.method.estimate(rollout, {})
         loss = JOB.method.objective({})
         where = {"seed": seed, "update_index": k, "progress": 10 * k / 120}
-        optimize.update(learner_of(by_hand, JOB.optimize, optimizer=optimizer, **where), single_steps(batch), loss)
+        optimize.update(learner_of(by_hand, settings, optimizer=optimizer, **where), single_steps(batch), loss)
     assert shared.steps.value == 120
     for ours, expected in zip(policy.parameters(), by_hand.parameters(), strict=True):
         assert torch.equal(ours, expected)

@@ -42,10 +42,15 @@ def quickly() -> Iterator[None]:
         yield
 
 
-def optimize_of(case: Mapping[str, str], *, budget: int) -> rlhf.Optimize:
+def optimize_of(case: Mapping[str, str], *, budget: int, critic: bool) -> rlhf.Optimize:
+    """
+    Args:
+        critic: There is one to learn; where the schedule is linear, at a rate of its own.
+    """
     epochs, minibatches = (int(number) for number in case["steps"].split(" x "))
     return rlhf.Optimize(
         learning_rate=0.3,
+        critic_learning_rate=0.1 if critic and case["schedule"] == "linear" else 0.0,
         # Far above any gradient: steps are as good as those of SGD, in which a missing factor shows and rounding does
         # not become a whole step.
         adam_eps=1.0,

@@ -22,6 +22,7 @@ from rlhf.lm.packing import Layouts, Sequences, cells
 from rlhf.lm.scoring import response_inputs
 from rlhf.rollout import Rollout
 from rlhf.task import Here
+from tests import unmoved
 from tests.learners import learner_of
 from tests.lm.tiny import VOCABULARY, random_prompts, random_uniforms, save_tiny, tiny_policy
 from tests.lm.words import WORDS
@@ -178,3 +179,43 @@ def test_a_pass_over_packed_rows_is_counted_with_what_packing_leaves_empty(tiny_
     inputs: dict[str, Tensor] = {"tokens": tokens, "lengths": lengths, "actions": (lengths - 1).unsqueeze(1)}
     parts = acting.micro_batches(lengths, 80, passed=acting.passed_by(policy, inputs))
     assert [part.tolist() for part in parts] == [[0, 1], [2]]
+
+
+def test_a_run_goes_on_where_memory_ends_for_an_update_and_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same steps as with room for all: to rounding, which Adam does not enlarge where its epsilon is large."""
+    settings = optimize.Optimize(epochs=2, adam_eps=1e-3, learning_rate=0.05)
+
+    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [float(len(ids)) for ids in completion_ids]
+
+    weights, fits = [], []
+    for room in (10_000, 20):
+        policy = unmoved.policy_of()
+        with little_memory(policy.model.base_model, room):
+            rows = unmoved.train(policy, ppo.PPO(), settings, reward)
+        weights.append(unmoved.weights_of(policy))
+        fits.append([row.get("micro_batch_cost") for row in rows])
+    assert fits[0] == [None] * 3
+    assert fits[1] == sorted(fits[1], reverse=True)
+    assert max(fits[1]) <= 20
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("memory ended for micro_batch_cost 16384, so rows were cut into smaller parts") == len(
+        set(fits[1])
+    )
+
+
+@contextmanager
+def little_memory(trunk: Any, room: int) -> Iterator[None]:
+    """As of an accelerator that holds so many tokens of what is learned from."""
+
+    def end(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if torch.is_grad_enabled() and (args[0] if args else kwargs["input_ids"]).numel() > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    handle = trunk.register_forward_pre_hook(end, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -171,7 +171,9 @@ def method_of(case: Case) -> rlhf.Method:
 
 
 def settings_of(case: Case) -> rlhf.Optimize:
-    return optimize_of(case, budget=BUDGETS[case["budget"]])
+    # In cloning there is no method to choose.
+    critic = "method" in case and case.get("critic") != "none" and method_of(case).critic_of != "none"
+    return optimize_of(case, budget=BUDGETS[case["budget"]], critic=critic)
 
 
 def run(
