@@ -6,16 +6,17 @@
     python recipes/instruction_following.py --model HuggingFaceTB/SmolLM2-360M-Instruct --ifeval prompts.jsonl
     accelerate launch --config_file recipes/accelerate/multi_gpu.yaml recipes/instruction_following.py
 
-Prompts are generated: requests of many topics with one to three instructions of IFEval's kinds, none of them IFEval's
-own. A number that goes up is easy to get; a model that follows and no longer answers gets it too. So the reward has
-parts that pay for an answer (`on_topic`, `substance`), the KL to the first model is charged (PPO steers it), and
-result.json tells what is not trained on: kinds of instruction that no training prompt has, relevance by a sentence
+Prompts are generated: requests of many topics, each with one instruction of IFEval's kinds, none of them IFEval's own.
+A number that goes up is easy to get; a model that follows and no longer answers gets it too. So what is followed is
+paid by what it is worth as an answer (`followed_in_an_answer`), the KL to the first model is charged (PPO steers it),
+and result.json tells what is not trained on: kinds of instruction that no training prompt has, relevance by a sentence
 model, length, and with --ifeval and --texts IFEval's prompts and the loss on texts. Changes are paired by prompt, with
 95 % intervals over prompts. answers.md shows twenty answers before and after, drawn by the seed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from recipes.settings.language import (
     lora_settings,
     with_method,
 )
-from rlhf.algorithms.checks import require_policy
+from rlhf.algorithms.checks import require_policy, require_rate
 from rlhf.algorithms.choices import method_help
 from rlhf.algorithms.ppo import PPO
 from rlhf.deferred import deferred
@@ -36,7 +37,7 @@ from rlhf.lm.settings import CollectResponses
 from rlhf.loop import Duration
 from rlhf.optimize import Optimize
 from rlhf.runs.launch import launch
-from rlhf.settings import Count, CountOrNone, Location, Positive, Seed, Settings, Size
+from rlhf.settings import Count, CountOrNone, Location, Positive, Seed, Settings
 
 with deferred():
     from accelerate import Accelerator
@@ -59,21 +60,42 @@ with deferred():
     from rlhf.training import require, train_phase
     from rlhf.watched import Watched
 
-# Kinds that no training row has: whether the model follows better, or only these.
-UNTRAINED = (
-    "keywords:frequency",
+# Kinds of the training prompts, one a prompt: of those that the model follows, or nearly, now and then. The others tell
+# whether it follows better, or only these.
+TRAINED = (
+    "keywords:existence",
+    "keywords:forbidden_words",
+    "detectable_content:number_placeholders",
+    "detectable_content:postscript",
+    "detectable_format:number_bullet_lists",
+    "detectable_format:constrained_response",
+    "detectable_format:number_highlighted_sections",
+    "detectable_format:multiple_sections",
     "detectable_format:title",
-    "length_constraints:number_paragraphs",
     "startend:end_checker",
-    "change_case:capital_word_frequency",
+    "punctuation:no_comma",
 )
 LANGUAGE = "language:response_language"
 # Words of an answer that is worth having, where no instruction asks for a short one.
-SUBSTANCE = 40
+SUBSTANCE = 25
+
+
+def followed_in_an_answer(
+    responses: list[str], topic: list[str], instruction_id_list: list[Any], kwargs: list[Any]
+) -> list[float]:
+    """What is followed, or nearly, times what it is worth as an answer: less without the topic's words, or if it is
+    shorter than SUBSTANCE without being asked to be. So nothing is gained by following and no longer answering, nor by
+    an answer that does not follow."""
+    followed = share_nearly_followed(responses, instruction_id_list=instruction_id_list, kwargs=kwargs)
+    parts = on_topic(responses, topic, instruction_id_list, kwargs), substance(responses, instruction_id_list, kwargs)
+    return [
+        share * (0.5 + 0.5 * (1.0 if about is None else about)) * worth
+        for share, about, worth in zip(followed, *parts, strict=True)
+    ]
 
 
 def on_topic(
-    responses: list[str], topic: list[str], instruction_id_list: list[list[str]], kwargs: list[list[dict[str, Any]]]
+    responses: list[str], topic: list[str], instruction_id_list: list[Any], kwargs: list[Any]
 ) -> list[float | None]:
     """The share of the topic's words that an answer takes up, by their first five letters; no say where another
     language is asked for, or one of these words forbidden."""
@@ -92,22 +114,16 @@ def _taken_up(text: str, stems: list[str]) -> float:
     return sum(stem in text for stem in stems) / len(stems)
 
 
-def _kept_from(topic: str, kwargs: list[dict[str, Any]]) -> bool:
+def _kept_from(topic: str, kwargs: Sequence[Mapping[str, Any]]) -> bool:
     forbidden = [word.lower() for given in kwargs for word in given.get("forbidden_words") or ()]
     return any(stem in word for stem in _stems(topic) for word in forbidden)
 
 
-def substance(
-    responses: list[str],
-    finished: list[bool],
-    instruction_id_list: list[list[str]],
-    kwargs: list[list[dict[str, Any]]],
-) -> list[float]:
-    """1 for an answer of SUBSTANCE words, less for a shorter one, unless that is asked for; nothing for one that was
-    cut."""
+def substance(responses: list[str], instruction_id_list: list[Any], kwargs: list[Any]) -> list[float]:
+    """1 for an answer of SUBSTANCE words, less for a shorter one, unless that is asked for."""
     return [
-        float(end) * (1.0 if asks_for_little(kinds, given) else min(1.0, num_words(text) / SUBSTANCE))
-        for text, end, kinds, given in zip(responses, finished, instruction_id_list, kwargs, strict=True)
+        1.0 if asks_for_little(kinds, given) else min(1.0, num_words(text) / SUBSTANCE)
+        for text, kinds, given in zip(responses, instruction_id_list, kwargs, strict=True)
     ]
 
 
@@ -129,14 +145,6 @@ class Config(Settings):
     """Texts, completions or conversations on which the loss is measured before and after; empty: not."""
     sentence_model: Location = "models/all-MiniLM-L6-v2"
     """Folder or hub id of a sentence model that says how near answers are to their request; empty: not measured."""
-    followed_weight: Size = 1.0
-    """What the share of instructions that are followed counts in the reward."""
-    nearly_weight: Size = 1.0
-    """What it counts where one that is nearly followed has its part: half the kinds are never followed at first."""
-    on_topic_weight: Size = 0.3
-    """What taking up the words of the request counts."""
-    substance_weight: Size = 0.3
-    """What an answer of some length, with an end, counts."""
     lora: bool = True
     """Train a LoRA adapter; without, all weights, which want a tenth of the learning rate."""
     lora_rank: CountOrNone = 0
@@ -149,7 +157,7 @@ class Config(Settings):
     """Value head on the policy's own trunk, on a trunk of its own, or no values: all are 0."""
     temperature: Positive = 0.7
     """Sampling temperature, in training and in evaluation; at 1 a model of this size says much that makes no sense."""
-    max_new_tokens: Count = 96
+    max_new_tokens: Count = 80
     """Longest answer, in tokens; of IFEval's prompts twice as much."""
     seed: Seed = 0
     """Everything random follows from it."""
@@ -163,14 +171,15 @@ class Config(Settings):
     improve: ImproveConfig = ImproveConfig(
         collect=CollectResponses(prompts_per_rollout=64),
         method=PPO(kl_coef=0.02, kl_target=8.0, value_coef=0.1, gae_lambda=1.0),
-        train=Duration(updates=24, eval_every=0, checkpoint_every=6),
+        train=Duration(updates=36, eval_every=0, checkpoint_every=6),
         # On a CPU a second epoch takes as long as it takes to collect.
-        optimize=Optimize(learning_rate=6e-4, schedule="linear", epochs=1, minibatches=4),
+        optimize=Optimize(learning_rate=6e-4, critic_learning_rate=5e-5, schedule="linear", epochs=1, minibatches=4),
     )
 
     def __post_init__(self) -> None:
         lora_settings(self)
         require_policy(self.improve.method, memoryless=False, has_critic=self.critic != "none")
+        require_rate(self.improve.optimize, has_critic=self.critic != "none")
 
 
 def default_config(method: str = "ppo") -> Config:
@@ -182,28 +191,23 @@ def default_config(method: str = "ppo") -> Config:
 
 def trained(config: Config) -> list[dict[str, Any]]:
     """Prompts to train on."""
-    return instruction_prompts(num_rows=config.prompts, seed=config.seed, kinds=kinds_but(UNTRAINED))
+    return instruction_prompts(num_rows=config.prompts, seed=config.seed, kinds=TRAINED, most=1)
 
 
 def evaluated(config: Config) -> list[dict[str, Any]]:
     """Held-out prompts of kinds that are trained and of kinds that are not, each as often as it is answered."""
     rows = [
-        {**row, "trained": kinds is not UNTRAINED}
-        for kinds, count in ((kinds_but(UNTRAINED), config.held_out), (UNTRAINED, -(-config.held_out // 2)))
-        for row in instruction_prompts(num_rows=count, seed=config.seed, held_out=True, kinds=kinds)
+        {**row, "trained": kinds is TRAINED}
+        for kinds, count in ((TRAINED, config.held_out), (kinds_but(TRAINED), -(-config.held_out // 2)))
+        for row in instruction_prompts(num_rows=count, seed=config.seed, held_out=True, kinds=kinds, most=1)
     ]
     return [row for row in rows for _ in range(config.answers_each)]
 
 
 def task_of(config: Config, accelerator: Accelerator) -> Prompts:
-    rewards: dict[Any, float] = {
-        share_followed: config.followed_weight,
-        share_nearly_followed: config.nearly_weight,
-        on_topic: config.on_topic_weight,
-        substance: config.substance_weight,
-        # What is only watched.
-        all_followed: 0.0,
-    }
+    # Only the first is paid; the others are watched.
+    rewards: dict[Any, float] = {followed_in_an_answer: 1.0}
+    rewards |= dict.fromkeys((share_followed, share_nearly_followed, on_topic, substance, all_followed), 0.0)
     if config.sentence_model:
         rewards[Relevance(config.sentence_model, device=accelerator.device)] = 0.0
     return Prompts(

@@ -77,21 +77,37 @@ def test_what_is_paid_for_an_answer_by_hand() -> None:
     assert on_topic("", "the top of a volcano", "keywords:forbidden_words", forbidden_words=["it"]) == 0.0
     less, more = ({"relation": each, "num_words": 30} for each in ("less than", "at least"))
     kind = "length_constraints:number_words"
-    words = ["a " * 10, "a " * 10, "a " * 99, "a " * 99]
-    paid = recipe.substance(words, [True, True, True, False], [[kind]] * 4, [[less], [more], [more], [more]])
-    assert paid == [1.0, 0.25, 1.0, 0.0]
+    paid = recipe.substance(["a " * 10, "a " * 10, "a " * 99], [[kind]] * 3, [[less], [more], [more]])
+    assert paid == [1.0, 0.4, 1.0]
+
+
+def test_what_is_followed_is_paid_by_what_it_is_worth_as_an_answer() -> None:
+    def paid(response: str, topic: str = "polar bears", kind: str = "punctuation:no_comma", **given: Any) -> float:
+        return recipe.followed_in_an_answer([response], [topic], [[kind]], [[given]])[0]
+
+    long = "Polar bears " + "swim " * 23
+    assert paid(long) == 1.0
+    assert paid(long.replace("bears", "foxes")) == 0.75
+    assert paid("swim " * 25) == 0.5
+    assert paid("Polar bears " + "swim " * 3) == pytest.approx(5 / 25)
+    # With a comma it is nearly followed, and a half of that counts.
+    assert paid(long + ", yes") == pytest.approx(0.25)
+    # Nothing is followed, or there is no answer.
+    assert paid(long, kind="detectable_content:postscript", postscript_marker="P.S.") == 0.0
+    assert paid("") == 0.0
+    # The words of the topic are forbidden, so they are not missed.
+    assert paid("swim " * 25, kind="keywords:forbidden_words", forbidden_words=["polar"]) == 1.0
 
 
 def test_kinds_that_are_not_trained_are_evaluated_only() -> None:
     config = replace(recipe.Config(), held_out=20, answers_each=2, prompts=400)
-    assert {kind for row in recipe.trained(config) for kind in row["instruction_id_list"]} == set(KINDS) - set(
-        recipe.UNTRAINED
-    )
+    assert {kind for row in recipe.trained(config) for kind in row["instruction_id_list"]} == set(recipe.TRAINED)
     rows = recipe.evaluated(config)
+    assert all(len(row["instruction_id_list"]) == 1 for row in recipe.trained(config) + rows)
     assert len(rows) == 2 * (20 + 10)
     for row in rows:
-        assert (set(row["instruction_id_list"]) <= set(recipe.UNTRAINED)) is not row["trained"]
-    assert set(recipe.UNTRAINED) < set(KINDS)
+        assert (row["instruction_id_list"][0] in recipe.TRAINED) is row["trained"]
+    assert set(recipe.TRAINED) < set(KINDS)
 
 
 @pytest.mark.parametrize("method", ["ppo", "grpo"])

@@ -26,7 +26,7 @@ _NUM_INSTRUCTIONS = (1, 1, 1, 1, 1, 2, 2, 2, 3, 3)
 
 @checked
 def instruction_prompts(
-    *, num_rows: Count, seed: Seed, held_out: bool = False, kinds: Sequence[str] = KINDS
+    *, num_rows: Count, seed: Seed, held_out: bool = False, kinds: Sequence[str] = KINDS, most: Count = 3
 ) -> list[dict[str, Any]]:
     """Rows for `Prompts` and the rewards of instructions.py: `prompt` (chat messages), `request` (what is asked for,
     without its instructions: what a relevant answer is relevant to), `topic`, `instruction_id_list`, `kwargs`.
@@ -37,6 +37,7 @@ def instruction_prompts(
         held_out: Of topics that are in no other rows, at whatever seed; and drawn apart.
         kinds: Those that the rows have, of kinds.py. Those left out in training can be evaluated: they show whether
             the model follows better, or only these.
+        most: Instructions of one row.
 
     Raises:
         InputError: There is no such kind.
@@ -49,7 +50,7 @@ def instruction_prompts(
         )
     purpose = "held-out instructions" if held_out else "instructions"
     topics = _topics(held_out=held_out)
-    return [_row(Draws(seed, purpose, row), topics, kinds) for row in range(num_rows)]
+    return [_row(Draws(seed, purpose, row), topics, kinds, most) for row in range(num_rows)]
 
 
 def kinds_but(left_out: Sequence[str]) -> list[str]:
@@ -67,7 +68,7 @@ def _topics(*, held_out: bool) -> list[tuple[str, str]]:
     return found
 
 
-def _row(draws: Draws, topics: list[tuple[str, str]], kinds: Sequence[str]) -> dict[str, Any]:
+def _row(draws: Draws, topics: list[tuple[str, str]], kinds: Sequence[str], most: int) -> dict[str, Any]:
     # The first instruction before the request, so that every kind is as frequent as any other.
     kind = draws.one(kinds)
     sort, topic = draws.one(topics)
@@ -75,7 +76,7 @@ def _row(draws: Draws, topics: list[tuple[str, str]], kinds: Sequence[str]) -> d
     form = draws.one(yes_or_no if kind == "detectable_format:constrained_response" else FORMS[sort] + yes_or_no)
     request = Request(form.format(topic=topic), topic, form in yes_or_no)
     chosen = {kind: keywords(kind, request, draws)}
-    wanted = draws.one(_NUM_INSTRUCTIONS)
+    wanted = min(most, draws.one(_NUM_INSTRUCTIONS))
     left = [other for other in kinds if fit(other, chosen, request)]
     while left and len(chosen) < wanted:
         kind = left.pop(left.index(draws.one(left)))

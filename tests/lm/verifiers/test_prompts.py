@@ -54,6 +54,16 @@ def test_a_row_follows_from_the_seed_and_its_number(rows: Rows) -> None:
     assert all(sum(map(dict.__eq__, other, rows)) == 0 for other in others)
 
 
+def test_a_row_has_at_most_so_many_instructions(rows: Rows) -> None:
+    """Its first ones, whatever the number."""
+    for most in (1, 2, 3):
+        fewer = instruction_prompts(num_rows=200, seed=0, most=most)
+        assert max(len(row["instruction_id_list"]) for row in fewer) == most
+        for row, whole in zip(fewer, rows, strict=False):
+            assert row["instruction_id_list"] == whole["instruction_id_list"][:most]
+            assert row["kwargs"] == whole["kwargs"][:most]
+
+
 def test_topics_that_are_held_out_are_in_no_training_row(rows: Rows, held_out: Rows) -> None:
     training, apart = ({topic for _, topic in _topics(held_out=which)} for which in (False, True))
     assert training & apart == set()
