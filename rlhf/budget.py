@@ -22,8 +22,13 @@ def passed_by(policy: Any, inputs: dict[str, Tensor]) -> Passed | None:
 
     A policy that pads or packs its rows says so by `passed(inputs)`.
     """
-    module = policy.module if isinstance(policy, DistributedDataParallel) else policy
+    module = bare(policy)
     return module.passed(inputs) if hasattr(module, "passed") else None
+
+
+def bare(policy: Any) -> Any:
+    """The policy without what data parallelism puts around it."""
+    return policy.module if isinstance(policy, DistributedDataParallel) else policy
 
 
 def micro_batches(

@@ -122,7 +122,8 @@ def learn(
         if restored is None:
             _evaluate(policy, task, here, phase, {"update": 0, "steps": 0})
             save(0)
-        done, told, cost = steps if duration.steps else update, False, settings.micro_batch_cost
+        done, told = steps if duration.steps else update, False
+        cost = optimize.affordable(policy, settings.micro_batch_cost)
         while done < duration.target:
             learner = replace(learner, update_index=update, progress=done / duration.target)
             state, row, samples = _collect_and_learn(learner, task, lag, here, state)

@@ -18,7 +18,7 @@ with deferred():
     from accelerate import Accelerator
     from torch import Tensor, nn
 
-    from rlhf.budget import even_micro_batches, filler_of
+    from rlhf.budget import bare, even_micro_batches, filler_of
     from rlhf.core import kl
     from rlhf.core.random import hashed_orders
     from rlhf.reduce import MetricSums, anywhere, gather_rows, global_gradients, global_max, global_sum, global_whiten
@@ -146,7 +146,7 @@ def gradient(
     """
     total = global_sum(accelerator, rows.units.sum(dtype=torch.float64))
     scale = 1.0 / torch.where(total > 0, total, 1.0)
-    budget = min(micro_batch_cost, _FITTING.get(policy, micro_batch_cost))
+    budget = affordable(policy, micro_batch_cost)
     while True:
         parts = even_micro_batches(rows, filler, accelerator=accelerator, micro_batch_cost=budget, policy=policy)
         for parameter in policy.parameters():
@@ -155,10 +155,15 @@ def gradient(
         if not anywhere(accelerator, bool(ended)):
             break
         budget = _halved(parts, budget, ended, accelerator)
-        _FITTING[policy] = budget
+        _FITTING[bare(policy)] = budget
     global_gradients(accelerator, policy.parameters())
     _stop_if_not_finite(accelerator, finite, seen)
     return sums.reduce(accelerator) | ({"micro_batch_cost": float(budget)} if budget < micro_batch_cost else {})
+
+
+def affordable(policy: nn.Module, micro_batch_cost: int) -> int:
+    """The budget, or less where memory has ended for this policy before."""
+    return min(micro_batch_cost, _FITTING.get(bare(policy), micro_batch_cost))
 
 
 def _passes(

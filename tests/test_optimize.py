@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -20,6 +22,7 @@ from rlhf.errors import InputError, NonFiniteError
 from rlhf.rollout import Batch, PolicyOutput, single_steps
 from tests.batches import make_batch, make_rollout, ppo_loss
 from tests.cramped import Cramped
+from tests.documented import ROOT
 from tests.learners import learner_of
 from tests.tabular import TabularPolicy
 
@@ -380,6 +383,16 @@ def test_where_memory_ends_rows_are_cut_and_the_gradient_is_the_same(in_backward
     cramped.passes.clear()
     gradients(cramped, batch, cost=10_000)
     assert max(cramped.passes) <= 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not keep to the limit")
+def test_the_gradient_is_the_same_where_the_system_gives_no_more_memory() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "tests.little_memory", "100"], check=True, capture_output=True, text=True, cwd=ROOT
+    ).stdout
+    error, fits = map(float, printed.split())
+    assert error <= 1e-12
+    assert fits < 64
 
 
 def test_metrics_say_what_fits_and_are_the_same() -> None:

@@ -200,6 +200,10 @@ def test_a_run_goes_on_where_memory_ends_for_an_update_and_says_so_once(capsys: 
     assert max(fits[1]) <= 20
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
+    # Another run of the same policy begins with what fits, and has nothing to say.
+    with little_memory(policy.model.base_model, 20):
+        again = unmoved.train(policy, ppo.PPO(), settings, reward)
+    assert [row["micro_batch_cost"] for row in again] == [min(fits[1])] * 3
     said = " ".join(capsys.readouterr().out.split())
     assert said.count("memory ended for micro_batch_cost 16384, so rows were cut into smaller parts") == len(
         set(fits[1])
