@@ -28,11 +28,9 @@ def global_max(accelerator: Accelerator, tensor: Tensor) -> Tensor:
 
 def anywhere(accelerator: Accelerator, here: bool) -> bool:
     """Whether it is so on any rank."""
-    return (
-        here
-        if accelerator.num_processes == 1
-        else bool(global_max(accelerator, torch.tensor(int(here), device=accelerator.device)))
-    )
+    if accelerator.num_processes == 1:
+        return here
+    return bool(global_max(accelerator, torch.tensor(int(here), device=accelerator.device)))
 
 
 def global_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:

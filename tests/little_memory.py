@@ -18,6 +18,7 @@ from tests.tabular import TabularPolicy
 
 ROWS, WIDTH = 64, 40_000
 MB = 2**20
+CPU = Accelerator(cpu=True)
 
 
 class Wide(TabularPolicy):
@@ -37,7 +38,6 @@ def gradient(policy: TabularPolicy, batch: Batch) -> tuple[Tensor, dict[str, Any
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    CPU = Accelerator(cpu=True)
     policy, other = Wide(4, 3, dtype=torch.float64), Wide(4, 3, dtype=torch.float64)
     batch = make_batch(TabularPolicy(4, 3, dtype=torch.float64), rows=ROWS, steps=5)
     whole, metrics = gradient(other, batch)
