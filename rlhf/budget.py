@@ -78,14 +78,32 @@ def even_micro_batches(
 ) -> list[Batch]:
     """This rank's rows in micro-batches, as many on every rank: what is missing is `filler` without weight or mask.
 
+    Where one does not do, the costliest rows come first: rows padded to one length are nearly of that length anyway,
+    and if memory ends, then before work was done for nothing.
+
     Args:
         policy: What will score them; None: each row takes its cost and no more.
     """
-    passed = passed_by(policy, rows.inputs)
-    parts = micro_batches(rows.costs, micro_batch_cost, rows.blocks, passed=passed)
+
+    def parts_of(rows: Batch) -> list[Tensor]:
+        return micro_batches(rows.costs, micro_batch_cost, rows.blocks, passed=passed_by(policy, rows.inputs))
+
+    parts = parts_of(rows)
+    if len(parts) > 1:
+        rows = rows.rows(_costliest_first(rows))
+        parts = parts_of(rows)
     most = int(global_max(accelerator, torch.tensor(len(parts), device=rows.costs.device)))
     batches = [rows] if len(parts) == 1 else [rows.rows(part) for part in parts]
     return batches + [_weightless(filler)] * (most - len(parts))
+
+
+def _costliest_first(rows: Batch) -> Tensor:
+    """Row indices by falling cost; those of a block, which counts by its costliest row, stay side by side."""
+    if rows.blocks is None:
+        return rows.costs.argsort(descending=True, stable=True)
+    _, block_of = rows.blocks.unique_consecutive(return_inverse=True)
+    most = torch.zeros_like(rows.costs).scatter_reduce(0, block_of, rows.costs, "amax", include_self=False)
+    return most[block_of].argsort(descending=True, stable=True)
 
 
 def filler_of(batch: Batch) -> Batch:

@@ -17,7 +17,7 @@ from rlhf import optimize
 from rlhf.algorithms import a2c, ppo_kl, td_lambda, trpo
 from rlhf.algorithms.actor_critic import Critic, stepping_only
 from rlhf.algorithms.base import Method
-from rlhf.budget import micro_batches
+from rlhf.budget import even_micro_batches, micro_batches
 from rlhf.errors import InputError, NonFiniteError
 from rlhf.rollout import Batch, PolicyOutput, single_steps
 from tests.batches import make_batch, make_rollout, ppo_loss
@@ -70,6 +70,20 @@ def test_micro_batches_keep_to_the_budget_and_lose_no_row() -> None:
 
 def run_update(policy: nn.Module, batch: Batch, config: optimize.Optimize, *, seed: int = 0) -> dict[str, float]:
     return optimize.update(learner_of(policy, config, seed=seed), batch, ppo_loss())
+
+
+@pytest.mark.parametrize("blocks", [None, [7, 7, 7, 2, 4, 4, 3, 9, 9]])
+def test_the_costliest_micro_batch_is_the_first(blocks: list[int] | None) -> None:
+    policy = TabularPolicy(4, 3)
+    batch = make_batch(policy, rows=9, steps=5)
+    batch = batch._replace(costs=torch.tensor([1, 5, 2, 2, 9, 1, 4, 3, 3]))
+    if blocks is not None:
+        batch = batch._replace(blocks=torch.tensor(blocks))
+    learner = learner_of(policy, optimize.Optimize())
+    rows = even_micro_batches(batch, batch.rows(torch.tensor([0])), accelerator=learner.accelerator, micro_batch_cost=10)
+    given = [part.sample_ids.sub(100).tolist() for part in rows]
+    # Among equals the order stays, and a block counts by its costliest row.
+    assert given == ([[4], [1, 6], [7, 8, 2, 3], [0, 5]] if blocks is None else [[4, 5], [0, 1, 2], [6, 7, 8], [3]])
 
 
 @pytest.mark.parametrize("whiten", ["none", "minibatch", "batch"])
