@@ -17,7 +17,7 @@ from rlhf import optimize
 from rlhf.algorithms import a2c, ppo_kl, td_lambda, trpo
 from rlhf.algorithms.actor_critic import Critic, stepping_only
 from rlhf.algorithms.base import Method
-from rlhf.budget import even_micro_batches, micro_batches
+from rlhf.budget import even_micro_batches, filler_of, micro_batches
 from rlhf.errors import InputError, NonFiniteError
 from rlhf.rollout import Batch, PolicyOutput, single_steps
 from tests.batches import make_batch, make_rollout, ppo_loss
@@ -79,9 +79,9 @@ def test_the_costliest_micro_batch_is_the_first(blocks: list[int] | None) -> Non
     batch = batch._replace(costs=torch.tensor([1, 5, 2, 2, 9, 1, 4, 3, 3]))
     if blocks is not None:
         batch = batch._replace(blocks=torch.tensor(blocks))
-    learner = learner_of(policy, optimize.Optimize())
-    rows = even_micro_batches(batch, batch.rows(torch.tensor([0])), accelerator=learner.accelerator, micro_batch_cost=10)
-    given = [part.sample_ids.sub(100).tolist() for part in rows]
+    accelerator = learner_of(policy, optimize.Optimize()).accelerator
+    parts = even_micro_batches(batch, filler_of(batch), accelerator=accelerator, micro_batch_cost=10)
+    given = [part.sample_ids.sub(100).tolist() for part in parts]
     # Among equals the order stays, and a block counts by its costliest row.
     assert given == ([[4], [1, 6], [7, 8, 2, 3], [0, 5]] if blocks is None else [[4, 5], [0, 1, 2], [6, 7, 8], [3]])
 
