@@ -24,7 +24,7 @@ from tyro import MISSING
 from tyro.conf import UseAppendAction
 
 from recipes.settings.language import (
-    LORA_ALPHA,
+    Adapted,
     ImproveConfig,
     Precision,
     for_language_models,
@@ -39,7 +39,7 @@ from rlhf.lm.settings import CollectResponses, OnError
 from rlhf.loop import Duration
 from rlhf.optimize import Optimize
 from rlhf.runs.launch import launch
-from rlhf.settings import Count, CountOrNone, Location, Positive, Seed, Settings, Size
+from rlhf.settings import Count, CountOrNone, Location, Positive, Seed, Size
 
 with deferred():
     from accelerate import Accelerator
@@ -75,7 +75,7 @@ def alliteration(responses: list[str], **_: Any) -> list[float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Settings):
+class Config(Adapted):
     """PPO on a reward function."""
 
     model: Location
@@ -100,14 +100,6 @@ class Config(Settings):
     """Seconds that a reward has for one call; 0 is no limit."""
     on_reward_error: OnError = "stop"
     """After an error or timeout of a reward: stop; retry a few times, then stop; or skip it for these responses."""
-    lora: bool = False
-    """Train a LoRA adapter only, of rank 16; a learning rate ten times as large suits it."""
-    lora_rank: CountOrNone = 0
-    """Train a LoRA adapter only, of this rank; 0 is none, unless lora is given."""
-    lora_alpha: Positive = LORA_ALPHA
-    """Scale of the adapter, which adds alpha / rank times its product."""
-    lora_targets: tuple[str, ...] = ()
-    """Modules that get the adapter; left out, it is every linear layer but the head."""
     critic: Literal["shared", "separate", "none"] = "shared"
     """Value head on the policy's own trunk, on a trunk of its own, or no values: all are 0."""
     max_new_tokens: Count = 24

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recipes.settings.language import (
-    LORA_ALPHA,
+    Adapted,
     ImproveConfig,
     Precision,
     for_language_models,
@@ -37,7 +37,7 @@ from rlhf.lm.settings import CollectResponses
 from rlhf.loop import Duration
 from rlhf.optimize import Optimize
 from rlhf.runs.launch import launch
-from rlhf.settings import Count, CountOrNone, Location, Positive, Seed, Settings
+from rlhf.settings import Count, Location, Positive, Seed
 
 with deferred():
     from accelerate import Accelerator
@@ -64,7 +64,8 @@ with deferred():
 # whether it follows better, or only these.
 TRAINED = (
     "keywords:existence",
-    "keywords:forbidden_words",
+    "length_constraints:number_sentences",
+    "length_constraints:number_paragraphs",
     "detectable_content:number_placeholders",
     "detectable_content:postscript",
     "detectable_format:number_bullet_lists",
@@ -72,25 +73,30 @@ TRAINED = (
     "detectable_format:number_highlighted_sections",
     "detectable_format:multiple_sections",
     "detectable_format:title",
-    "startend:end_checker",
     "punctuation:no_comma",
 )
 LANGUAGE = "language:response_language"
 # Words of an answer that is worth having, where no instruction asks for a short one.
 SUBSTANCE = 25
+# What an answer that was cut is worth of one that ended by itself.
+CUT = 0.75
 
 
 def followed_in_an_answer(
-    responses: list[str], topic: list[str], instruction_id_list: list[Any], kwargs: list[Any]
+    responses: list[str],
+    topic: list[str],
+    instruction_id_list: list[Any],
+    kwargs: list[Any],
+    finished: list[bool],
 ) -> list[float]:
-    """What is followed, or nearly, times what it is worth as an answer: less without the topic's words, or if it is
-    shorter than SUBSTANCE without being asked to be. So nothing is gained by following and no longer answering, nor by
-    an answer that does not follow."""
+    """What is followed, or nearly, times what it is worth as an answer: less without the topic's words, if it is
+    shorter than SUBSTANCE without being asked to be, or if it was cut. So nothing is gained by following and no longer
+    answering, nor by an answer that does not follow."""
     followed = share_nearly_followed(responses, instruction_id_list=instruction_id_list, kwargs=kwargs)
     parts = on_topic(responses, topic, instruction_id_list, kwargs), substance(responses, instruction_id_list, kwargs)
     return [
-        share * (0.5 + 0.5 * (1.0 if about is None else about)) * worth
-        for share, about, worth in zip(followed, *parts, strict=True)
+        share * (0.5 + 0.5 * (1.0 if about is None else about)) * worth * (1.0 if ended else CUT)
+        for share, about, worth, ended in zip(followed, *parts, finished, strict=True)
     ]
 
 
@@ -128,7 +134,7 @@ def substance(responses: list[str], instruction_id_list: list[Any], kwargs: list
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Settings):
+class Config(Adapted):
     """A chat model that follows checkable instructions."""
 
     model: Location = "models/SmolLM2-135M-Instruct"
@@ -147,12 +153,6 @@ class Config(Settings):
     """Folder or hub id of a sentence model that says how near answers are to their request; empty: not measured."""
     lora: bool = True
     """Train a LoRA adapter; without, all weights, which want a tenth of the learning rate."""
-    lora_rank: CountOrNone = 0
-    """The adapter's rank; 0 is the usual one, 16."""
-    lora_alpha: Positive = LORA_ALPHA
-    """Scale of the adapter, which adds alpha / rank times its product."""
-    lora_targets: tuple[str, ...] = ()
-    """Names of the layers that get one; none given: all linear ones."""
     critic: Literal["shared", "separate", "none"] = "shared"
     """Value head on the policy's own trunk, on a trunk of its own, or no values: all are 0."""
     temperature: Positive = 0.7
@@ -173,7 +173,7 @@ class Config(Settings):
         method=PPO(kl_coef=0.02, kl_target=8.0, value_coef=0.1, gae_lambda=1.0),
         train=Duration(updates=36, eval_every=0, checkpoint_every=6),
         # On a CPU a second epoch takes as long as it takes to collect.
-        optimize=Optimize(learning_rate=6e-4, critic_learning_rate=5e-5, schedule="linear", epochs=1, minibatches=4),
+        optimize=Optimize(learning_rate=8e-4, critic_learning_rate=5e-5, schedule="linear", epochs=1, minibatches=4),
     )
 
     def __post_init__(self) -> None:

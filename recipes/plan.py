@@ -19,7 +19,7 @@ from typing import Literal
 from tyro import MISSING
 
 from recipes.settings.language import (
-    LORA_ALPHA,
+    Adapted,
     ImproveConfig,
     Precision,
     for_language_models,
@@ -29,7 +29,7 @@ from recipes.settings.language import (
 from rlhf.algorithms.choices import method_help
 from rlhf.deferred import deferred
 from rlhf.runs.launch import launch
-from rlhf.settings import Count, CountOrNone, Location, Positive, Settings
+from rlhf.settings import Count, CountOrNone, Location, Positive
 
 # Torch tells of its profiler's start and of blocks that were there before; it asks once, when it is loaded.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -44,7 +44,7 @@ with deferred():
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Settings):
+class Config(Adapted):
     """What a run on a language model will take."""
 
     model: Location
@@ -59,14 +59,6 @@ class Config(Settings):
     """Longest response, in tokens."""
     response_tokens: CountOrNone = 0
     """Tokens of a response on average, which the time follows; 0 is the longest."""
-    lora: bool = False
-    """Train a LoRA adapter only, of rank 16."""
-    lora_rank: CountOrNone = 0
-    """Train a LoRA adapter only, of this rank; 0 is none, unless lora is given."""
-    lora_alpha: Positive = LORA_ALPHA
-    """Scale of the adapter, which adds alpha / rank times its product."""
-    lora_targets: tuple[str, ...] = ()
-    """Modules that get the adapter; left out, it is every linear layer but the head."""
     critic: Literal["shared", "separate", "none"] = "shared"
     """Value head on the policy's own trunk, on a trunk of its own, or no values: all are 0."""
     precision: Precision = Precision()

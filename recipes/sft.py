@@ -14,14 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.settings.language import LORA_ALPHA, Precision, lora_settings
+from recipes.settings.language import Adapted, Precision, lora_settings
 from rlhf.algorithms.checks import require_settings, resolved
 from rlhf.algorithms.clone import BehaviourCloning
 from rlhf.deferred import deferred
 from rlhf.loop import Duration
 from rlhf.optimize import Optimize, require_rows
 from rlhf.runs.launch import launch
-from rlhf.settings import Count, CountOrNone, Location, Positive, Seed, Settings
+from rlhf.settings import Count, Location, Positive, Seed
 
 with deferred():
     from accelerate import Accelerator
@@ -38,7 +38,7 @@ with deferred():
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Settings):
+class Config(Adapted):
     """Supervised fine-tuning."""
 
     model: Location
@@ -57,14 +57,6 @@ class Config(Settings):
     """Times that each row is learned from."""
     evaluations: Count = 10
     """Measurements of the loss on the way, and as many checkpoints."""
-    lora: bool = False
-    """Train a LoRA adapter only, of rank 16; a learning rate ten times as large suits it."""
-    lora_rank: CountOrNone = 0
-    """Train a LoRA adapter only, of this rank; 0 is none, unless lora is given."""
-    lora_alpha: Positive = LORA_ALPHA
-    """Scale of the adapter, which adds alpha / rank times its product."""
-    lora_targets: tuple[str, ...] = ()
-    """Modules that get the adapter; left out, it is every linear layer but the head."""
     seed: Seed = 0
     """Everything random follows from it."""
     output_dir: Path = Path("runs/sft")

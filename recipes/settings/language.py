@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from rlhf.algorithms.base import Method
 from rlhf.algorithms.checks import fitting, require_policy, require_rewarded, require_settings, resolved
@@ -13,7 +13,7 @@ from rlhf.errors import InputError
 from rlhf.lm.settings import CollectResponses
 from rlhf.loop import Duration
 from rlhf.optimize import Optimize, require_rows
-from rlhf.settings import Count, Settings
+from rlhf.settings import Count, CountOrNone, Positive, Settings
 
 # Of an adapter that is asked for without them.
 LORA_RANK, LORA_ALPHA = 16, 32.0
@@ -23,7 +23,7 @@ GROUP_SIZE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Precision(Settings):
-    """Numbers that the forward passes compute in; weights, gradients and the optimizer stay in float32."""
+    """Numbers that the forward passes compute in; what learns, gradients and the optimizer stay in float32."""
 
     mixed_precision: Literal["no", "bf16"] = "no"
     """bf16: autocast. Log-probabilities are then scored again by the training forward."""
@@ -61,26 +61,34 @@ class ImproveConfig(Settings):
         require_rows(self.collect.prompts_per_rollout * group_size, num_parts)
 
 
-class HasAdapter(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Adapted(Settings):
     """The options of a recipe that can train an adapter."""
 
-    @property
-    def lora(self) -> bool: ...
-    @property
-    def lora_rank(self) -> int: ...
-    @property
-    def lora_alpha(self) -> float: ...
-    @property
-    def lora_targets(self) -> tuple[str, ...]: ...
+    lora: bool = False
+    """Train a LoRA adapter only, of rank 16; a learning rate ten times as large suits it."""
+    lora_rank: CountOrNone = 0
+    """Train a LoRA adapter only, of this rank; 0 is none, unless lora is given."""
+    lora_alpha: Positive = LORA_ALPHA
+    """Scale of the adapter, which adds alpha / rank times its product."""
+    lora_targets: tuple[str, ...] = ()
+    """Modules that get the adapter; left out, it is every linear layer but the head."""
+    quantize: Literal["none", "nf4"] = "none"
+    """nf4: the layers beside a LoRA adapter are held in 4 bits (QLoRA); takes rlhf[qlora]."""
 
 
-def lora_settings(config: HasAdapter) -> dict[str, Any]:
+def lora_settings(config: Adapted) -> dict[str, Any]:
     """What `load_policy` is told of the adapter that a recipe's options ask for."""
     rank = config.lora_rank or (LORA_RANK if config.lora else 0)
     if rank == 0 and (config.lora_alpha != LORA_ALPHA or config.lora_targets):
         name = "lora_targets" if config.lora_targets else "lora_alpha"
         raise InputError(f"{name} is given and no adapter asked for; add lora_rank, such as {LORA_RANK}, or drop it.")
-    return {"lora_rank": rank, "lora_alpha": config.lora_alpha, "lora_targets": config.lora_targets}
+    return {
+        "lora_rank": rank,
+        "lora_alpha": config.lora_alpha,
+        "lora_targets": config.lora_targets,
+        "quantize": config.quantize,
+    }
 
 
 def for_language_models() -> list[str]:

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import PeftConfig
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from rlhf.errors import InputError
 from rlhf.lm.adapters import adapter_base, fresh_adapter, trained_adapter, untrained_adapter
+from rlhf.lm.four_bits import hold_in_four_bits
 from rlhf.lm.gguf import checksum, gguf_file
 from rlhf.lm.loading import opened
 from rlhf.lm.model import Model, base_of, trunk_of
 from rlhf.lm.policy import VALUE_HEAD, CausalLM
+from rlhf.lm.precision import multiplies_only
 from rlhf.lm.pretrained import located, pretrained, pretrained_config
 from rlhf.lm.vocabulary import has_tokenizer, pretrained_tokenizer, require_room
 from rlhf.settings import CountOrNone, Location, Positive, Seed, Settings, checked, made
@@ -45,6 +48,8 @@ class ModelConfig(Settings):
     """Scale of a fresh LoRA adapter, which adds alpha / rank times its product."""
     lora_targets: tuple[str, ...] = ()
     """Modules that get a fresh adapter; empty is every linear layer but the head."""
+    quantize: Literal["none", "nf4"] = "none"
+    """nf4: beside a LoRA adapter, linear layers but the head are held in 4 bits (QLoRA); takes rlhf[qlora]."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     reference_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -142,6 +147,7 @@ def policy_of(config: ModelConfig, *, temperature: float, seed: int) -> CausalLM
         adapted = adapter_base(source) is not None
         base = pretrained(AutoModelForCausalLM, _base_source(config.model), dtype=torch.float32)
         critic = _critic_trunk(config, base) if config.critic == "separate" else config.critic
+        _quantize(config, base, source if adapted else None)
         model: Model = base
         if adapted:
             model = trained_adapter(base, source)
@@ -160,12 +166,28 @@ def random_policy(config: ModelConfig, architecture: PretrainedConfig) -> Causal
         base = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
         critic = copy.deepcopy(trunk_of(base)) if config.critic == "separate" else config.critic
         source = _source(config.model)
+        adapted = adapter_base(source) is not None
+        _quantize(config, base, source if adapted else None)
         model: Model = base
-        if adapter_base(source) is not None:
+        if adapted:
             model = untrained_adapter(base, source)
         elif config.lora_rank > 0:
             model = fresh_adapter(base, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
         return _policy_of_parts(config, model, critic, temperature=1.0)
+
+
+def _quantize(config: ModelConfig, base: PreTrainedModel, adapter: str | None) -> None:
+    """Where the setting says so; `adapter` is where that of the model is, if it has one."""
+    if config.quantize == "none":
+        return
+    if adapter is None and not config.lora_rank:
+        raise InputError("quantize is given and no adapter: weights in 4 bits do not learn; add lora_rank, such as 16.")
+    if adapter is not None and not multiplies_only(opened(PeftConfig.from_pretrained, adapter)):
+        raise InputError(
+            f"the adapter in {adapter!r} computes with the weights beside it, which would stand in 4 bits; leave "
+            "quantize out, or give a plain LoRA adapter."
+        )
+    hold_in_four_bits(base)
 
 
 def _policy_of_parts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -15,8 +15,12 @@ def holds_frozen(model: Model) -> bool:
     compute with the weights themselves."""
     if not isinstance(model, PeftModel):
         return False
-    configs = model.peft_config.values()
-    return all(isinstance(config, LoraConfig) and not config.use_dora for config in configs)
+    return all(map(multiplies_only, model.peft_config.values()))
+
+
+def multiplies_only(adapter: PeftConfig) -> bool:
+    """Whether it is a plain LoRA."""
+    return isinstance(adapter, LoraConfig) and not adapter.use_dora
 
 
 def hold_frozen(model: Model, dtype: torch.dtype) -> None:

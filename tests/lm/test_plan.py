@@ -47,18 +47,21 @@ def planned(folder: Path, *, method: rlhf.Method | None = None, **changes: Any) 
     return replace(given, **changes)
 
 
-MODEL = ("critic", "lora_rank", "reference_dtype", "gradient_checkpointing")
+MODEL = ("critic", "lora_rank", "quantize", "reference_dtype", "gradient_checkpointing")
 
 
 def size(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-@pytest.mark.parametrize("lora_rank", [0, 4])
+@pytest.mark.parametrize(("lora_rank", "quantize"), [(0, "none"), (4, "none"), (4, "nf4")])
 @pytest.mark.parametrize("critic", ["shared", "separate"])
-def test_what_stays_is_what_a_policy_of_that_model_holds(folder: Path, critic: str, lora_rank: int) -> None:
-    memory = plan(planned(folder, critic=critic, lora_rank=lora_rank), CPU).memory
-    policy = load_policy(str(folder), critic=critic, lora_rank=lora_rank)
+def test_what_stays_is_what_a_policy_of_that_model_holds(
+    folder: Path, critic: str, lora_rank: int, quantize: str
+) -> None:
+    how = {"critic": critic, "lora_rank": lora_rank, "quantize": quantize}
+    memory = plan(planned(folder, **how), CPU).memory
+    policy = load_policy(str(folder), **how)
     assert memory["weights"] == size([*policy.model.parameters(), *policy.model.buffers()])
     assert memory["critic"] == size(policy.critic_parameters())
     trained = size(parameter for parameter in policy.parameters() if parameter.requires_grad)

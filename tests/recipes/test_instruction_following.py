@@ -82,11 +82,18 @@ def test_what_is_paid_for_an_answer_by_hand() -> None:
 
 
 def test_what_is_followed_is_paid_by_what_it_is_worth_as_an_answer() -> None:
-    def paid(response: str, topic: str = "polar bears", kind: str = "punctuation:no_comma", **given: Any) -> float:
-        return recipe.followed_in_an_answer([response], [topic], [[kind]], [[given]])[0]
+    def paid(
+        response: str,
+        topic: str = "polar bears",
+        kind: str = "punctuation:no_comma",
+        finished: bool = True,
+        **given: Any,
+    ) -> float:
+        return recipe.followed_in_an_answer([response], [topic], [[kind]], [[given]], [finished])[0]
 
     long = "Polar bears " + "swim " * 23
     assert paid(long) == 1.0
+    assert paid(long, finished=False) == 0.75
     assert paid(long.replace("bears", "foxes")) == 0.75
     assert paid("swim " * 25) == 0.5
     assert paid("Polar bears " + "swim " * 3) == pytest.approx(5 / 25)

@@ -11,6 +11,8 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftConfig
 
 from recipes import arithmetic, custom_reward, sft
+from rlhf.lm import load
+from rlhf.lm.four_bits import hold_in_four_bits
 from rlhf.lm.tokenizers import character_tokenizer
 from rlhf.runs import summary
 from rlhf.runs.log import read_lines
@@ -52,6 +54,23 @@ def test_a_gguf_file_is_trained_by_an_adapter_of_the_size_that_is_asked_for(reci
     capsys.readouterr()
     assert outcome(monkeypatch, recipe, *given, "--resume") == 2
     assert "  model: tiny.gguf: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", [custom_reward, sft])
+def test_what_an_adapter_leaves_frozen_is_held_in_four_bits_where_asked_for(recipe, here, model, monkeypatch, capsys):
+    given = (*command(recipe, str(model)), "--quantize", "nf4")
+    # Without an adapter everything would have to learn.
+    assert outcome(monkeypatch, recipe, *given) == 2
+    assert "quantize is given and no adapter" in capsys.readouterr().err
+    assert not Path("run").exists()
+    held = []
+    monkeypatch.setattr(load, "hold_in_four_bits", lambda base: held.append(base) or hold_in_four_bits(base))
+    assert outcome(monkeypatch, recipe, *given, "--lora") == 0
+    assert len(held) == 1
+    (saved,) = Path("run").glob("*/final/policy/model")
+    # Beside the whole model, as any adapter.
+    adapted = AutoPeftModelForCausalLM.from_pretrained(saved)
+    assert any(bool(weight.any()) for name, weight in adapted.named_parameters() if "lora_B" in name)
 
 
 @pytest.mark.parametrize("recipe", [custom_reward, sft])

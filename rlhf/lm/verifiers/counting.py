@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import InputError
-from rlhf.lm.verifiers.extras import needed
+from rlhf.lm.extras import needed
 
 # Where Penn Treebank tokens end within a word, as far as it bears on their case. Full stops and hyphens stay.
 _CUTS = re.compile(r"""[][(){}<>"`“”‘’«»„?!;@#$%&*\u2012-\u2015]|''|\.\.+|--|[:,](?!\d)""")

@@ -9,9 +9,9 @@ from typing import Any, Literal, NoReturn
 import regex
 
 from rlhf.errors import InputError
+from rlhf.lm.extras import needed
 from rlhf.lm.rewards import checks_rows
 from rlhf.lm.verifiers import counting
-from rlhf.lm.verifiers.extras import needed
 from rlhf.settings import Count, CountOrNone, checked
 
 Unit = Literal["words", "characters", "tokens"]

@@ -1,4 +1,4 @@
-"""Packages that a checker takes and the rest of the project does not."""
+"""Packages that some parts take and the rest of the project does not."""
 
 from __future__ import annotations
 
