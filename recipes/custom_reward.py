@@ -175,6 +175,7 @@ def main(config: Config) -> dict[str, float | None]:
         accelerator=accelerator,
         extendable={"improve.train.updates"},
         inputs=lambda: task.inputs() | code_sums("method", method) | model_sums(config.model),
+        any_processes=True,
         accept_changes=config.accept_changes,
     )
     phase = run.phase(method.name)

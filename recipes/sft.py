@@ -103,6 +103,7 @@ def main(config: Config) -> dict[str, float]:
         accelerator=accelerator,
         extendable={"passes"},
         inputs=lambda: task.inputs() | model_sums(config.model),
+        any_processes=True,
         accept_changes=config.accept_changes,
     )
     phase = run.phase("clone")

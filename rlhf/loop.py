@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,11 +25,12 @@ with deferred():
     from torch import Tensor, nn
 
     from rlhf import acting, optimize
-    from rlhf.reduce import MetricSums, advantage_metrics, global_moments, global_sum
+    from rlhf.reduce import MetricSums, advantage_metrics, anywhere, global_moments, global_sum
     from rlhf.rollout import Batch, PolicyOutput, Rollout, single_steps
     from rlhf.runs.clock import seconds_spent
     from rlhf.runs.memory import peak_memory
     from rlhf.runs.run import Phase, Restored, Unsaved
+    from rlhf.sharded import load_optimizer, local, put_together, shard, shards, weights_of, whole
     from rlhf.task import Here, Task
 
 
@@ -36,7 +38,8 @@ class Policy(Protocol):
     """A module that scores actions; `memoryless` ones may be scored action by action.
 
     One that tasks of your own act with also needs what they ask of it; methods with a critic ask for
-    `critic_parameters()`, those that fit it first for `state_values(inputs)` where episodes are cut.
+    `critic_parameters()`, those that fit it first for `state_values(inputs)` where episodes are cut. One that FSDP2 may
+    spread over processes names its layers, and itself last: `shardable`.
     """
 
     memoryless: bool
@@ -100,23 +103,23 @@ def learn(
         phase.load_final(policy.load)
         return
     lag = acting.Lag(task.lag)
-    optimizer = optimize.make_optimizer(policy, settings)
     restored = phase.restore()
     state, update, steps = {**method.initial_state(), "paid": torch.tensor(False)}, 0, 0
     if restored is not None:
-        state, update, steps = _take_up(restored, policy, optimizer, task, lag, accelerator)
+        _require_as_many(restored, task, accelerator)
+        policy.load(restored.folders / "policy")
     phase.require_space(*_sizes(policy))
-    # Accelerate's wrapper looks for optional packages at every step (7 % of an update on control), and only serves
-    # fp16 scaling, which is not offered; the optimizer inside is this very one.
-    wrapped, _ = accelerator.prepare(policy, optimizer)
+    wrapped, optimizer = _prepared(policy, settings, accelerator)
+    if restored is not None:
+        state, update, steps = _take_up(restored, optimizer, task, lag, accelerator)
     learner = optimize.Learner(
         policy=wrapped, optimizer=optimizer, config=settings, accelerator=accelerator, seed=here.seed
     )
 
     def save(update: int) -> None:
-        content = {"optimizer": optimizer.state_dict(), "method": state, "steps": steps}
+        content = {"optimizer": put_together(optimizer.state_dict()), "method": state, "steps": steps}
         content["task"] = _per_rank({"task": task.state_dict(), "lag": lag.state_dict()}, accelerator)
-        phase.save(update, content, {"policy": policy.save})
+        phase.save(update, content, {"policy": _writer(policy)})
 
     with StopSignals(accelerator) as signals, _own_forward(accelerator, wrapped), _stop_noted(phase):
         if restored is None:
@@ -141,7 +144,7 @@ def learn(
             evaluates = last or _passed(duration.eval_every, before, done)
             saves = last or stopped or _passed(duration.checkpoint_every, before, done)
             if evaluates or saves:
-                _require_finite(policy, update)
+                _require_finite(policy, update, accelerator)
             phase.record([{"update": update, "kind": "training", **s} for s in samples[: duration.record_samples]])
             if evaluates:
                 _evaluate(policy, task, here, phase, {"update": update, "steps": steps, **row})
@@ -151,10 +154,32 @@ def learn(
                 save(update)
             if stopped and not last:
                 signals.stop()
-        phase.finish(duration.target, {"policy": policy.save})
+        phase.finish(duration.target, {"policy": _writer(policy)})
         # A signal during the last update is meant for what would come after this phase.
         if signals.requested():
             signals.stop()
+
+
+def _prepared(
+    policy: Any, settings: optimize.Optimize, accelerator: Accelerator
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The policy as its updates call it, and what steps it."""
+    if shards(accelerator):
+        # Nothing but autocast is Accelerate's then.
+        wrapped = accelerator.prepare_model(policy, evaluation_mode=True)
+        shard(policy, accelerator)
+        return wrapped, optimize.make_optimizer(policy, settings)
+    # Accelerate's wrapper looks for optional packages at every step (7 % of an update on control), and only serves
+    # fp16 scaling, which is not offered; the optimizer inside is this very one.
+    optimizer = optimize.make_optimizer(policy, settings)
+    wrapped, _ = accelerator.prepare(policy, optimizer)
+    return wrapped, optimizer
+
+
+def _writer(policy: Any) -> Callable[[Path], object]:
+    """Writes the policy; where it is spread over processes, all of them give what they hold of it now."""
+    weights = weights_of(policy)
+    return policy.save if weights is None else partial(policy.save, state_dict=weights)
 
 
 @contextmanager
@@ -183,14 +208,18 @@ def _sizes(policy: nn.Module) -> tuple[int, int]:
     return 3 * weights, weights
 
 
-def _require_finite(policy: nn.Module, update: int) -> None:
+def _require_finite(policy: nn.Module, update: int, accelerator: Accelerator) -> None:
     """Weights and running statistics, which no checkpoint takes if the last step made them NaN; nor are they evaluated.
 
     What a checkpoint holds beside them is looked at when it is written.
     """
-    for name, tensor in policy.state_dict().items():
-        if torch.is_tensor(tensor) and not bool(torch.isfinite(tensor).all()):
-            raise NonFiniteError(f"{name} is not finite after update {update}.")
+    broken = [
+        name
+        for name, tensor in policy.state_dict().items()
+        if torch.is_tensor(tensor) and not bool(torch.isfinite(local(tensor)).all())
+    ]
+    if anywhere(accelerator, bool(broken)):
+        raise NonFiniteError(f"{broken[0] if broken else 'a weight'} is not finite after update {update}.")
 
 
 def _passed(interval: int, before: int, now: int) -> bool:
@@ -202,24 +231,22 @@ def _per_rank(state: dict[str, Any], accelerator: Accelerator) -> list[dict[str,
     return gather_object([state]) if accelerator.num_processes > 1 else [state]
 
 
-def _take_up(
-    restored: Restored,
-    policy: Any,
-    optimizer: torch.optim.Optimizer,
-    task: Task,
-    lag: acting.Lag,
-    accelerator: Accelerator,
-) -> tuple[dict[str, Tensor], int, int]:
-    """Puts everything back as it was saved; returns the method's state, updates done and steps taken."""
+def _require_as_many(restored: Restored, task: Task, accelerator: Accelerator) -> None:
     per_rank = restored.state["task"]
-    if len(per_rank) != accelerator.num_processes:
+    if len(per_rank) != accelerator.num_processes and not task.shared_state:
         raise InputError(
             f"the checkpoint was written by {len(per_rank)} processes and this run has {accelerator.num_processes}; "
             "resume it with as many as before."
         )
-    policy.load(restored.folders / "policy")
-    optimizer.load_state_dict(restored.state["optimizer"])
-    own = per_rank[accelerator.process_index]
+
+
+def _take_up(
+    restored: Restored, optimizer: torch.optim.Optimizer, task: Task, lag: acting.Lag, accelerator: Accelerator
+) -> tuple[dict[str, Tensor], int, int]:
+    """Puts back all but the weights as it was saved; returns the method's state, updates done and steps taken."""
+    load_optimizer(optimizer, restored.state["optimizer"])
+    per_rank = restored.state["task"]
+    own = per_rank[accelerator.process_index % len(per_rank)]
     task.load_state_dict(own["task"])
     lag.load_state_dict(own["lag"])
     return restored.state["method"], restored.update, restored.state["steps"]
@@ -232,7 +259,7 @@ def _collect_and_learn(
     policy, accelerator, index, method = learner.module, learner.accelerator, learner.update_index, here.method
     state = {**state, "progress": torch.tensor(learner.progress), "update": torch.tensor(index)}
     seconds: dict[str, Any] = {}
-    with _timed(seconds, "collect"):
+    with _timed(seconds, "collect"), whole(policy):
         with lag.acting(policy):
             rollout, metrics, samples = task.collect(policy, index, here)
         if not int(global_sum(accelerator, rollout.mask.sum())):
@@ -345,7 +372,7 @@ def _timed(seconds: dict[str, Any], name: str) -> Iterator[None]:
 
 def _evaluate(policy: Any, task: Task, here: Here, phase: Phase | Unsaved, row: dict[str, Any]) -> None:
     """Evaluates, and logs the result behind what the row has."""
-    with _timed(row, "seconds/evaluate"):
+    with _timed(row, "seconds/evaluate"), whole(policy):
         evaluation = task.evaluate(policy, here)
     phase.record([{"update": row["update"], "kind": "evaluation", **sample} for sample in evaluation.samples])
     _log(phase, {**row, **evaluation.metrics})

@@ -17,12 +17,14 @@ with deferred():
     import torch
     from accelerate import Accelerator
     from torch import Tensor, nn
+    from torch.distributed.tensor import DTensor
 
     from rlhf.budget import bare, even_micro_batches, filler_of
     from rlhf.core import kl
     from rlhf.core.random import hashed_orders
     from rlhf.reduce import MetricSums, anywhere, gather_rows, global_gradients, global_max, global_sum, global_whiten
     from rlhf.rollout import Batch, PolicyOutput, require_finite
+    from rlhf.sharded import is_sharded, local
 
 Loss = Callable[[PolicyOutput, Batch], tuple[Tensor, dict[str, Tensor]]]
 
@@ -156,7 +158,8 @@ def gradient(
             break
         budget = _halved(parts, budget, ended, accelerator)
         _FITTING[bare(policy)] = budget
-    global_gradients(accelerator, policy.parameters())
+    if not is_sharded(policy):
+        global_gradients(accelerator, policy.parameters())
     _stop_if_not_finite(accelerator, finite, seen)
     return sums.reduce(accelerator) | ({"micro_batch_cost": float(budget)} if budget < micro_batch_cost else {})
 
@@ -172,8 +175,9 @@ def _passes(
     """Adds this rank's gradient of each part; the last that is returned says how memory ended, if it did."""
     sums, finite, seen = MetricSums(), torch.ones((), dtype=torch.bool, device=scale.device), []
     try:
-        # Ranks add up their gradients when none of them has to begin again.
-        with accelerator.no_sync(policy) if accelerator.num_processes > 1 else contextlib.nullcontext():
+        # Ranks add up their gradients when none of them has to begin again; where they hold parts only, layer by layer.
+        apart = accelerator.num_processes > 1 and not is_sharded(policy)
+        with accelerator.no_sync(policy) if apart else contextlib.nullcontext():
             for micro in parts:
                 output = policy(micro.inputs)
                 terms, metrics = loss(output, micro)
@@ -185,7 +189,8 @@ def _passes(
                 finite = finite & torch.isfinite(objective.detach())
                 seen.append((micro, type(output)(*(tensor.detach() for tensor in output)), terms.detach()))
     except (MemoryError, RuntimeError) as error:
-        if not memory_ended(error):
+        # The others wait for this one in the middle of a pass.
+        if is_sharded(policy) or not memory_ended(error):
             raise
         return sums, finite, [], str(error) or "MemoryError"
     return sums, finite, seen, ""
@@ -357,8 +362,10 @@ def _clip(parameters: list[nn.Parameter], most: float) -> float:
     # Accelerate's own looks for sharded tensors at every step, which on control costs as much as the clipping.
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients, foreach=True)
-    if most:
-        nn.utils.clip_grads_with_norm_(parameters, most, norm, foreach=True)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    if most and gradients:
+        torch._foreach_mul_([local(gradient) for gradient in gradients], (most / (norm + 1e-6)).clamp(max=1.0))
     return float(norm)
 
 

@@ -39,6 +39,8 @@ class Task:
     """Each row of a rollout is one whole episode, as a response is."""
     steps_per_update: int = 0
     """Actions in each rollout; 0: their number varies."""
+    shared_state: bool = False
+    """Its state is the same on every process, so another number of them may go on from it."""
     lag: int = 0
     """Updates by which the weights that act lag behind those that learn."""
 

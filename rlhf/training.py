@@ -18,7 +18,7 @@ from rlhf.algorithms import checks
 from rlhf.algorithms.base import Method
 from rlhf.errors import InputError, no_exit
 from rlhf.loop import Duration, learn
-from rlhf.parallel import require_accelerator, require_environment
+from rlhf.parallel import require_accelerator, require_environment, require_shardable
 from rlhf.runs.processes import end_in_order, require_processes
 from rlhf.runs.run import Phase, Run, Unsaved
 from rlhf.runs.summary import conclude
@@ -118,6 +118,7 @@ def train(
         accelerator=accelerator,
         extendable=extendable,
         inputs=inputs,
+        any_processes=task.shared_state,
         accept_changes=accept_changes,
     )
     # Also after an error, which a notebook outlives.
@@ -243,6 +244,8 @@ def require(policy: Any, task: Task, method: Method, settings: optimize.Optimize
             f"mixed precision is {accelerator.mixed_precision}, but control computes in its weights' own; set it to no."
         )
     require_accelerator(accelerator)
+    layers = all(len(parts) > 1 for parts in getattr(policy, "shardable", [[policy]]))
+    require_shardable(accelerator, method.name, layers=layers, shardable=method.shardable)
     settings = checks.resolved(method, settings)
     checks.require_settings(method, settings, group_size=task.group_size)
     checks.require_policy(method, memoryless=policy.memoryless, has_critic=policy.has_critic)

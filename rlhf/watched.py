@@ -26,6 +26,7 @@ class Watched(Task):
     def __init__(self, task: Task, also: Mapping[str, Task]) -> None:
         self.task, self.also = task, dict(also)
         self.group_size, self.whole_episodes = task.group_size, task.whole_episodes
+        self.shared_state = task.shared_state
         self.steps_per_update, self.lag = task.steps_per_update, task.lag
 
     def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:

@@ -28,16 +28,19 @@ BELOW = {
     "demonstrations": {"core", "errors", "rollout"},
     "parallel": {"deferred", "errors"},
     "runs": {"deferred", "errors", "parallel", "reduce"},
+    "sharded": set(),
     "budget": {"reduce", "rollout"},
-    "optimize": {"budget", "core", "deferred", "errors", "reduce", "rollout", "settings"},
+    "optimize": {"budget", "core", "deferred", "errors", "reduce", "rollout", "settings", "sharded"},
     "acting": {"budget", "core", "errors", "reduce", "rollout"},
     "algorithms": {
         *("acting", "budget", "core", "deferred", "errors", "files", "optimize", "reduce", "rollout", "settings"),
+        "sharded",
     },
     "task": {"algorithms", "optimize", "rollout", "runs"},
     "watched": {"algorithms", "optimize", "rollout", "runs", "task"},
     "loop": {
-        *("acting", "algorithms", "deferred", "errors", "optimize", "reduce", "rollout", "runs", "settings", "task"),
+        *("acting", "algorithms", "deferred", "errors", "optimize", "reduce", "rollout", "runs", "settings", "sharded"),
+        "task",
     },
     "training": {"algorithms", "errors", "loop", "optimize", "parallel", "runs", "settings", "sources", "task"},
     "control": {
@@ -70,7 +73,7 @@ BELOW = {
             "rollout",
             "runs",
         ),
-        *("settings", "sources", "task"),
+        *("settings", "sharded", "sources", "task"),
     },
 }
 # What stands on the package; none of these is imported by it.

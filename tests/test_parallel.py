@@ -10,23 +10,30 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator, ParallelismConfig
 from accelerate.state import GradientState
 from accelerate.utils import DistributedType
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 
 import rlhf
 from rlhf import optimize
+from rlhf.algorithms.choices import methods
 from rlhf.errors import InputError
-from rlhf.parallel import require_accelerator
+from rlhf.parallel import require_accelerator, require_shardable
 from rlhf.runs.launch import launch
 from rlhf.runs.run import Run
 from tests.batches import make_batch, ppo_loss
+from tests.documented import ROOT
 from tests.tabular import TabularPolicy
 from tests.whole_loops import RunConfig
 
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ENVIRONMENTS = {
-    "FSDP": {"ACCELERATE_USE_FSDP": "true"},
-    "FSDP, version 2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+    "FSDP 1": {"ACCELERATE_USE_FSDP": "true"},
+    "fsdp_cpu_ram_efficient_loading": FSDP2 | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
+    "fsdp_offload_params": FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"},
+    "fsdp_activation_checkpointing": FSDP2 | {"FSDP_ACTIVATION_CHECKPOINTING": "true"},
     "DeepSpeed": {"ACCELERATE_USE_DEEPSPEED": "True"},
     "Megatron-LM": {"ACCELERATE_USE_MEGATRON_LM": "1"},
     "a parallelism_config": {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"},
@@ -49,7 +56,7 @@ class Config:
 def environment(monkeypatch: pytest.MonkeyPatch, name: str) -> str:
     for variable, value in ENVIRONMENTS[name].items():
         monkeypatch.setenv(variable, value)
-    return name.split(",")[0]
+    return name
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
@@ -84,11 +91,19 @@ def accelerate(**changes: object) -> SimpleNamespace:
     return SimpleNamespace(**facts | changes)
 
 
+def sharded(**changes: object) -> dict[str, object]:
+    plugin = {"cpu_ram_efficient_loading": False, "cpu_offload": OffloadPolicy(), "activation_checkpointing": False}
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(**plugin | changes))
+    return {"distributed_type": DistributedType.FSDP, "is_fsdp2": True, "state": state}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"distributed_type": DistributedType.FSDP}, "set to FSDP,"),
-        ({"distributed_type": DistributedType.FSDP, "is_fsdp2": True}, "set to FSDP2,"),
+        ({"distributed_type": DistributedType.FSDP}, "set to FSDP 1,"),
+        (sharded(cpu_ram_efficient_loading=True), "fsdp_cpu_ram_efficient_loading"),
+        (sharded(cpu_offload=CPUOffloadPolicy()), "fsdp_offload_params"),
+        (sharded(activation_checkpointing=True), "fsdp_activation_checkpointing"),
         ({"distributed_type": DistributedType.DEEPSPEED}, "DeepSpeed"),
         ({"distributed_type": DistributedType.MEGATRON_LM}, "Megatron-LM"),
         ({"distributed_type": DistributedType.XLA}, "XLA"),
@@ -107,6 +122,28 @@ def test_an_accelerator_is_refused_by_name(changes, said) -> None:
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_plain_data_parallelism_is_taken(kind, precision) -> None:
     require_accelerator(accelerate(distributed_type=kind, mixed_precision=precision))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_fsdp2_is_taken_for_policies_and_methods_that_can_be_spread(precision) -> None:
+    accelerator = accelerate(**sharded(), mixed_precision=precision)
+    require_accelerator(accelerator)
+    require_shardable(accelerator, "ppo", layers=True, shardable=True)
+    with pytest.raises(InputError, match="names no layers"):
+        require_shardable(accelerator, "ppo", layers=False, shardable=True)
+    with pytest.raises(InputError, match="trpo goes over all weights at once"):
+        require_shardable(accelerator, "trpo", layers=True, shardable=False)
+    assert [name for name, kind in methods().items() if not kind.shardable] == ["trpo"]
+    # What is not spread need not be.
+    require_shardable(accelerate(), "trpo", layers=False, shardable=False)
+
+
+def test_the_config_of_fsdp_asks_for_nothing_that_is_refused() -> None:
+    path = ROOT / "recipes" / "accelerate" / "fsdp.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert (config["distributed_type"], config["fsdp_config"]["fsdp_version"]) == ("FSDP", 2)
+    # Accelerate's own default is true.
+    assert config["fsdp_config"]["fsdp_cpu_ram_efficient_loading"] is False
 
 
 def test_a_run_makes_no_folder_under_gradient_accumulation(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ with deferred():
     from rlhf.core.random import derive_seed
     from rlhf.reduce import advantage_metrics
     from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of, charge_kl, single_steps
+    from rlhf.sharded import whole
 
 Schedule = Literal["constant", "linear"]
 
@@ -123,7 +124,10 @@ def update(
         order = derive_seed(learner.seed, "critic fit", fit)
         errors.append(fit_critic(replace(learner, config=replace(config, epochs=epochs), seed=order), batch))
         acted = rollout.logprobs
-        rollout = rescored(model, rollout, accelerator=learner.accelerator, micro_batch_cost=config.micro_batch_cost)
+        with whole(model):
+            rollout = rescored(
+                model, rollout, accelerator=learner.accelerator, micro_batch_cost=config.micro_batch_cost
+            )
         # The fit left the policy as it was: what the policy's step is checked against is what was said while acting.
         rollout = replace(rollout, logprobs=acted)
         batch = evaluate(rollout)

@@ -53,6 +53,8 @@ class Method(Settings):
     """It learns from replayed transitions."""
     demonstrated: ClassVar[bool] = False
     """It learns from demonstrations, not from rewards."""
+    shardable: ClassVar[bool] = True
+    """Its update needs no process to hold all weights at once."""
     critic_of: ClassVar[str] = "states"
     """What its critic gives a value to: states, actions, either; none: it has no critic."""
     actions: ClassVar[Literal["discrete", "vectors", "either"]] = "either"

@@ -31,6 +31,7 @@ class TRPO(Method):
     """TRPO with generalized advantage estimates."""
 
     stops_early: ClassVar[bool] = False
+    shardable: ClassVar[bool] = False
 
     gamma: Share = 1.0
     """Discount per action, in [0, 1]."""

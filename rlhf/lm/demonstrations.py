@@ -38,6 +38,8 @@ class Demonstrations(CollectorTask):
         also: Another task by which the policy is evaluated as well, such as the Prompts that come next.
     """
 
+    shared_state = True
+
     @checked
     def __init__(
         self,

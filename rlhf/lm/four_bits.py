@@ -7,7 +7,6 @@ gradient once a layer has acted. So only its packing is used: here one product s
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -69,8 +68,6 @@ class FourBitLinear(nn.Linear):
 
 
 def _library() -> Any:
-    # It misses a package that its own layer would take.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     return needed("bitsandbytes", extra="qlora").functional
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhf.errors import InputError
 from rlhf.lm.policy import CausalLM
+from rlhf.sharded import shards
 
 
 def size(tensors: Iterable[Tensor]) -> float:
@@ -37,13 +38,15 @@ def size_of_reference(policy: CausalLM) -> float:
 def certain_memory(policy: CausalLM, *, needs_reference: bool, accelerator: Accelerator) -> dict[str, float]:
     """Bytes by part that a run takes beside what there is, before it has read a token: weights that have yet to move to
     the device, a copy of them as reference, gradients (twice, if processes exchange them), and AdamW's two moments."""
+    # Where they are spread over processes, each has its part.
+    spread = accelerator.num_processes if shards(accelerator) else 1
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     moving = [parameter for parameter in policy.parameters() if parameter.device.type != accelerator.device.type]
     return {
         "weights": size(moving),
         "reference": size_of_reference(policy) if needs_reference else 0.0,
-        "gradients": size(trained) * (2 if accelerator.num_processes > 1 else 1),
-        "optimizer": 2 * size(trained),
+        "gradients": size(trained) * (2 if accelerator.num_processes > 1 else 1) / spread,
+        "optimizer": 2 * size(trained) / spread,
     }
 
 

@@ -53,6 +53,13 @@ def trunk_of(model: Model) -> PreTrainedModel:
     return cast(PreTrainedModel, base.base_model)
 
 
+def layers_of(module: nn.Module) -> list[nn.Module]:
+    """What transformers never splits over devices: the repeated layers of all models in it."""
+    names = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+    # Of a layer that is sharded already its own class is the next.
+    return [part for part in module.modules() if names & {kind.__name__ for kind in type(part).__mro__}]
+
+
 def head_of(model: Model) -> Any:
     """The module that turns hidden states into logits."""
     head = base_of(model).get_output_embeddings()

@@ -28,6 +28,7 @@ from rlhf.lm.model import (
     cached,
     forget_casts,
     head_of,
+    layers_of,
     prepare,
     probe,
     probe_trunk,
@@ -49,6 +50,7 @@ from rlhf.lm.scoring import (
 )
 from rlhf.lm.vocabulary import require_room, unknown_tokens, vocabulary_size
 from rlhf.rollout import Categorical, PolicyOutput
+from rlhf.sharded import is_sharded
 
 VALUE_HEAD = "value_head.safetensors"
 
@@ -301,6 +303,11 @@ class CausalLM(nn.Module):
             hold_frozen(self.model, torch.bfloat16)
             self.frozen_dtype = torch.bfloat16
 
+    @property
+    def shardable(self) -> list[list[nn.Module]]:
+        """The layers of the policy, and it itself last; the same of a copy that it keeps as reference."""
+        return [[*layers_of(root), root] for root in (self, *self._frozen)]
+
     def make_reference(self) -> None:
         """From now on the reference is the model as it is at this moment; it never moves with training.
 
@@ -326,7 +333,7 @@ class CausalLM(nn.Module):
         how: dict[str, Any] = {"temperature": self.temperature, "unknown": self.unknown_tokens}
         if self._frozen:
             (frozen,) = self._frozen
-            scores = score(frozen.to(device), self.abilities, inputs, **how)
+            scores = score(frozen if is_sharded(frozen) else frozen.to(device), self.abilities, inputs, **how)
         else:
             self._kept = {name: tensor.to(device) for name, tensor in self._kept.items()}
             with with_weights(self.model, self._kept):

@@ -63,6 +63,8 @@ class Prompts(CollectorTask):
         InputError: The data or the reward cannot be used; or there is no such setting.
     """
 
+    shared_state = True
+
     @checked
     def __init__(
         self,

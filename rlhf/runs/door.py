@@ -41,6 +41,7 @@ def enter(
     extendable: Collection[str],
     accelerator: Accelerator,
     inputs: Mapping[str, str],
+    any_processes: bool,
     accept_changes: bool,
 ) -> FolderLock:
     """Makes `folder` a run with this configuration, these inputs and the versions at hand, or lets it go on; it is held
@@ -48,6 +49,7 @@ def enter(
 
     Args:
         inputs: Checksums, by name, of all that the run is made from beside its configuration.
+        any_processes: Go on with another number of processes than before.
         accept_changes: Go on with other inputs than before, which is recorded.
 
     Raises:
@@ -65,7 +67,7 @@ def enter(
         versions = _versions(accelerator)
         if resume:
             config = _same_run(folder, config, extendable, inputs, accept=accept_changes)
-            _compare_versions(folder, versions)
+            _compare_versions(folder, versions, any_processes=any_processes)
         make_folder(folder)
         if lock is None:
             lock = FolderLock(folder)
@@ -241,11 +243,12 @@ def _versions(accelerator: Accelerator) -> dict[str, str | int]:
     }
 
 
-def _compare_versions(folder: Path, versions: dict[str, str | int]) -> None:
-    """Refuses another number of processes, each of which has its part of a checkpoint; tells of what else is new."""
+def _compare_versions(folder: Path, versions: dict[str, str | int], *, any_processes: bool) -> None:
+    """Tells of what is new; refuses another number of processes, unless none has a part of the checkpoint that is its
+    own."""
     old = recorded(folder, VERSIONS)
     was, now = old.get("processes"), versions["processes"]
-    if was not in (None, now) and newest_copies(folder) is not None:
+    if not any_processes and was not in (None, now) and newest_copies(folder) is not None:
         raise InputError(
             f"{folder} was saved by {was} processes and this run has {now}; resume it with as many as before."
         )

@@ -31,6 +31,7 @@ class Run:
         extendable: Fields, dotted, that may be larger on resume than they were.
         inputs: Gives checksums, by name, of all that the run is made from beside its configuration: on resume they must
             be the same. Called on the main process only.
+        any_processes: Another number of processes may go on: what each of them keeps in a checkpoint is the same.
         accept_changes: Go on although they are not, which is recorded in config.json.
 
     Raises:
@@ -46,6 +47,7 @@ class Run:
         accelerator: Accelerator,
         extendable: Collection[str] = (),
         inputs: Callable[[], Mapping[str, str]] = dict,
+        any_processes: bool = False,
         accept_changes: bool = False,
     ) -> None:
         require_accelerator(accelerator)
@@ -65,6 +67,7 @@ class Run:
                 extendable=extendable,
                 accelerator=accelerator,
                 inputs=inputs(),
+                any_processes=any_processes,
                 accept_changes=accept_changes,
             )
 
