@@ -145,9 +145,11 @@ def policy_of(config: ModelConfig, *, temperature: float, seed: int) -> CausalLM
         torch.manual_seed(seed)
         source = _source(config.model)
         adapted = adapter_base(source) is not None
+        _require_frozen(config, source if adapted else None)
         base = pretrained(AutoModelForCausalLM, _base_source(config.model), dtype=torch.float32)
         critic = _critic_trunk(config, base) if config.critic == "separate" else config.critic
-        _quantize(config, base, source if adapted else None)
+        if config.quantize != "none":
+            hold_in_four_bits(base)
         model: Model = base
         if adapted:
             model = trained_adapter(base, source)
@@ -167,7 +169,9 @@ def random_policy(config: ModelConfig, architecture: PretrainedConfig) -> Causal
         critic = copy.deepcopy(trunk_of(base)) if config.critic == "separate" else config.critic
         source = _source(config.model)
         adapted = adapter_base(source) is not None
-        _quantize(config, base, source if adapted else None)
+        _require_frozen(config, source if adapted else None)
+        if config.quantize != "none":
+            hold_in_four_bits(base)
         model: Model = base
         if adapted:
             model = untrained_adapter(base, source)
@@ -176,8 +180,8 @@ def random_policy(config: ModelConfig, architecture: PretrainedConfig) -> Causal
         return _policy_of_parts(config, model, critic, temperature=1.0)
 
 
-def _quantize(config: ModelConfig, base: PreTrainedModel, adapter: str | None) -> None:
-    """Where the setting says so; `adapter` is where that of the model is, if it has one."""
+def _require_frozen(config: ModelConfig, adapter: str | None) -> None:
+    """Refuses 4 bits for what learns; `adapter` is where that of the model is, if it has one."""
     if config.quantize == "none":
         return
     if adapter is None and not config.lora_rank:
@@ -187,7 +191,6 @@ def _quantize(config: ModelConfig, base: PreTrainedModel, adapter: str | None) -
             f"the adapter in {adapter!r} computes with the weights beside it, which would stand in 4 bits; leave "
             "quantize out, or give a plain LoRA adapter."
         )
-    hold_in_four_bits(base)
 
 
 def _policy_of_parts(
