@@ -30,7 +30,16 @@ with deferred():
     from rlhf.runs.clock import seconds_spent
     from rlhf.runs.memory import peak_memory
     from rlhf.runs.run import Phase, Restored, Unsaved
-    from rlhf.sharded import load_optimizer, local, put_together, shard, shards, weights_of, whole
+    from rlhf.sharded import (
+        load_optimizer,
+        local,
+        put_together,
+        require_unsharded,
+        shard,
+        shards,
+        weights_of,
+        whole,
+    )
     from rlhf.task import Here, Task
 
 
@@ -100,6 +109,7 @@ def learn(
     accelerator = here.accelerator
     unit = "steps" if duration.steps else "updates"
     if phase.finished(duration.target, unit):
+        require_unsharded(policy)
         phase.load_final(policy.load)
         return
     lag = acting.Lag(task.lag)
@@ -107,6 +117,7 @@ def learn(
     state, update, steps = {**method.initial_state(), "paid": torch.tensor(False)}, 0, 0
     if restored is not None:
         _require_as_many(restored, task, accelerator)
+        require_unsharded(policy)
         policy.load(restored.folders / "policy")
     phase.require_space(*_sizes(policy))
     wrapped, optimizer = _prepared(policy, settings, accelerator)
@@ -166,9 +177,9 @@ def _prepared(
     """The policy as its updates call it, and what steps it."""
     if shards(accelerator):
         # Nothing but autocast is Accelerate's then.
-        wrapped = accelerator.prepare_model(policy, evaluation_mode=True)
+        accelerator.prepare_model(policy, evaluation_mode=True)
         shard(policy, accelerator)
-        return wrapped, optimize.make_optimizer(policy, settings)
+        return policy, optimize.make_optimizer(policy, settings)
     # Accelerate's wrapper looks for optional packages at every step (7 % of an update on control), and only serves
     # fp16 scaling, which is not offered; the optimizer inside is this very one.
     optimizer = optimize.make_optimizer(policy, settings)
@@ -189,7 +200,9 @@ def _own_forward(accelerator: Accelerator, wrapped: nn.Module) -> Iterator[None]
         yield
     finally:
         if accelerator.mixed_precision != "no":
-            accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+            policy = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+            # Else Accelerate takes it for prepared in the next phase, which would compute in float32.
+            vars(policy).pop("_is_accelerate_prepared", None)
 
 
 @contextmanager

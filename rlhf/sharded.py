@@ -20,6 +20,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
+from rlhf.errors import InputError
+
 
 def shards(accelerator: Accelerator) -> bool:
     """Whether Accelerate's config asks for it."""
@@ -28,6 +30,19 @@ def shards(accelerator: Accelerator) -> bool:
 
 def is_sharded(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
+
+
+def require_unsharded(policy: nn.Module) -> None:
+    """Refuses to read files into parts of weights.
+
+    Raises:
+        InputError: An earlier run of this process spread the policy.
+    """
+    if is_sharded(policy):
+        raise InputError(
+            "the policy was spread over the processes by an earlier run of this program, and saved weights are read "
+            "into whole ones; load the policy anew, and resume with that."
+        )
 
 
 def shard(policy: Any, accelerator: Accelerator) -> None:

@@ -28,7 +28,7 @@ BELOW = {
     "demonstrations": {"core", "errors", "rollout"},
     "parallel": {"deferred", "errors"},
     "runs": {"deferred", "errors", "parallel", "reduce"},
-    "sharded": set(),
+    "sharded": {"errors"},
     "budget": {"reduce", "rollout"},
     "optimize": {"budget", "core", "deferred", "errors", "reduce", "rollout", "settings", "sharded"},
     "acting": {"budget", "core", "errors", "reduce", "rollout"},

@@ -7,7 +7,6 @@ gradient once a layer has acted. So only its packing is used: here one product s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,17 +53,15 @@ class FourBitLinear(nn.Linear):
     def unpacked(self, dtype: torch.dtype) -> Tensor:
         """`(out_features, in_features)` weight that the layer multiplies by."""
         self._scales.dtype = dtype
+        # FSDP2 moves parameters one by one.
+        if self._scales.absmax.device != self.weight.device:
+            self._scales.to(self.weight.device)
         blocks: Tensor = _library().dequantize_4bit(self.weight, self._scales)
         return blocks.flatten()[: self.out_features * self.in_features].view(self.out_features, self.in_features)
 
     def forward(self, input: Tensor) -> Tensor:
         product: Tensor = _Product.apply(input, self)
         return product if self.bias is None else product + self.bias.to(product.dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FourBitLinear:
-        super()._apply(fn, recurse)
-        self._scales.to(self.weight.device)
-        return self
 
 
 def _library() -> Any:

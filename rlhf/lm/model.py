@@ -54,10 +54,16 @@ def trunk_of(model: Model) -> PreTrainedModel:
 
 
 def layers_of(module: nn.Module) -> list[nn.Module]:
-    """What transformers never splits over devices: the repeated layers of all models in it."""
+    """What transformers never splits over devices: the repeated layers of all models in it, and not their own parts."""
     names = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
-    # Of a layer that is sharded already its own class is the next.
-    return [part for part in module.modules() if names & {kind.__name__ for kind in type(part).__mro__}]
+    found: list[nn.Module] = []
+    inside: set[int] = set()
+    for part in module.modules():
+        # Of a layer that is sharded already its own class is the next.
+        if id(part) not in inside and names & {kind.__name__ for kind in type(part).__mro__}:
+            found.append(part)
+            inside |= {id(inner) for inner in part.modules()}
+    return found
 
 
 def head_of(model: Model) -> Any:

@@ -31,8 +31,11 @@ def _copy(model: PreTrainedModel) -> PreTrainedModel:
     """Of what is spread over processes, which cannot be copied as it is, each gets all."""
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return copy.deepcopy(model)
-    copied: Any = type(model)(copy.deepcopy(model.config))
-    copied = copied.to(device=model.device, dtype=model.dtype)
+    with torch.random.fork_rng(devices=[]):
+        copied: Any = type(model)(copy.deepcopy(model.config))
+    copied = copied.to(device=model.device)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.to(model.dtype)
     copied.load_state_dict({name: together(tensor) for name, tensor in model.state_dict().items()})
     return cast(PreTrainedModel, copied)
 

@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 import rlhf
 from rlhf.algorithms.actor_critic import Critic
 from rlhf.algorithms.impala import Impala
+from rlhf.lm.four_bits import hold_in_four_bits
 from rlhf.lm.policy import CausalLM
 from rlhf.runs.launch import leave
 from rlhf.sharded import is_sharded, local
@@ -37,11 +38,16 @@ KINDS: dict[str, tuple[dict[str, Any], rlhf.Method, str]] = {
     "second phase": ({}, rlhf.PPO(kl_coef=0.1), "no"),
     "actors that lag": ({}, Impala(kl_coef=0.1), "no"),
     "half precision": ({"lora": True, "dtype": torch.float32}, rlhf.PPO(kl_coef=0.1), "bf16"),
+    "4 bits": ({"lora": True, "dtype": torch.float32, "packed": True}, rlhf.PPO(kl_coef=0.1), "bf16"),
 }
 
 
-def policy_of(*, lora: bool = False, critic: str = "shared", dtype: torch.dtype = torch.float64) -> CausalLM:
+def policy_of(
+    *, lora: bool = False, packed: bool = False, critic: str = "shared", dtype: torch.dtype = torch.float64
+) -> CausalLM:
     model: Any = word_policy(dtype=dtype).model
+    if packed:
+        hold_in_four_bits(model)
     if lora:
         with torch.random.fork_rng():
             torch.manual_seed(0)

@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import rlhf
 from rlhf import optimize
 from rlhf.acting import Lag, completed
 from rlhf.algorithms import natural
 from rlhf.lm.engine import Sampling
 from rlhf.lm.generate import Decoder
+from rlhf.lm.model import trunk_of
 from tests.lm.tiny import disturb, random_inputs, random_prompts, random_uniforms, tiny_policy
 from tests.lm.worlds import half_precision, word_collector, word_policy
+from tests.unmoved import policy_of, train
 
 
 def half() -> torch.autocast:
@@ -185,3 +188,25 @@ def test_decoding_and_scoring_in_half_precision_take_the_head_alike(tiny_folder,
         scored = policy(inputs)
     assert drawn.logprobs.dtype == torch.float32
     torch.testing.assert_close(drawn.logprobs, scored.logprobs, rtol=0, atol=1e-6)
+
+
+def test_a_second_phase_learns_in_half_precision_as_the_first() -> None:
+    policy = policy_of()
+    halved: list[bool] = []
+
+    def note(*_: Any) -> None:
+        if torch.is_grad_enabled():
+            halved.append(torch.is_autocast_enabled("cpu"))
+
+    trunk_of(policy.model).register_forward_pre_hook(note)
+    for _ in range(2):
+        halved.clear()
+        train(
+            policy,
+            rlhf.PPO(),
+            optimize.Optimize(),
+            lambda responses: [float(len(x)) for x in responses],
+            mixed_precision="bf16",
+        )
+        assert halved
+        assert all(halved)

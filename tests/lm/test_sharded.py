@@ -19,7 +19,8 @@ from tests.processes import run
 # Of steps of Adam in float64, and of what is logged.
 TOLERANCE = 1e-12
 UPDATES = 4
-HALF = "half precision"
+# Numbers that follow how many rows are computed at once, so those of two processes either way.
+HALF = ["half precision", "4 bits"]
 RESUMED = ["adapter", "separate critic"]
 # Where actor and learner are one, ratios are 1 to rounding, and so at the clip of V-trace or beyond it.
 NOT_COMPARED = ("second", "memory", "lag_clip_fraction")
@@ -29,8 +30,6 @@ class Runs(NamedTuple):
     one: Path
     plain: Path
     sharded: Path
-    stopped: Path
-    """Two updates of those that are resumed."""
 
 
 def start(folder: Path, how: str, kinds: list[str], updates: int) -> Path:
@@ -42,11 +41,16 @@ def start(folder: Path, how: str, kinds: list[str], updates: int) -> Path:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     root = tmp_path_factory.mktemp("runs")
     return Runs(
-        start(root / "one", "one", [kind for kind in KINDS if kind != HALF], UPDATES),
-        start(root / "plain", "plain", [HALF], UPDATES),
+        start(root / "one", "one", [kind for kind in KINDS if kind not in HALF], UPDATES),
+        start(root / "plain", "plain", HALF, UPDATES),
         start(root / "sharded", "sharded", list(KINDS), UPDATES),
-        start(root / "stopped", "sharded", RESUMED, 2),
     )
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two updates of those that are resumed."""
+    return start(tmp_path_factory.mktemp("stopped") / "runs", "sharded", RESUMED, 2)
 
 
 def weights(folder: Path, part: str = "final") -> dict[str, Tensor]:
@@ -70,7 +74,7 @@ def assert_alike(first: Path, second: Path, tolerance: float) -> None:
         assert one == pytest.approx(two, rel=1e-9, abs=tolerance)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != HALF])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in HALF])
 def test_spread_over_two_processes_it_learns_as_one_and_holds_half(kind: str, runs: Runs) -> None:
     assert_alike(runs.sharded / kind, runs.one / kind, TOLERANCE)
     before, after = (weights(runs.one / kind, f"checkpoints/0000000{update}") for update in (UPDATES - 1, UPDATES))
@@ -83,12 +87,14 @@ def test_spread_over_two_processes_it_learns_as_one_and_holds_half(kind: str, ru
         assert held == pytest.approx(whole / 2, rel=0.02)
 
 
-def test_in_half_precision_it_computes_what_data_parallelism_computes(runs: Runs) -> None:
-    assert_alike(runs.sharded / HALF, runs.plain / HALF, 1e-6)
+@pytest.mark.parametrize("kind", HALF)
+def test_in_half_precision_it_computes_what_data_parallelism_computes(kind: str, runs: Runs) -> None:
+    assert_alike(runs.sharded / kind, runs.plain / kind, 1e-6)
 
 
-def test_it_goes_on_from_a_checkpoint_to_the_bit(runs: Runs, tmp_path: Path) -> None:
-    shutil.copytree(runs.stopped, tmp_path / "resumed")
+@pytest.mark.slow
+def test_it_goes_on_from_a_checkpoint_to_the_bit(runs: Runs, stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "resumed")
     start(tmp_path / "resumed", "sharded", RESUMED, UPDATES)
     for kind in RESUMED:
         straight, resumed = runs.sharded / kind, tmp_path / "resumed" / kind
@@ -97,8 +103,11 @@ def test_it_goes_on_from_a_checkpoint_to_the_bit(runs: Runs, tmp_path: Path) -> 
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_other_numbers_of_processes_go_on_from_it_and_lose_and_repeat_nothing(runs: Runs, tmp_path: Path) -> None:
-    shutil.copytree(runs.stopped, tmp_path / "changed")
+@pytest.mark.slow
+def test_other_numbers_of_processes_go_on_from_it_and_lose_and_repeat_nothing(
+    runs: Runs, stopped: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(stopped, tmp_path / "changed")
     for how, updates in (("one", 3), ("sharded", UPDATES)):
         start(tmp_path / "changed", how, RESUMED, updates)
     for kind in RESUMED:
