@@ -74,6 +74,7 @@ def assert_alike(first: Path, second: Path, tolerance: float) -> None:
         assert one == pytest.approx(two, rel=1e-9, abs=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in HALF])
 def test_spread_over_two_processes_it_learns_as_one_and_holds_half(kind: str, runs: Runs) -> None:
     assert_alike(runs.sharded / kind, runs.one / kind, TOLERANCE)
@@ -87,6 +88,7 @@ def test_spread_over_two_processes_it_learns_as_one_and_holds_half(kind: str, ru
         assert held == pytest.approx(whole / 2, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HALF)
 def test_in_half_precision_it_computes_what_data_parallelism_computes(kind: str, runs: Runs) -> None:
     assert_alike(runs.sharded / kind, runs.plain / kind, 1e-6)
@@ -112,3 +114,10 @@ def test_other_numbers_of_processes_go_on_from_it_and_lose_and_repeat_nothing(
         start(tmp_path / "changed", how, RESUMED, updates)
     for kind in RESUMED:
         assert_alike(tmp_path / "changed" / kind, runs.one / kind, TOLERANCE)
+
+
+def test_an_adapter_learns_spread_over_two_processes_as_in_one(tmp_path: Path) -> None:
+    """What of the above `make test` has time for."""
+    one, sharded = (start(tmp_path / how, how, ["adapter"], 2) / "adapter" for how in ("one", "sharded"))
+    assert_alike(sharded, one, TOLERANCE)
+    assert json.loads((tmp_path / "sharded" / "facts.json").read_text())["adapter"]["sharded"] is True
