@@ -105,8 +105,14 @@ def load_policy(model: str, *, temperature: Positive = 1.0, seed: Seed = 0, **se
     require_room(tokenizer, load_model_config(model).get_text_config().vocab_size, f"the model {model!r}")
     policy = policy_of(config, temperature=temperature, seed=seed)
     policy.tokenizer, policy.end_tokens = tokenizer, stop_tokens(model, tokenizer)
-    policy.inputs = partial(model_sums, model)
+    policy.inputs = partial(_inputs, config)
     return policy
+
+
+def _inputs(config: ModelConfig) -> dict[str, str]:
+    """What a resumed run must find the same: the files of the model, and what is made of them beside an adapter."""
+    held = {} if config.quantize == "none" else {"model's frozen layers": config.quantize}
+    return model_sums(config.model) | held
 
 
 def model_sums(model: str, *, what: str = "model") -> dict[str, str]:

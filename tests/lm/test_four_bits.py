@@ -17,6 +17,7 @@ from rlhf.errors import InputError
 from rlhf.lm.engine import Sampling
 from rlhf.lm.four_bits import FourBitLinear
 from rlhf.lm.generate import Decoder
+from rlhf.lm.load import load_policy
 from rlhf.lm.policy import CausalLM
 from tests.lm.tiny import (
     ARCHITECTURES,
@@ -184,3 +185,21 @@ def test_without_the_package_it_says_what_to_install(tiny_folder: Any, monkeypat
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(InputError, match=r"bitsandbytes.*rlhf\[qlora\]"):
         tiny_policy(tiny_folder("llama"), lora_rank=2, quantize="nf4")
+
+
+def test_a_run_does_not_go_on_beside_other_weights(tmp_path: Path) -> None:
+    word_policy(dtype=torch.float32).model.save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+
+    def go_on(quantize: str, updates: int, *, resume: bool) -> None:
+        policy = load_policy(str(tmp_path / "model"), lora_rank=2, quantize=quantize)
+        rows = [{"prompt": text} for text in ("a b", "c", "b a d")]
+        task = rlhf.Prompts(
+            rows, lambda responses: [1.0] * len(responses), max_new_tokens=4, held_out=1, prompts_per_rollout=2
+        )
+        rlhf.train(policy, task, rlhf.PPO(kl_coef=0.1), updates=updates, out=tmp_path / "run", resume=resume)
+
+    go_on("nf4", 1, resume=False)
+    with pytest.raises(InputError, match=r"frozen layers"):
+        go_on("none", 2, resume=True)
+    go_on("nf4", 2, resume=True)
