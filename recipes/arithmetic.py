@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recipes.settings.arithmetic import PRESETS, preset
-from recipes.settings.language import CloneConfig, ImproveConfig, Precision
+from recipes.settings.language import CloneConfig, ImproveConfig, Precision, engine_of
 from rlhf.algorithms.checks import require_policy
 from rlhf.algorithms.choices import method_help
 from rlhf.algorithms.clone import BehaviourCloning
@@ -155,7 +155,12 @@ def main(config: Config) -> dict[str, float]:
         [rows[i] for i in part.tolist()] for part in hold_out(len(rows), num_held_out=config.held_out, seed=config.seed)
     )
     prompts = Prompts(
-        training, exact_match, max_new_tokens=DIGITS + 2, held_out=held_out, **vars(config.improve.collect)
+        training,
+        exact_match,
+        max_new_tokens=DIGITS + 2,
+        held_out=held_out,
+        engine=engine_of(config.improve),
+        **vars(config.improve.collect),
     )
     shown = demonstrations(training, dropped_carries=config.dropped_carries, seed=config.seed)
     cloning = Demonstrations(shown, rows_per_update=config.clone.rows_per_update, also=prompts)

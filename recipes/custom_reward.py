@@ -27,6 +27,7 @@ from recipes.settings.language import (
     Adapted,
     ImproveConfig,
     Precision,
+    engine_of,
     for_language_models,
     lora_settings,
     with_method,
@@ -152,6 +153,7 @@ def main(config: Config) -> dict[str, float | None]:
         on_reward_error=config.on_reward_error,
         max_new_tokens=config.max_new_tokens,
         held_out=config.held_out,
+        engine=engine_of(config.improve),
         **vars(config.improve.collect),
     )
     task.read(load_tokenizer(config.model), context=context_length(config.model))

@@ -25,6 +25,7 @@ from recipes.settings.language import (
     Adapted,
     ImproveConfig,
     Precision,
+    engine_of,
     for_language_models,
     lora_settings,
     with_method,
@@ -44,6 +45,7 @@ with deferred():
 
     from rlhf.core.random import derive_seed
     from rlhf.lm.demonstrations import Texts
+    from rlhf.lm.engine import Engine
     from rlhf.lm.load import context_length, load_policy, load_tokenizer, model_sums
     from rlhf.lm.prompts import Prompts
     from rlhf.lm.relevance import Relevance
@@ -204,7 +206,7 @@ def evaluated(config: Config) -> list[dict[str, Any]]:
     return [row for row in rows for _ in range(config.answers_each)]
 
 
-def task_of(config: Config, accelerator: Accelerator) -> Prompts:
+def task_of(config: Config, accelerator: Accelerator, engine: Engine | None) -> Prompts:
     # Only the first is paid; the others are watched.
     rewards: dict[Any, float] = {followed_in_an_answer: 1.0}
     rewards |= dict.fromkeys((share_followed, share_nearly_followed, on_topic, substance, all_followed), 0.0)
@@ -217,11 +219,12 @@ def task_of(config: Config, accelerator: Accelerator) -> Prompts:
         allow_none=True,
         held_out=evaluated(config),
         max_new_tokens=config.max_new_tokens,
+        engine=engine,
         **vars(config.improve.collect),
     )
 
 
-def watched_beside(config: Config, accelerator: Accelerator) -> dict[str, Prompts | Texts]:
+def watched_beside(config: Config, accelerator: Accelerator, engine: Engine | None) -> dict[str, Prompts | Texts]:
     """What else is measured, by name."""
     also: dict[str, Prompts | Texts] = {}
     if config.ifeval:
@@ -232,6 +235,7 @@ def watched_beside(config: Config, accelerator: Accelerator) -> dict[str, Prompt
             held_out=asked,
             max_new_tokens=2 * config.max_new_tokens,
             prompts_per_rollout=accelerator.num_processes,
+            engine=engine,
         )
     if config.texts:
         also["texts"] = Texts(config.texts)
@@ -240,7 +244,8 @@ def watched_beside(config: Config, accelerator: Accelerator) -> dict[str, Prompt
 
 def main(config: Config) -> dict[str, float | None]:
     accelerator = Accelerator(mixed_precision=config.precision.mixed_precision)
-    task, also = task_of(config, accelerator), watched_beside(config, accelerator)
+    engine = engine_of(config.improve)
+    task, also = task_of(config, accelerator, engine), watched_beside(config, accelerator, engine)
     tokenizer, context = load_tokenizer(config.model), context_length(config.model)
     for each in (task, *also.values()):
         each.read(tokenizer, context=context)

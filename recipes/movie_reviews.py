@@ -23,7 +23,14 @@ from typing import Any, Literal
 
 from tyro import MISSING
 
-from recipes.settings.language import CloneConfig, ImproveConfig, Precision, for_language_models, with_method
+from recipes.settings.language import (
+    CloneConfig,
+    ImproveConfig,
+    Precision,
+    engine_of,
+    for_language_models,
+    with_method,
+)
 from rlhf.algorithms.choices import method_help
 from rlhf.algorithms.clone import BehaviourCloning
 from rlhf.algorithms.ppo import PPO
@@ -267,6 +274,7 @@ def main(config: Config) -> dict[str, float | None]:
     # The second is only watched: its weight is 0.
     paid: dict[str, Any] = {"reward": [reward_model, second_classifier], "reward_weights": [1.0, 0.0]}
     sizes = {"max_new_tokens": config.max_new_tokens, **vars(config.improve.collect)}
+    sizes["engine"] = engine_of(config.improve)
     held_out = beginnings(test_texts, config)
     prompts, watched = (
         Prompts(beginnings(texts, config), held_out=evaluated, **paid, **sizes)

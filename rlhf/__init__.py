@@ -40,6 +40,7 @@ _ROOMS = {
     "rlhf.lm.engine": ("Engine", "Generation", "Sampling"),
     "rlhf.lm.load": ("load_policy",),
     "rlhf.lm.prompts": ("Prompts",),
+    "rlhf.lm.vllm": ("VLLM",),
 }
 _PLACES = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = sorted(_PLACES)

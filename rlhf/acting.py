@@ -19,8 +19,9 @@ from rlhf.errors import InputError
 from rlhf.reduce import MetricSums, global_sum
 from rlhf.rollout import PolicyOutput, Rollout
 
-# Nats an action in the mean: half precision differs by a hundredth of this, another model by a multiple.
-MAX_MISMATCH = 0.3
+# Nats an action, in the mean, by which half precision may differ. On SmolLM2-135M bfloat16 makes it .02, and a
+# temperature that is a tenth off .2.
+HALF_ROUNDING = 0.1
 # Parts of a row for which the difference is logged: errors that add up along a response grow from one to the next.
 DEPTHS = 4
 
@@ -97,6 +98,7 @@ def completed(
     accelerator: Accelerator,
     micro_batch_cost: int,
     importance_cap: float,
+    importance_floor: float,
     weighs: bool,
     lags: bool,
 ) -> tuple[Rollout, dict[str, float]]:
@@ -108,22 +110,27 @@ def completed(
     """
     if lags or rollout.logprobs is None:
         rollout = rescored(policy, rollout, accelerator=accelerator, micro_batch_cost=micro_batch_cost)
-    seen, metrics = weighed(rollout, accelerator, cap=importance_cap)
+    seen, metrics = weighed(rollout, accelerator, cap=importance_cap, floor=importance_floor)
     if weighs:
         return seen, metrics
     return rollout, {name: value for name, value in metrics.items() if name.startswith("mismatch")}
 
 
-def weighed(rollout: Rollout, accelerator: Accelerator, *, cap: float) -> tuple[Rollout, dict[str, float]]:
+def weighed(
+    rollout: Rollout, accelerator: Accelerator, *, cap: float, floor: float = 0.0
+) -> tuple[Rollout, dict[str, float]]:
     """The rollout with min(learner / actor, cap) as `importance`, and how far apart the two are, over all ranks.
 
-    Truncated importance sampling (Ionides, 2008; https://doi.org/10.1198/106186008X320456). Where the learner itself
-    acted, in the precision that it learns in, nothing is added or logged.
+    Truncated importance sampling (Ionides, 2008; https://doi.org/10.1198/106186008X320456). With a floor above 0 it is
+    learner / actor from the floor to the cap and 0 elsewhere (IcePop; Ling Team, 2025,
+    https://arxiv.org/abs/2510.18855, the mask M(k) of its objective). Where the learner itself acted, in the precision
+    that it learns in, nothing is added or logged.
     """
     log_ratios = rollout.logprobs - rollout.behaviour_logprobs
     if not float(global_sum(accelerator, (log_ratios != 0.0).double().sum())):
         return rollout, {}
     ratios, distances = torch.exp(log_ratios), log_ratios.abs()
+    outside = (ratios > cap) | (ratios < floor)
     sums = MetricSums()
     sums.add(
         {
@@ -131,12 +138,13 @@ def weighed(rollout: Rollout, accelerator: Accelerator, *, cap: float) -> tuple[
             "mismatch_max": distances,
             "mismatch_kl_k3": kl.k3(rollout.behaviour_logprobs, rollout.logprobs),
             "importance_max": ratios,
-            "importance_cut_fraction": (ratios > cap).to(ratios),
+            "importance_cut_fraction": outside.to(ratios),
         },
         rollout.mask,
     )
     metrics = sums.reduce(accelerator) | _by_depth(distances, rollout.mask, accelerator)
-    return replace(rollout, importance=ratios.clamp(max=cap)), metrics
+    importance = ratios.masked_fill(outside, 0.0) if floor > 0 else ratios.clamp(max=cap)
+    return replace(rollout, importance=importance), metrics
 
 
 def _by_depth(distances: Tensor, mask: Tensor, accelerator: Accelerator) -> dict[str, float]:
@@ -149,18 +157,22 @@ def _by_depth(distances: Tensor, mask: Tensor, accelerator: Accelerator) -> dict
     return {f"mismatch_quarter_{i}": mean for i, mean in enumerate(means, start=1)}
 
 
-def require_same_policy(metrics: dict[str, float]) -> None:
-    """Refuses a first update in which actor and learner differ by more than rounding explains.
+def require_same_policy(metrics: dict[str, float], *, rounding: float, mixed_precision: str) -> None:
+    """Refuses a process's first update if actor and learner differ by more than rounding explains.
+
+    Args:
+        rounding: Nats an action, in the mean, that explains where the learner computes in full precision.
 
     Raises:
         RuntimeError: With the likely causes.
     """
-    if metrics.get("mismatch", 0.0) > MAX_MISMATCH:
+    most = rounding if mixed_precision == "no" else max(rounding, HALF_ROUNDING)
+    if metrics.get("mismatch", 0.0) > most:
         raise RuntimeError(
-            f"in the first update the actor's log-probabilities differ from the learner's by {metrics['mismatch']:.2g} "
-            f"nats an action in the mean (at most {MAX_MISMATCH} is rounding). Likely causes: an engine that holds "
-            "other weights, samples at another temperature or from a truncated distribution, or a tokenizer or chat "
-            "template that is not the model's."
+            f"the actor's log-probabilities differ from the learner's by {metrics['mismatch']:.2g} nats an action in "
+            f"the mean, where rounding explains at most {most:g}. Likely causes: an engine that holds other weights, "
+            "samples at another temperature or from a truncated distribution, or computes in another precision than "
+            "it says (its `rounding`)."
         )
 
 

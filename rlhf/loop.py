@@ -136,11 +136,11 @@ def learn(
         if restored is None:
             _evaluate(policy, task, here, phase, {"update": 0, "steps": 0})
             save(0)
-        done, told = steps if duration.steps else update, False
+        done, told, began = steps if duration.steps else update, False, update
         cost = optimize.affordable(policy, settings.micro_batch_cost)
         while done < duration.target:
             learner = replace(learner, update_index=update, progress=done / duration.target)
-            state, row, samples = _collect_and_learn(learner, task, lag, here, state)
+            state, row, samples = _collect_and_learn(learner, task, lag, here, state, first=update == began)
             steps += row["steps"]
             row["steps"] = steps
             update, before, stopped = update + 1, done, signals.requested()
@@ -266,9 +266,13 @@ def _take_up(
 
 
 def _collect_and_learn(
-    learner: optimize.Learner, task: Task, lag: acting.Lag, here: Here, state: dict[str, Tensor]
+    learner: optimize.Learner, task: Task, lag: acting.Lag, here: Here, state: dict[str, Tensor], *, first: bool
 ) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
-    """One update: the method's next state, what to log (`steps` are those of this update), and the samples."""
+    """One update: the method's next state, what to log (`steps` are those of this update), and the samples.
+
+    Args:
+        first: Of this process; what acts is then held against the learner.
+    """
     policy, accelerator, index, method = learner.module, learner.accelerator, learner.update_index, here.method
     state = {**state, "progress": torch.tensor(learner.progress), "update": torch.tensor(index)}
     seconds: dict[str, Any] = {}
@@ -286,6 +290,7 @@ def _collect_and_learn(
                 accelerator=accelerator,
                 micro_batch_cost=here.settings.micro_batch_cost,
                 importance_cap=learner.config.importance_cap,
+                importance_floor=learner.config.importance_floor,
                 weighs=not method.corrects_lag,
                 lags=lag.updates > 0,
             )
@@ -299,8 +304,8 @@ def _collect_and_learn(
                 f"{method.name} charges for the KL to a reference, and the task gives none; fill `ref_logprobs` of its "
                 "rollouts, or set kl_coef to 0."
             )
-        if index == 0 and not lag.updates:
-            acting.require_same_policy(seen)
+        if first and not lag.updates:
+            acting.require_same_policy(seen, rounding=task.rounding, mixed_precision=accelerator.mixed_precision)
     with _timed(seconds, "update"):
         batch, cells = method.estimate(rollout, state)
         # A task that hands over other steps than it took says itself how many it took.

@@ -65,12 +65,22 @@ class Optimize(Settings):
     importance_cap: Positive = 2.0
     """Where another policy than the learner acted (actors that lag, half precision, another engine), advantages are
     weighed by the ratio learner / actor, at most this (truncated importance sampling)."""
+    importance_floor: Size = 0.0
+    """Above 0, such actions count nothing where the ratio is below this or above the cap (IcePop: 0.5 and a cap of 5);
+    0 is off."""
     adam_beta2: ShareBelowOne = 0.999
     """Decay of AdamW's second moment."""
     adam_eps: Size = 1e-8
     """AdamW's epsilon."""
     weight_decay: Size = 0.0
     """AdamW's weight decay."""
+
+    def __post_init__(self) -> None:
+        if self.importance_floor > self.importance_cap:
+            raise InputError(
+                f"importance_floor is {self.importance_floor} and importance_cap {self.importance_cap}: nothing would "
+                "count; the floor must be at most the cap."
+            )
 
     @property
     def critic_over(self) -> float:

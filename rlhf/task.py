@@ -41,6 +41,9 @@ class Task:
     """Actions in each rollout; 0: their number varies."""
     shared_state: bool = False
     """Its state is the same on every process, so another number of them may go on from it."""
+    rounding: float = 0.1
+    """Nats an action, in the mean, by which rounding lets what it says of its actions' probability differ from what the
+    learner says, in the precision of the weights."""
     lag: int = 0
     """Updates by which the weights that act lag behind those that learn."""
 

@@ -27,7 +27,7 @@ class Watched(Task):
         self.task, self.also = task, dict(also)
         self.group_size, self.whole_episodes = task.group_size, task.whole_episodes
         self.shared_state = task.shared_state
-        self.steps_per_update, self.lag = task.steps_per_update, task.lag
+        self.steps_per_update, self.lag, self.rounding = task.steps_per_update, task.lag, task.rounding
 
     def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
         self.task.require(policy, method, settings, accelerator)

@@ -50,7 +50,7 @@ def collected(lag: Lag, collector: Any, policy: Any, update: int) -> Rollout:
     """By actors that lag, and scored by the learner."""
     with lag.acting(policy):
         rollout = collector.collect(policy, update).rollout
-    options = {"micro_batch_cost": 50, "importance_cap": 2.0, "weighs": False, "lags": True}
+    options = {"micro_batch_cost": 50, "importance_cap": 2.0, "importance_floor": 0.0, "weighs": False, "lags": True}
     return completed(policy, rollout, accelerator=CPU, **options)[0]
 
 

@@ -9,11 +9,16 @@ from rlhf.algorithms.base import Method
 from rlhf.algorithms.checks import fitting, require_policy, require_rewarded, require_settings, resolved
 from rlhf.algorithms.choices import find_method, make_method, methods
 from rlhf.algorithms.ppo import PPO
+from rlhf.deferred import deferred
 from rlhf.errors import InputError
 from rlhf.lm.settings import CollectResponses
 from rlhf.loop import Duration
 from rlhf.optimize import Optimize, require_rows
 from rlhf.settings import Count, CountOrNone, Positive, Settings
+
+with deferred():
+    from rlhf.lm.engine import Engine
+    from rlhf.lm.vllm import VLLM
 
 # Of an adapter that is asked for without them.
 LORA_RANK, LORA_ALPHA = 16, 32.0
@@ -51,6 +56,8 @@ class ImproveConfig(Settings):
     optimize: Optimize = Optimize()
     reference_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the frozen copy that KL is measured against; beside a LoRA adapter there is no copy."""
+    engine: Literal["ours", "vllm"] = "ours"
+    """What samples the responses: our decoder, or vLLM (takes rlhf[vllm])."""
 
     def __post_init__(self) -> None:
         group_size = self.collect.responses_per_prompt
@@ -89,6 +96,15 @@ def lora_settings(config: Adapted) -> dict[str, Any]:
         "lora_targets": config.lora_targets,
         "quantize": config.quantize,
     }
+
+
+def engine_of(improve: ImproveConfig) -> Engine | None:
+    """What answers the prompts; None is our decoder. One serves all tasks of a run.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    return VLLM() if improve.engine == "vllm" else None
 
 
 def for_language_models() -> list[str]:

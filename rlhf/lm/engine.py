@@ -79,9 +79,13 @@ class Engine(Protocol):
         exact: The log-probs and values are those of the policy's own forward to rounding, wherever that computes in
             the precision of its weights. Where False, they only say how the tokens were drawn, and the policy scores
             the tokens itself.
+        rounding: Nats a token, in the mean, by which rounding alone lets its log-probs differ from the policy's in the
+            precision of its weights: some 1e-3 where it computes in float32 too, 0.1 in half precision. More is an
+            error in the first update: other weights, another temperature.
     """
 
     exact: bool
+    rounding: float
 
     def generate(
         self, policy: CausalLM, prompts: Sequence[Sequence[int]], *, sampling: Sampling, uniforms: Tensor | None
@@ -94,8 +98,8 @@ class Engine(Protocol):
         Args:
             prompts: N rows of at least one token id.
             uniforms: `(N, max_new_tokens)` float64 in [0, 1). A response depends on the policy, its prompt and its row
-                of these only: one draw a token, or a seed for the row. None is greedy: the likeliest token each time,
-                with its log-probability under the same distribution.
+                of these only: one draw a token, or a seed for the row. None is greedy: the likeliest token each time;
+                its log-probability may be that at temperature 1.
         """
         ...
 
@@ -108,6 +112,12 @@ def require_engine(engine: Any) -> None:
         raise InputError(
             f"{type(engine).__name__} does not say whether it is `exact`; set exact = False, unless its log-probs and "
             "values are the policy's own to rounding."
+        )
+    rounding = getattr(engine, "rounding", None)
+    if not isinstance(rounding, int | float) or not rounding > 0:
+        raise InputError(
+            f"{type(engine).__name__} does not say its `rounding`; set rounding = 0.1: the nats a token, in the mean, "
+            "by which its log-probs may differ from the policy's own."
         )
 
 

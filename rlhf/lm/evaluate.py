@@ -61,8 +61,8 @@ class ResponseEvaluator:
     def __call__(self, policy: CausalLM) -> Evaluation:
         """Metrics and records over all ranks, the same on each of them."""
         numbers = range(self.accelerator.process_index, len(self.prompts), self.accelerator.num_processes)
-        # A rank without prompts still takes part in the one collective.
-        local = self._records(policy, list(numbers)) if len(numbers) else []
+        # A rank without prompts still takes part in the one collective; and answers, for engines that start together.
+        local = self._records(policy, list(numbers) or [0])[: len(numbers)]
         records = gather_object(local) if self.accelerator.num_processes > 1 else local
         records = sorted(records, key=lambda record: record["number"])
         samples = [{name: value for name, value in record.items() if name != "number"} for record in records]

@@ -38,7 +38,8 @@ class FourBitLinear(nn.Linear):
 
     def __init__(self, layer: nn.Linear | Conv1D) -> None:
         nn.Module.__init__(self)
-        weight = layer.weight.detach().T.contiguous() if isinstance(layer, Conv1D) else layer.weight.detach()
+        self.stored_transposed = isinstance(layer, Conv1D)
+        weight = layer.weight.detach().T.contiguous() if self.stored_transposed else layer.weight.detach()
         self.out_features, self.in_features = weight.shape
         # Rows of a block each: where rows are no multiple of it, the library unpacks something else on a CPU.
         blocks = F.pad(weight.flatten(), (0, -weight.numel() % _BLOCK)).view(-1, _BLOCK)
@@ -58,6 +59,12 @@ class FourBitLinear(nn.Linear):
             self._scales.to(self.weight.device)
         blocks: Tensor = _library().dequantize_4bit(self.weight, self._scales)
         return blocks.flatten()[: self.out_features * self.in_features].view(self.out_features, self.in_features)
+
+    def whole(self) -> nn.Linear:
+        """The same layer, unpacked, in float32."""
+        layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        layer.weight, layer.bias = nn.Parameter(self.unpacked(torch.float32)), self.bias
+        return layer
 
     def forward(self, input: Tensor) -> Tensor:
         product: Tensor = _Product.apply(input, self)

@@ -44,6 +44,7 @@ class Decoder:
     """
 
     exact = True
+    rounding = 1e-3
 
     def __init__(self, tokenizer: Any = None) -> None:
         self.tokenizer = tokenizer

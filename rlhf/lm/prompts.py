@@ -96,6 +96,7 @@ class Prompts(CollectorTask):
         self.engine = engine
         if engine is not None:
             require_engine(engine)
+            self.rounding = float(engine.rounding)
         self._rows: tuple[list[Prompt], list[Prompt]] | None = None
         self._read_with: tuple[Any, int | None] = (None, None)
         self._evaluator: ResponseEvaluator | None = None

@@ -243,6 +243,14 @@ def test_weights_are_the_ratio_learner_over_actor_cut_at_the_cap(cap: float) -> 
     assert metrics["importance_cut_fraction"] == pytest.approx(beyond / 10, abs=1e-12)
 
 
+def test_between_a_floor_and_the_cap_ratios_are_weights_and_elsewhere_nothing_counts() -> None:
+    rollout, metrics = acting.weighed(of_another(), CPU, cap=2.0, floor=0.8)
+    kept = [[ratio if 0.8 <= ratio <= 2.0 else 0.0 for ratio in RATIOS], [0.0] * 8]
+    torch.testing.assert_close(rollout.importance, torch.tensor(kept, dtype=torch.float64), rtol=0, atol=1e-12)
+    outside = sum(not 0.8 <= ratio <= 2.0 for ratio in (*RATIOS, 0.5, 2.5))
+    assert metrics["importance_cut_fraction"] == pytest.approx(outside / 10, abs=1e-12)
+
+
 def test_the_difference_between_actor_and_learner_is_logged_raw_and_by_depth() -> None:
     """|log ratio|, before any cut; a row of eight has two actions in each quarter, a row of two one in the first and
     one in the third. k3 of the actor's samples is x - 1 - log x with x the ratio."""
@@ -277,12 +285,16 @@ def test_only_actions_count_in_whether_another_acted() -> None:
     assert acting.weighed(garbage, CPU, cap=2.0) == (garbage, {})
 
 
-@pytest.mark.parametrize(("shift", "same"), [(0.299, True), (0.301, False)])
-def test_a_difference_that_no_rounding_explains_is_an_error(shift: float, same: bool) -> None:
+def shifted(shift: float) -> dict[str, float]:
+    """What is logged where an actor differs from the learner by so many nats at every action."""
     rollout = make_rollout(TabularPolicy(4, 3), rows=5, steps=4)
-    metrics = acting.weighed(replace(rollout, behaviour_logprobs=rollout.logprobs - shift), CPU, cap=2.0)[1]
-    if same:
-        acting.require_same_policy(metrics)
-        return
-    with pytest.raises(RuntimeError, match=r"by 0\.3 nats an action in the mean .* holds other weights"):
-        acting.require_same_policy(metrics)
+    return acting.weighed(replace(rollout, behaviour_logprobs=rollout.logprobs - shift), CPU, cap=2.0)[1]
+
+
+@pytest.mark.parametrize(
+    ("rounding", "precision", "most"), [(0.01, "no", 0.01), (0.2, "bf16", 0.2), (0.01, "bf16", 0.1)]
+)
+def test_a_difference_that_no_rounding_explains_is_an_error(rounding: float, precision: str, most: float) -> None:
+    acting.require_same_policy(shifted(0.99 * most), rounding=rounding, mixed_precision=precision)
+    with pytest.raises(RuntimeError, match=f"at most {most}. Likely causes: an engine that holds other weights"):
+        acting.require_same_policy(shifted(1.01 * most), rounding=rounding, mixed_precision=precision)

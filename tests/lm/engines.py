@@ -17,7 +17,7 @@ from rlhf.lm.scoring import response_inputs
 class Cacheless:
     """Reads the whole text anew for each token, by the forward that trains; knows no critic and no stop strings."""
 
-    exact = False
+    exact, rounding = False, 1e-3
 
     def __init__(self) -> None:
         self.answered = 0
@@ -47,7 +47,7 @@ class Altered:
     """Our decoder, whose answer is changed before anyone sees it, as another engine might differ."""
 
     def __init__(self, change: Callable[[Generation], Any], *, exact: bool = False) -> None:
-        self.change, self.exact = change, exact
+        self.change, self.exact, self.rounding = change, exact, 0.1
 
     def generate(
         self, policy: CausalLM, prompts: Sequence[Sequence[int]], *, sampling: Sampling, uniforms: Tensor | None

@@ -122,7 +122,13 @@ def test_the_learner_is_scored_with_its_own_weights_where_actors_lag() -> None:
     for update in range(3):
         with half(), lag.acting(policy):
             rollout = collector.collect(policy, update).rollout
-        options = {"micro_batch_cost": 50, "importance_cap": 2.0, "weighs": False, "lags": True}
+        options = {
+            "micro_batch_cost": 50,
+            "importance_cap": 2.0,
+            "importance_floor": 0.0,
+            "weighs": False,
+            "lags": True,
+        }
         rollout, _ = completed(policy, rollout, accelerator=half_precision(), **options)
         with half(), torch.no_grad():
             own = policy(rollout.inputs).logprobs

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from rlhf.algorithms.ppo import PPO
 from rlhf.errors import InputError, NonFiniteError
-from rlhf.lm.engine import Sampling, respond
+from rlhf.lm.engine import Generation, Sampling, require_engine, respond
+from rlhf.lm.vllm import VLLM
+from rlhf.loop import Duration
+from rlhf.optimize import Optimize
 from rlhf.runs.log import read_lines
+from rlhf.runs.run import Unsaved
 from tests.lm.engines import Altered, Cacheless, coarse
 from tests.lm.test_lm_evaluate import evaluator
 from tests.lm.words import B
-from tests.lm.worlds import word_collector, word_policy, word_prompts
+from tests.lm.worlds import CPU, improve, word_collector, word_policy, word_prompts
 from tests.whole_loops import Speed, change, lm
 
 
@@ -152,3 +158,34 @@ def test_cells_after_a_response_may_hold_anything() -> None:
 
 def test_rounding_above_probability_one_is_no_error() -> None:
     answer(lambda g: g._replace(logprobs=with_cell(g.logprobs, (0, 0), 1e-4)))
+
+
+def test_vllm_that_is_not_installed_is_asked_for_before_anything_is_loaded() -> None:
+    with pytest.raises(InputError, match=re.escape("vllm is needed and not installed: pip install 'rlhf[vllm]'.")):
+        VLLM()
+
+
+@pytest.mark.parametrize("rounding", [None, 0.0, "small"])
+def test_an_engine_says_how_far_its_logprobs_may_be_off(rounding: Any) -> None:
+    engine = Altered(coarse)
+    engine.rounding = rounding
+    with pytest.raises(InputError, match="Altered does not say its `rounding`"):
+        require_engine(engine)
+
+
+@pytest.mark.parametrize(("off", "refused"), [(0.5e-3, False), (2e-3, True)])
+def test_what_rounding_of_an_engine_does_not_explain_ends_the_first_update(off: float, refused: bool) -> None:
+    def shifted(generation: Generation) -> Generation:
+        return generation._replace(logprobs=generation.logprobs - off)
+
+    engine = Altered(shifted)
+    engine.rounding = 1e-3
+    how: dict[str, Any] = {"duration": Duration(updates=1), "phase": Unsaved("ppo", CPU), "engine": engine}
+    how["prompts_per_rollout"] = 4
+    if not refused:
+        improve(word_policy(), PPO(), Optimize(), **how)
+        return
+    with pytest.raises(
+        RuntimeError, match=r"by 0\.002 nats an action in the mean, where rounding explains at most 0\.001"
+    ):
+        improve(word_policy(), PPO(), Optimize(), **how)

@@ -63,6 +63,7 @@ def learned(name: str, accelerator: Accelerator) -> dict[str, Any]:
             accelerator=accelerator,
             micro_batch_cost=20,
             importance_cap=2.0,
+            importance_floor=0.0,
             weighs=False,
             lags=lag.updates > 0,
         )
