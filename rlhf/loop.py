@@ -29,6 +29,7 @@ with deferred():
     from rlhf.rollout import Batch, PolicyOutput, Rollout, single_steps
     from rlhf.runs.clock import seconds_spent
     from rlhf.runs.memory import peak_memory
+    from rlhf.runs.pulse import pulse
     from rlhf.runs.run import Phase, Restored, Unsaved
     from rlhf.sharded import (
         load_optimizer,
@@ -132,13 +133,21 @@ def learn(
         content["task"] = _per_rank({"task": task.state_dict(), "lag": lag.state_dict()}, accelerator)
         phase.save(update, content, {"policy": _writer(policy)})
 
-    with StopSignals(accelerator) as signals, _own_forward(accelerator, wrapped), _stop_noted(phase):
+    with (
+        StopSignals(accelerator) as signals,
+        pulse(accelerator) as life,
+        _own_forward(accelerator, wrapped),
+        _stop_noted(phase),
+    ):
         if restored is None:
+            life.at("the evaluation before update 1")
             _evaluate(policy, task, here, phase, {"update": 0, "steps": 0})
+            life.at("the checkpoint before update 1")
             save(0)
         done, told, began = steps if duration.steps else update, False, update
         cost = optimize.affordable(policy, settings.micro_batch_cost)
         while done < duration.target:
+            life.at(f"update {update + 1}")
             learner = replace(learner, update_index=update, progress=done / duration.target)
             state, row, samples = _collect_and_learn(learner, task, lag, here, state, first=update == began)
             steps += row["steps"]
@@ -158,13 +167,16 @@ def learn(
                 _require_finite(policy, update, accelerator)
             phase.record([{"update": update, "kind": "training", **s} for s in samples[: duration.record_samples]])
             if evaluates:
+                life.at(f"the evaluation after update {update}")
                 _evaluate(policy, task, here, phase, {"update": update, "steps": steps, **row})
             else:
                 _log(phase, {"update": update, **row})
             if saves:
+                life.at(f"the checkpoint after update {update}")
                 save(update)
             if stopped and not last:
                 signals.stop()
+        life.at("writing the final policy")
         phase.finish(duration.target, {"policy": _writer(policy)})
         # A signal during the last update is meant for what would come after this phase.
         if signals.requested():

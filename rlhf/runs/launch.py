@@ -27,7 +27,7 @@ with deferred():
     import torch
 
     from rlhf.runs.processes import end_at_once
-    from rlhf.runs.ranks import left_alone
+    from rlhf.runs.ranks import AnotherEnded, left_alone
 
 
 C = TypeVar("C")
@@ -190,6 +190,8 @@ def _run(main: Callable[[], object]) -> int:
         return stopped.status
     except KeyboardInterrupt as interrupt:
         return _say(str(interrupt) or "interrupted; --resume continues from the last checkpoint.", 130)
+    except AnotherEnded:
+        return 1
     except Exception as error:
         if left_alone(error):
             return _say("error: another process of this run has ended, which says why; this one ends with it.", 1)

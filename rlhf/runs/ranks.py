@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -19,6 +21,13 @@ TOLD: tuple[type[Exception], ...] = (InputError, DiskError, NonFiniteError)
 PEER_ENDED = ("closed by peer", "reset by peer", "Broken pipe")
 # In the store by which the processes found each other: the signal that ended one which could not agree with the others.
 WORD = "rlhf/ended-by-signal"
+# There too: why one of them ended by an error, or what is wrong with one that cannot say it.
+ENDED = "rlhf/ended"
+_calls = itertools.count()
+
+
+class AnotherEnded(RuntimeError):
+    """Another process has ended, so this one cannot go on; why was said."""
 
 
 def on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:
@@ -27,12 +36,16 @@ def on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:
         return act()
     outcome: list[Any] = [None, None, None]
     raised: Exception | None = None
+    done = f"rlhf/done/{next(_calls)}"
     if accelerator.is_main_process:
         try:
             outcome[0] = act()
         except Exception as error:
             raised = error
             outcome[1:] = [next((i for i, kind in enumerate(TOLD) if isinstance(error, kind)), None), str(error)]
+        store().set(done, "")
+    else:
+        _await(done)
     broadcast_object_list(outcome)
     if raised is not None:
         raise raised
@@ -42,8 +55,18 @@ def on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:
     return result
 
 
+def _await(key: str) -> None:
+    """Waits for what the main process does, however long that takes: a collective would give up."""
+    pause = 0.001
+    while not store().check([key]):
+        time.sleep(pause)
+        pause = min(2 * pause, 0.25)
+
+
 def left_alone(error: BaseException | None) -> bool:
     """Whether it was raised because another process, with which this one was to exchange something, has ended."""
+    if isinstance(error, AnotherEnded):
+        return True
     said = str(error) if isinstance(error, RuntimeError) else ""
     return "gloo" in said and any(text in said for text in PEER_ENDED)
 
@@ -53,16 +76,16 @@ def leave_word(number: int) -> None:
     if torch.distributed.is_initialized():
         # It may have been kept by a process that has ended.
         with suppress(RuntimeError):
-            _store().set(WORD, str(number))
+            store().set(WORD, str(number))
 
 
 def word_left() -> int:
     """The signal that ended another process, if it could leave word of it; else 0."""
     with suppress(RuntimeError):
-        if _store().check([WORD]):
-            return int(_store().get(WORD))
+        if store().check([WORD]):
+            return int(store().get(WORD))
     return 0
 
 
-def _store() -> torch.distributed.Store:
+def store() -> torch.distributed.Store:
     return torch.distributed.distributed_c10d._get_default_store()

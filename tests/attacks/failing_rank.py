@@ -11,18 +11,23 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import rlhf.loop
+from rlhf import acting
 from rlhf.errors import InputError
 from rlhf.lm.collect import PromptCollector
 from rlhf.lm.evaluate import ResponseEvaluator
+from rlhf.lm.rewards import Rewards
 from rlhf.runs.run import Phase
 
 PLACES: dict[str, tuple[Any, str]] = {
     "collect": (PromptCollector, "collect"),
+    "reward": (Rewards, "__call__"),
+    "score": (acting, "completed"),
     "update": (rlhf.loop, "_collect_and_learn"),
     "evaluate": (ResponseEvaluator, "__call__"),
     "checkpoint": (Phase, "save"),
@@ -31,6 +36,7 @@ PLACES: dict[str, tuple[Any, str]] = {
 
 
 def strike(kind: str) -> None:
+    Path("struck").write_text(str(time.time()))
     if kind == "exception":
         raise LookupError("rank fault injected")
     if kind == "input":
@@ -38,7 +44,7 @@ def strike(kind: str) -> None:
     if kind == "sys.exit":
         sys.exit(0)
     if kind == "stall":
-        time.sleep(20)
+        time.sleep(60)
     numbers = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
     if kind in numbers:
         os.kill(os.getpid(), numbers[kind])
