@@ -95,7 +95,7 @@ class Pulse:
         with suppress(RuntimeError):
             self._store.set(_alive(self._rank), LEFT)
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: BaseException) -> None:
         """Leaves word of an error by which this process ends, and says it."""
         where = f"rank {self._rank} of {self._of} (on {self._host}) failed in {self._stage}"
         cause = f"{where}: {type(error).__name__}: {error}"
@@ -257,7 +257,7 @@ def pulse(accelerator: Accelerator) -> Iterator[Pulse | _Alone]:
     own.begin()
     try:
         yield own
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if left_alone(error):
             own.left_alone()
             raise AnotherEnded(str(error)) from error
