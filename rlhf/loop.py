@@ -135,7 +135,7 @@ def learn(
 
     with (
         StopSignals(accelerator) as signals,
-        pulse(accelerator) as life,
+        pulse(accelerator, saved=phase.folder is not None) as life,
         _own_forward(accelerator, wrapped),
         _stop_noted(phase),
     ):

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from rlhf.errors import InputError
+from rlhf.runs.ranks import have_patience
 
 # So long may a network's file system take to show one machine what another wrote.
 PATIENCE = 30.0
@@ -27,6 +28,7 @@ def require_processes(accelerator: Accelerator) -> None:
     Raises:
         InputError: The launcher started several, for GPUs that this machine does not have.
     """
+    have_patience(accelerator)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched == accelerator.num_processes or "LOCAL_RANK" not in os.environ:
         return

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-import time
+import os
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed
@@ -19,15 +19,35 @@ T = TypeVar("T")
 TOLD: tuple[type[Exception], ...] = (InputError, DiskError, NonFiniteError)
 # What gloo says in a process that waits for another which has ended.
 PEER_ENDED = ("closed by peer", "reset by peer", "Broken pipe")
+# Seconds for which collectives of gloo wait: those who meet may have worked for long, and one that ends is noticed.
+_LONG = 7 * 24 * 3600.0
 # In the store by which the processes found each other: the signal that ended one which could not agree with the others.
 WORD = "rlhf/ended-by-signal"
-# There too: why one of them ended by an error, or what is wrong with one that cannot say it.
-ENDED = "rlhf/ended"
-_calls = itertools.count()
 
 
 class AnotherEnded(RuntimeError):
     """Another process has ended, so this one cannot go on; why was said."""
+
+
+def patience() -> float:
+    """Seconds for which processes wait for one that works on, RLHF_PATIENCE in the environment.
+
+    Raises:
+        InputError: It is no number above 0.
+    """
+    given = os.environ.get("RLHF_PATIENCE", "1800")
+    with suppress(ValueError):
+        if float(given) > 0:
+            return float(given)
+    raise InputError(f"RLHF_PATIENCE is {given!r}; it must be a number of seconds above 0.")
+
+
+def have_patience(accelerator: Accelerator) -> None:
+    """Lets collectives wait as long: on GPUs, where one that ends is not noticed, for `patience()`; else for days."""
+    seconds = patience()
+    if accelerator.num_processes > 1:
+        limit = timedelta(seconds=seconds if accelerator.device.type == "cuda" else _LONG)
+        torch.distributed.distributed_c10d._set_pg_timeout(limit)
 
 
 def on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:
@@ -36,31 +56,19 @@ def on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:
         return act()
     outcome: list[Any] = [None, None, None]
     raised: Exception | None = None
-    done = f"rlhf/done/{next(_calls)}"
     if accelerator.is_main_process:
         try:
             outcome[0] = act()
         except Exception as error:
             raised = error
             outcome[1:] = [next((i for i, kind in enumerate(TOLD) if isinstance(error, kind)), None), str(error)]
-        store().set(done, "")
-    else:
-        _await(done)
     broadcast_object_list(outcome)
     if raised is not None:
         raise raised
     result, kind, message = outcome
     if message is not None:
-        raise RuntimeError(f"the main process failed: {message}") if kind is None else TOLD[kind](message)
+        raise AnotherEnded(f"the main process failed: {message}") if kind is None else TOLD[kind](message)
     return result
-
-
-def _await(key: str) -> None:
-    """Waits for what the main process does, however long that takes: a collective would give up."""
-    pause = 0.001
-    while not store().check([key]):
-        time.sleep(pause)
-        pause = min(2 * pause, 0.25)
 
 
 def left_alone(error: BaseException | None) -> bool:

@@ -50,15 +50,8 @@ def started(job: rig.Job, folder: Path) -> list[subprocess.Popen[str]]:
     for i, (name, end) in enumerate(zip(NAMES, CABLE, strict=True)):
         accelerate = (sys.executable, "-m", "accelerate.commands.launch")
         command = [
-            *(
-                "ip",
-                "netns",
-                "exec",
-                name,
-                *accelerate,
-                "--config_file",
-                str(rig.RECIPES / "accelerate/multi_node.yaml"),
-            ),
+            *("ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$@"', "sh"),
+            *(*accelerate, "--config_file", str(rig.RECIPES / "accelerate/multi_node.yaml")),
             *("--num_processes", "2", "--machine_rank", str(i), "--main_process_ip", "10.77.0.1"),
             *(str(rig.RECIPES / job.recipe), *job.arguments, "--output-dir", "run"),
         ]
@@ -85,9 +78,7 @@ def test_the_file_for_several_machines_runs_as_it_is(machines: None, jobs: dict[
     assert rig.differences(apart / "run", together / "run") == []
 
 
-def test_a_cut_cable_ends_both_machines_within_half_a_minute(
-    machines: None, jobs: dict[str, rig.Job], tmp_path: Path
-) -> None:
+def test_a_cut_cable_ends_both_machines_soon(machines: None, jobs: dict[str, rig.Job], tmp_path: Path) -> None:
     folder = rig.fresh(tmp_path / "here")
     processes = started(jobs["lm"].with_options("--improve.train.updates", "100000"), folder)
     metrics = folder / "run" / "ppo" / "metrics.jsonl"
@@ -101,6 +92,6 @@ def test_a_cut_cable_ends_both_machines_within_half_a_minute(
     seconds = time.monotonic() - cut
     first, second = ((folder / f"{i}.log").read_text() for i in range(2))
     assert first.count("rank 1 of 2 ") == 1
-    assert "has given no sign of life for 15 seconds" in first
-    assert "the machine of rank 0 has not answered for 15 seconds" in second
-    assert seconds < 30.0
+    assert "(on rlhf-b), last in" in first
+    assert "the machine of rank 0 has not answered for 25 seconds" in second
+    assert seconds < 35.0

@@ -23,6 +23,8 @@ _CONFIGS: dict[str, dict[str, object]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
     "llama": _LLAMA,
     "qwen2": {**_LLAMA, "tie_word_embeddings": True},
+    "qwen3": {**_LLAMA, "head_dim": 8},
+    "mistral": {**_LLAMA, "head_dim": 8, "sliding_window": 6},
     "gpt_neox": {**_SIZES, **_DROPOUT, "intermediate_size": 48},
     "opt": {**_SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.1, "attention_dropout": 0.1},
     "gemma": {**_LLAMA, "head_dim": 8},

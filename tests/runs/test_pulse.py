@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import InputError
-from rlhf.runs.pulse import _place, patience
+from rlhf.runs.pulse import _place
+from rlhf.runs.ranks import patience
 
 ROOT = Path(__file__).parents[2]
 RANKS = [pytest.param(0, marks=pytest.mark.slow), 1]
@@ -79,6 +80,24 @@ def test_one_that_stands_still_is_named_with_its_place_and_ends_both(rank: int) 
     assert "last in the middle at two_pulses.py:" in line
     assert "while others wait for it (RLHF_PATIENCE is 3); --resume continues" in line
     assert seconds < 40.0
+
+
+@pytest.mark.slow
+def test_the_main_process_that_hangs_in_what_it_does_for_all_is_named_too() -> None:
+    printed, said, _, _ = both("hangs in what it does for all", 0, RLHF_PATIENCE="3")
+    assert "came to the end" not in printed
+    (line,) = said
+    assert line.startswith("error: rank 0 of 2 (on ")
+    assert "last in the middle at two_pulses.py:" in line
+
+
+@pytest.mark.slow
+def test_an_error_that_was_caught_does_not_end_the_next_run_of_the_processes() -> None:
+    printed, said, statuses, _ = both("has failed before", 0)
+    assert printed == ["came to the end"] * 2
+    assert statuses == [0, 0]
+    (line,) = said
+    assert "ValueError: of an earlier run" in line
 
 
 def test_none_that_does_well_is_ended() -> None:

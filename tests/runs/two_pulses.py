@@ -6,11 +6,12 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import torch
 from accelerate import Accelerator
 
-from rlhf.runs.pulse import BEAT, pulse
+from rlhf.runs.pulse import AFTER_WORD, BEAT, pulse
 from rlhf.runs.ranks import AnotherEnded, on_main
 
 
@@ -28,15 +29,21 @@ def main() -> None:
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     try:
-        with pulse(accelerator) as life:
+        if kind == "has failed before":
+            with suppress(ValueError), pulse(accelerator, saved=True):
+                raise ValueError("of an earlier run")
+            time.sleep(AFTER_WORD)
+        with pulse(accelerator, saved=True) as life:
             life.at("the middle")
             # Until both have heard of each other.
             time.sleep(3 * BEAT)
             if accelerator.process_index == rank:
                 harm(kind)
             accelerator.gather(torch.ones(1))
-            if kind == "works long":
-                on_main(accelerator, lambda: time.sleep(4))
+            if kind == "hangs in what it does for all":
+                on_main(accelerator, lambda: time.sleep(60))
+            if kind == "has failed before":
+                time.sleep(AFTER_WORD + 2 * BEAT)
         print("came to the end", flush=True)
     except AnotherEnded:
         print("ended with the other", flush=True)
