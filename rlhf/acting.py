@@ -158,7 +158,7 @@ def _by_depth(distances: Tensor, mask: Tensor, accelerator: Accelerator) -> dict
 
 
 def require_same_policy(metrics: dict[str, float], *, rounding: float, mixed_precision: str) -> None:
-    """Refuses a process's first update if actor and learner differ by more than rounding explains.
+    """Refuses a run's first updates if actor and learner differ by more than rounding explains.
 
     Args:
         rounding: Nats an action, in the mean, that explains where the learner computes in full precision.

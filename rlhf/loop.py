@@ -144,12 +144,12 @@ def learn(
             _evaluate(policy, task, here, phase, {"update": 0, "steps": 0})
             life.at("the checkpoint before update 1")
             save(0)
-        done, told, began = steps if duration.steps else update, False, update
+        done, told = steps if duration.steps else update, False
         cost = optimize.affordable(policy, settings.micro_batch_cost)
         while done < duration.target:
             life.at(f"update {update + 1}")
             learner = replace(learner, update_index=update, progress=done / duration.target)
-            state, row, samples = _collect_and_learn(learner, task, lag, here, state, first=update == began)
+            state, row, samples = _collect_and_learn(learner, task, lag, here, state)
             steps += row["steps"]
             row["steps"] = steps
             update, before, stopped = update + 1, done, signals.requested()
@@ -278,13 +278,9 @@ def _take_up(
 
 
 def _collect_and_learn(
-    learner: optimize.Learner, task: Task, lag: acting.Lag, here: Here, state: dict[str, Tensor], *, first: bool
+    learner: optimize.Learner, task: Task, lag: acting.Lag, here: Here, state: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
-    """One update: the method's next state, what to log (`steps` are those of this update), and the samples.
-
-    Args:
-        first: Of this process; what acts is then held against the learner.
-    """
+    """One update: the method's next state, what to log (`steps` are those of this update), and the samples."""
     policy, accelerator, index, method = learner.module, learner.accelerator, learner.update_index, here.method
     state = {**state, "progress": torch.tensor(learner.progress), "update": torch.tensor(index)}
     seconds: dict[str, Any] = {}
@@ -316,7 +312,8 @@ def _collect_and_learn(
                 f"{method.name} charges for the KL to a reference, and the task gives none; fill `ref_logprobs` of its "
                 "rollouts, or set kl_coef to 0."
             )
-        if first and not lag.updates:
+        # The second time with weights that have moved, which what acts may not have got.
+        if index < 2 and not lag.updates:
             acting.require_same_policy(seen, rounding=task.rounding, mixed_precision=accelerator.mixed_precision)
     with _timed(seconds, "update"):
         batch, cells = method.estimate(rollout, state)

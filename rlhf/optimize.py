@@ -66,8 +66,8 @@ class Optimize(Settings):
     """Where another policy than the learner acted (actors that lag, half precision, another engine), advantages are
     weighed by the ratio learner / actor, at most this (truncated importance sampling)."""
     importance_floor: Size = 0.0
-    """Above 0, such actions count nothing where the ratio is below this or above the cap (IcePop: 0.5 and a cap of 5);
-    0 is off."""
+    """Above 0, the advantage of such an action is 0 where the ratio is below this or above the cap (IcePop: 0.5 and a
+    cap of 5); 0 is off."""
     adam_beta2: ShareBelowOne = 0.999
     """Decay of AdamW's second moment."""
     adam_eps: Size = 1e-8
@@ -76,10 +76,13 @@ class Optimize(Settings):
     """AdamW's weight decay."""
 
     def __post_init__(self) -> None:
-        if self.importance_floor > self.importance_cap:
+        if self.importance_floor > min(self.importance_cap, 1.0) or (
+            self.importance_floor > 0 and self.importance_cap < 1
+        ):
             raise InputError(
-                f"importance_floor is {self.importance_floor} and importance_cap {self.importance_cap}: nothing would "
-                "count; the floor must be at most the cap."
+                f"importance_floor is {self.importance_floor} and importance_cap {self.importance_cap}: actions on "
+                "which actor and learner agree, whose ratio is 1, would count nothing; the floor must be below 1 and "
+                "the cap above."
             )
 
     @property

@@ -81,7 +81,7 @@ class Engine(Protocol):
             the tokens itself.
         rounding: Nats a token, in the mean, by which rounding alone lets its log-probs differ from the policy's in the
             precision of its weights: some 1e-3 where it computes in float32 too, 0.1 in half precision. More is an
-            error in the first update: other weights, another temperature.
+            error in the first two updates: other weights, another temperature.
     """
 
     exact: bool

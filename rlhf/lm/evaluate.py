@@ -62,23 +62,30 @@ class ResponseEvaluator:
         """Metrics and records over all ranks, the same on each of them."""
         numbers = range(self.accelerator.process_index, len(self.prompts), self.accelerator.num_processes)
         # A rank without prompts still takes part in the one collective; and answers, for engines that start together.
-        local = self._records(policy, list(numbers) or [0])[: len(numbers)]
+        local = self._records(policy, list(numbers)) if len(numbers) else []
+        if not len(numbers):
+            self._answers(policy, [0])
         records = gather_object(local) if self.accelerator.num_processes > 1 else local
         records = sorted(records, key=lambda record: record["number"])
         samples = [{name: value for name, value in record.items() if name != "number"} for record in records]
         return Evaluation(_metrics(samples), samples)
 
-    def _records(self, policy: CausalLM, numbers: list[int]) -> list[dict[str, Any]]:
-        prompts = [self.prompts[number] for number in numbers]
-        tokens = [prompt.tokens for prompt in prompts]
-        ids = torch.tensor(numbers)
+    def _answers(self, policy: CausalLM, numbers: list[int]) -> tuple[Generation, Generation]:
+        """To these prompts, sampled and greedy."""
+        tokens, ids = [self.prompts[number].tokens for number in numbers], torch.tensor(numbers)
         draws = uniforms(self.seed, "evaluation", 0, ids, self.sampling.max_new_tokens)
         with self.accelerator.autocast():
             sampled, greedy = (
                 respond(self.engine, policy, tokens, sampling=self.sampling, uniforms=each, sample_ids=ids)
                 for each in (draws, None)
             )
-            kl = self._kl(policy, tokens, sampled) if self.use_reference else None
+        return sampled, greedy
+
+    def _records(self, policy: CausalLM, numbers: list[int]) -> list[dict[str, Any]]:
+        prompts = [self.prompts[number] for number in numbers]
+        sampled, greedy = self._answers(policy, numbers)
+        with self.accelerator.autocast():
+            kl = self._kl(policy, [prompt.tokens for prompt in prompts], sampled) if self.use_reference else None
         (texts, scores), (greedy_texts, greedy_scores) = (
             score_responses(self.rewards, prompts, each, self.tokenizer, numbers, evaluating=True)
             for each in (sampled, greedy)

@@ -205,7 +205,7 @@ class Prompts(CollectorTask):
             "reward_weights": self.rewards.weights,
             "allow_none": self.rewards.allow_none,
             "on_reward_error": self.rewards.calling.on_error,
-            "engine": type(self.engine).__name__,
+            "engine": type(self.engine).__name__ + str(getattr(self.engine, "describe", dict)() or ""),
             "max_new_tokens": self.sampling.max_new_tokens,
             "stop_strings": list(self.sampling.stop_strings),
             "collect": asdict(self.config),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import random
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -26,19 +30,21 @@ from rlhf.lm.policy import CausalLM
 from rlhf.lm.precision import multiplies_only
 
 # Nats a token, in the mean, by which it and transformers round differently.
-_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+_ROUNDING = {torch.float32: 1e-2, torch.bfloat16: 0.1, torch.float16: 0.1}
 _OURS = ("model", "tokenizer", "load_format", "logprobs_mode", "enable_sleep_mode", "tensor_parallel_size")
 
 
 class VLLM:
     """vLLM (extra `rlhf[vllm]`), which decodes many prompts several times as fast as our decoder on a GPU.
 
-    It starts at the first call, in the policy's own process (one on each, each with a whole model). Before it answers
-    it takes over the policy's weights, LoRA adapters merged into them in float32. On a GPU it gives its memory back
-    after each answer, so that learning has it.
+    It starts at the first call, in the policy's own process (one on each, each with a whole model; one at a time on a
+    GPU). Before it answers it takes over the policy's weights, LoRA adapters merged into them in float32. On a GPU it
+    gives its memory back after each answer, so that learning has it.
 
     Args:
         dtype: What it computes in; policy: what the policy computes in at the first call.
+        rounding: Nats a token, in the mean, by which its log-probs may differ from the policy's in the first updates;
+            0: 0.01 where both compute in float32, else 0.1.
         options: Of `vllm.LLM`, such as gpu_memory_utilization=0.5 (the share of the GPU that it may fill while it
             answers), max_model_len or max_num_seqs.
 
@@ -49,15 +55,25 @@ class VLLM:
     exact = False
 
     def __init__(
-        self, *, dtype: Literal["policy", "float32", "bfloat16", "float16"] = "policy", **options: Any
+        self,
+        *,
+        dtype: Literal["policy", "float32", "bfloat16", "float16"] = "policy",
+        rounding: float = 0.0,
+        **options: Any,
     ) -> None:
         ours = sorted(set(options) & set(_OURS))
         if ours:
             raise InputError(f"{ours[0]} follows from the policy and cannot be an option of VLLM; leave it out.")
         self.dtype, self.options = dtype, options
-        self.rounding = _ROUNDING[torch.float32 if dtype == "policy" else getattr(torch, dtype)]
+        self.rounding = rounding or _ROUNDING[torch.float32 if dtype == "policy" else getattr(torch, dtype)]
         self._llm: Any = None
+        # The model that it was started for.
+        self._base: Any = None
         _module()
+
+    def describe(self) -> dict[str, Any]:
+        """What tells it from another, for config.json."""
+        return {"dtype": self.dtype, **{name: repr(value) for name, value in self.options.items()}}
 
     def generate(
         self, policy: CausalLM, prompts: Sequence[Sequence[int]], *, sampling: Sampling, uniforms: Tensor | None
@@ -67,9 +83,30 @@ class VLLM:
             raise InputError("A prompt has no tokens; give it at least one (such as the model's BOS token).")
         if sampling.stop_strings and policy.tokenizer is None:
             raise InputError("stop_strings need a tokenizer; set policy.tokenizer.")
-        if self._llm is None:
-            self._llm = self._started(policy)
-        elif self._sleeps(policy):
+        own = _computes_in(policy) if self.dtype == "policy" else getattr(torch, self.dtype)
+        # Autocast is for the learner.
+        with torch.autocast(policy.device.type, enabled=False), _undisturbed(policy.device):
+            try:
+                return self._answered(policy, prompts, sampling, uniforms, own)
+            except BaseException:
+                # It may be in the middle of requests; another call starts anew.
+                self._llm = self._base = None
+                raise
+
+    def _answered(
+        self,
+        policy: CausalLM,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        uniforms: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Generation:
+        base, sleeps = base_of(policy.model), policy.device.type == "cuda"
+        if self._base is None or self._base() is not base:
+            self._llm = None
+            gc.collect()
+            self._llm, self._base = _started(policy, dtype, self.options), weakref.ref(base)
+        elif sleeps:
             self._llm.wake_up(tags=["weights"])
         context = self._llm.model_config.max_model_len
         longest = max(len(prompt) for prompt in prompts)
@@ -79,8 +116,10 @@ class VLLM:
                 f"{longest + sampling.max_new_tokens}, but vLLM has room for {context}. Shorten one of them, or give "
                 "VLLM a larger max_model_len."
             )
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _weights(policy)})
-        if self._sleeps(policy):
+        weights = revert_weight_conversion(base, dict(_merged(base, dtype)))
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+        del weights
+        if sleeps:
             self._llm.wake_up(tags=["kv_cache"])
         else:
             self._llm.apply_model(_pack_head)
@@ -88,62 +127,79 @@ class VLLM:
         self._llm.reset_prefix_cache()
         given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         answers = self._llm.generate(given, _parameters(policy, sampling, uniforms, len(prompts)), use_tqdm=False)
-        if self._sleeps(policy):
+        if sleeps:
             self._llm.sleep(level=2)
         return _generation([answer.outputs[0] for answer in answers], policy.device)
 
-    def _sleeps(self, policy: CausalLM) -> bool:
-        return policy.device.type == "cuda"
 
-    def _started(self, policy: CausalLM) -> Any:
-        _require_weights(policy)
-        on_gpu = policy.device.type == "cuda"
-        # In this process, whose weights it reads; and quiet, where nobody asked for its log.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        # Or it would bind the threads of the learner.
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            # One engine a process, none of which waits for another.
-            executor = {"distributed_executor_backend": "external_launcher"}
-        else:
-            executor = {}
-        settings: dict[str, Any] = {
-            "dtype": str(_computes_in(policy) if self.dtype == "policy" else self.dtype).removeprefix("torch."),
-            "max_model_len": -1 if on_gpu else policy.context,
-            "enforce_eager": not on_gpu,
-            "seed": 0,
-            **({"gpu_memory_utilization": 0.4} if on_gpu else {"kv_cache_memory_bytes": 2**30}),
-            **executor,
-            **self.options,
-        }
-        base = base_of(policy.model)
-        config = copy.deepcopy(base.config)
-        config.architectures = [type(base).__name__]
-        with tempfile.TemporaryDirectory() as folder:
-            config.save_pretrained(folder)
-            if policy.tokenizer is not None:
-                policy.tokenizer.save_pretrained(folder)
-            try:
-                llm = _module().LLM(
-                    model=folder,
-                    skip_tokenizer_init=policy.tokenizer is None,
-                    generation_config="vllm",
-                    load_format="dummy",
-                    logprobs_mode="processed_logprobs",
-                    enable_sleep_mode=on_gpu,
-                    logits_processors=_masks(policy.unknown_tokens),
-                    **settings,
-                )
-            except Exception as error:
-                raise InputError(
-                    f"vLLM cannot hold {type(base).__name__} with {settings}: {one_line(error)}. Its log says more "
-                    "with VLLM_LOGGING_LEVEL=INFO."
-                ) from error
-        # Its own end would be that of this process's group too.
-        llm.llm_engine.engine_core._finalizer.detach()
-        weakref.finalize(self, _end, llm.llm_engine.engine_core.engine_core).atexit = False
-        return llm
+def _started(policy: CausalLM, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    """vLLM with a model of these sizes, whose weights are yet to come."""
+    _require_weights(policy)
+    on_gpu = policy.device.type == "cuda"
+    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    settings: dict[str, Any] = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "max_model_len": -1 if on_gpu else policy.context,
+        "enforce_eager": not on_gpu,
+        "seed": 0,
+        **({"gpu_memory_utilization": 0.4} if on_gpu else {"kv_cache_memory_bytes": 2**30}),
+        # One engine a process, none of which waits for another.
+        **({"distributed_executor_backend": "external_launcher"} if several else {}),
+        **options,
+    }
+    base = base_of(policy.model)
+    config = copy.deepcopy(base.config)
+    config.architectures = [type(base).__name__]
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        if policy.tokenizer is not None:
+            policy.tokenizer.save_pretrained(folder)
+        try:
+            llm = _module().LLM(
+                model=folder,
+                skip_tokenizer_init=policy.tokenizer is None,
+                generation_config="vllm",
+                load_format="dummy",
+                logprobs_mode="processed_logprobs",
+                enable_sleep_mode=on_gpu,
+                logits_processors=_masks(policy.unknown_tokens),
+                **settings,
+            )
+        except Exception as error:
+            raise InputError(
+                f"vLLM cannot hold {type(base).__name__} with {settings}: {one_line(error)}. Its log says more "
+                "with VLLM_LOGGING_LEVEL=INFO."
+            ) from error
+    # Its own end would be that of this process's group too.
+    llm.llm_engine.engine_core._finalizer.detach()
+    weakref.finalize(llm, _end, llm.llm_engine.engine_core.engine_core).atexit = False
+    return llm
+
+
+@contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """vLLM runs in this process, whose weights it reads, and leaves its threads and generators as they were."""
+    fixed = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # The other runner takes masks of another form.
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+    }
+    os.environ.update(fixed)
+    # Unless it is asked for; or it would log much, bind the learner's threads, and report its use to its authors.
+    for name, value in (
+        ("VLLM_LOGGING_LEVEL", "ERROR"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind"), ("VLLM_NO_USAGE_STATS", "1"),
+    ):  # fmt: skip
+        os.environ.setdefault(name, value)
+    threads, set_threads = torch.get_num_threads(), torch.set_num_threads
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            torch.set_num_threads = set_threads
+            torch.set_num_threads(threads)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def _end(core: Any) -> None:
@@ -165,36 +221,53 @@ def _computes_in(policy: CausalLM) -> torch.dtype:
 
 
 def _require_weights(policy: CausalLM) -> None:
-    """Refuses adapters that are no part of the weights."""
-    if isinstance(policy.model, PeftModel) and not all(map(multiplies_only, policy.model.peft_config.values())):
-        kinds = ", ".join(type(config).__name__ for config in policy.model.peft_config.values())
-        raise InputError(f"vLLM takes whole models and plain LoRA adapters; this one's is {kinds}. Merge it first.")
-
-
-def _weights(policy: CausalLM) -> Iterator[tuple[str, Tensor]]:
-    """The model's weights under the names of its saved form."""
+    """Refuses adapters that are no part of the weights, or of weights that the model has twice."""
+    if not isinstance(policy.model, PeftModel):
+        return
+    configs = list(policy.model.peft_config.values())
     base = base_of(policy.model)
-    return iter(revert_weight_conversion(base, dict(_merged(base))).items())
+    if not all(map(multiplies_only, configs)) or any(isinstance(m, AuxiliaryTrainingWrapper) for m in base.modules()):
+        kinds = ", ".join(type(config).__name__ for config in configs)
+        raise InputError(
+            f"vLLM takes whole models and plain LoRA adapters of linear layers; this one's is {kinds} with more to it "
+            "(DoRA, modules_to_save, trainable tokens). Merge it into the model, or take our decoder."
+        )
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    if any(isinstance(end, BaseTunerLayer) for end in ends) and base.config.get_text_config().tie_word_embeddings:
+        raise InputError(
+            "the adapter is on the head or the embedding, which are one weight in this model; vLLM would give it to "
+            "both or to neither. Leave them out of lora_targets, or take our decoder."
+        )
 
 
 @torch.no_grad()
-def _merged(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter of a transformers model by name, those under an adapter with it in float32."""
+def _merged(base: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter of a transformers model by name, those under an adapter with that, added in float32."""
     adapted = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
+    packed = {name: module for name, module in base.named_modules() if isinstance(module, FourBitLinear)}
+    apart = tuple(f"{name}." for name in (*adapted, *packed))
     for name, parameter in base.named_parameters():
-        if not any(name.startswith(f"{layer}.") for layer in adapted):
+        if not name.startswith(apart):
             yield name, parameter.detach()
-    for name, layer in adapted.items():
+    for name, layer in packed.items():
+        if not name.startswith(tuple(f"{each}." for each in adapted)):
+            yield from _parts(name, layer.whole(), dtype, transposed=layer.stored_transposed)
+    for name, adapter in adapted.items():
         # A copy, so that the weights that learn and those beside them stay as they are to the last bit.
-        merged = copy.deepcopy(layer)
+        merged = copy.deepcopy(adapter)
         inner = merged.get_base_layer()
-        transposed = isinstance(inner, FourBitLinear) and inner.stored_transposed
         if isinstance(inner, FourBitLinear):
             cast(Any, merged).base_layer = inner.whole()
         merged.get_base_layer().float()
         merged.merge()
-        for part, parameter in merged.get_base_layer().named_parameters():
-            yield f"{name}.{part}", (parameter.T if transposed and part == "weight" else parameter).detach()
+        transposed = isinstance(inner, FourBitLinear) and inner.stored_transposed
+        yield from _parts(name, merged.get_base_layer(), dtype, transposed=transposed)
+
+
+def _parts(name: str, layer: nn.Module, dtype: torch.dtype, *, transposed: bool) -> Iterator[tuple[str, Tensor]]:
+    for part, parameter in layer.named_parameters():
+        stored = parameter.T if transposed and part == "weight" else parameter
+        yield f"{name}.{part}", stored.detach().to(dtype)
 
 
 def _pack_head(model: nn.Module) -> None:

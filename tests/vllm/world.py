@@ -28,15 +28,23 @@ def vocabulary_policy(folder: Path, seed: int = 0) -> CausalLM:
 ROWS = [{"prompt": text} for text in ("a", "a b", "c d", "b", "e f g a", "g", "d d", "f e")]
 
 
-def length(completion_ids: list[list[int]], **_: Any) -> list[float]:
-    return [float(len(ids)) for ids in completion_ids]
+def evens(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    return [sum(token % 2 == 0 for token in ids) / 2.0 for ids in completion_ids]
 
 
-def trained(policy: CausalLM, engine: Any, folder: Path | None, updates: int = 2, held_out: int = 2, **how: Any) -> Any:
+def trained(
+    policy: CausalLM,
+    engine: Any,
+    folder: Path | None,
+    updates: int = 2,
+    held_out: int = 2,
+    learning_rate: float = 1e-3,
+    **how: Any,
+) -> Any:
     task = rlhf.Prompts(
-        ROWS, length, max_new_tokens=6, held_out=held_out, prompts_per_rollout=4, responses_per_prompt=2, engine=engine
+        ROWS, evens, max_new_tokens=6, held_out=held_out, prompts_per_rollout=4, responses_per_prompt=2, engine=engine
     )
-    method, settings = rlhf.PPO(kl_coef=0.05), rlhf.Optimize(learning_rate=1e-3, epochs=2)
+    method, settings = rlhf.PPO(kl_coef=0.05), rlhf.Optimize(learning_rate=learning_rate, epochs=2)
     return rlhf.train(policy, task, method, settings, updates=updates, out=folder, seed=3, **how)
 
 
