@@ -24,6 +24,10 @@ class DiskError(OSError):
     """
 
 
+class AnotherEnded(RuntimeError):
+    """Another process has ended, so this one cannot go on; why was said."""
+
+
 class UserExit(RuntimeError):
     """Code of the user's called `sys.exit`, which would end the run as if all were well; the cause says where."""
 

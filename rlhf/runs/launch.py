@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import tyro
 
 from rlhf.deferred import deferred, settle
-from rlhf.errors import DiskError, InputError, NonFiniteError, memory_ended, no_exit
+from rlhf.errors import AnotherEnded, DiskError, InputError, NonFiniteError, memory_ended, no_exit
 from rlhf.parallel import require_environment
 from rlhf.runs.console import lenient_streams, visible
 from rlhf.runs.stop import Stopped
@@ -27,7 +27,7 @@ with deferred():
     import torch
 
     from rlhf.runs.processes import end_at_once
-    from rlhf.runs.ranks import AnotherEnded, left_alone
+    from rlhf.runs.ranks import left_alone
 
 
 C = TypeVar("C")

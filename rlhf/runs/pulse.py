@@ -19,9 +19,10 @@ from typing import Any, NamedTuple, cast
 
 from accelerate import Accelerator
 
+from rlhf.errors import AnotherEnded
 from rlhf.runs.console import visible
-from rlhf.runs.ranks import TOLD, WORD, AnotherEnded, left_alone, patience, store, word_left
-from rlhf.runs.stop import Stopped
+from rlhf.runs.ranks import TOLD, WORD, left_alone, patience, store, word_left
+from rlhf.runs.stop import Stopped, stop_signals
 
 # Seconds: from one sign of life to the next; without one, until a process on another machine counts as gone (which one
 # call that keeps Python's lock may take, so it is not less); and from the moment that another has said that it ends,
@@ -105,15 +106,18 @@ class Pulse:
         what = "has ended without a word: it was killed, or its machine is out of reach"
         try:
             before = {rank: self._said(rank) for rank in others}
-            time.sleep(3 * BEAT)
-            if self._told or self._store.check([self._key(_ENDED)]) or word_left():
-                return
+            for _ in range(30):
+                if self._told or self._store.check([self._key(_ENDED)]) or word_left():
+                    return
+                time.sleep(0.1 * BEAT)
             silent = [(rank, sign) for rank, sign in before.items() if sign and self._said(rank) == sign]
             broke = f"the connection of rank {self._rank} to another process broke ({error})"
             self._leave_word(self._gone(*silent[0], what) if silent else broke, says=True)
         except RuntimeError:
-            # With rank 0 went what keeps all that is said.
-            if self._speaks_for_main and 0 in self._heard and not self._told:
+            # With rank 0 went what keeps all that is said; a signal that came here as well says why.
+            signals = stop_signals()
+            stopped = signals is not None and signals.received
+            if self._speaks_for_main and 0 in self._heard and not self._told and not stopped:
                 self._say(self._gone(0, self._heard[0][0], what))
 
     def _key(self, name: object) -> str:

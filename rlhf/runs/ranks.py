@@ -12,7 +12,7 @@ import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from rlhf.errors import DiskError, InputError, NonFiniteError
+from rlhf.errors import AnotherEnded, DiskError, InputError, NonFiniteError
 
 T = TypeVar("T")
 # Errors that end every rank as they end the main process; any other is a RuntimeError there.
@@ -23,10 +23,6 @@ PEER_ENDED = ("closed by peer", "reset by peer", "Broken pipe")
 _LONG = 7 * 24 * 3600.0
 # In the store by which the processes found each other: the signal that ended one which could not agree with the others.
 WORD = "rlhf/ended-by-signal"
-
-
-class AnotherEnded(RuntimeError):
-    """Another process has ended, so this one cannot go on; why was said."""
 
 
 def patience() -> float:

@@ -70,8 +70,11 @@ def test_ctrl_c_twice_while_one_process_waits_ends_each_in_a_line(facts: dict[st
 def test_an_error_in_one_process_is_told_by_that_one_alone(facts: dict[str, Any]) -> None:
     first, second = facts["fails"]["said"]
     assert facts["fails"]["statuses"] == [1, 1]
-    assert lines(first) == ["error: another process of this run has ended, which says why; this one ends with it."]
+    assert lines(first) == []
     assert "Traceback" not in first
+    (told,) = [line for line in second.splitlines() if line.startswith("error: ")]
+    assert told.startswith("error: rank 1 of 2 (on ")
+    assert told.endswith(f"failed in update 2: LookupError: of the reward; {FROM_LAST}")
     assert second.endswith("LookupError: of the reward\n")
     assert second.count("Traceback") == 1
 

@@ -11,8 +11,9 @@ from contextlib import suppress
 import torch
 from accelerate import Accelerator
 
+from rlhf.errors import AnotherEnded
 from rlhf.runs.pulse import AFTER_WORD, BEAT, pulse
-from rlhf.runs.ranks import AnotherEnded, on_main
+from rlhf.runs.ranks import on_main
 
 
 def harm(kind: str) -> None:
