@@ -21,7 +21,7 @@ from accelerate import Accelerator
 
 from rlhf.errors import AnotherEnded
 from rlhf.runs.console import visible
-from rlhf.runs.ranks import TOLD, WORD, left_alone, patience, store, word_left
+from rlhf.runs.ranks import TOLD, WORD, left_alone, patience, store
 from rlhf.runs.stop import Stopped, stop_signals
 
 # Seconds: from one sign of life to the next; without one, until a process on another machine counts as gone (which one
@@ -68,6 +68,7 @@ class Pulse:
         self._tells, self._store = (cast(Any, store()).clone() for _ in range(2))
         # An earlier run of these processes may have left words.
         self._keys = f"rlhf/pulse-{next(_pulses)}"
+        self._signal_before = self._store.check([WORD])
         self._main, self._host = threading.get_ident(), socket.gethostname()
         self._stage = "the beginning"
         self._ended = threading.Event()
@@ -107,7 +108,7 @@ class Pulse:
         try:
             before = {rank: self._said(rank) for rank in others}
             for _ in range(30):
-                if self._told or self._store.check([self._key(_ENDED)]) or word_left():
+                if self._told or self._word_is_left():
                     return
                 time.sleep(0.1 * BEAT)
             silent = [(rank, sign) for rank, sign in before.items() if sign and self._said(rank) == sign]
@@ -144,7 +145,7 @@ class Pulse:
                 for rank in range(self._of) if self._rank == 0 else (0,):
                     self._hear(rank)
                     self._answered = time.monotonic()
-                self._told = self._store.check([self._key(_ENDED)]) or self._store.check([WORD])
+                self._told = self._word_is_left()
                 self._answered = time.monotonic()
             except RuntimeError:
                 # What keeps all that is said is gone: out of reach, or it ended in good order, as this process will.
@@ -190,6 +191,11 @@ class Pulse:
         key = self._key(rank)
         said = self._store.get(key).decode() if self._store.check([key]) else _LEFT
         return None if said == _LEFT else Sign(*json.loads(said))
+
+    def _word_is_left(self) -> bool:
+        """One of them ends by an error, or by a signal, and says why."""
+        by_signal = not self._signal_before and self._store.check([WORD])
+        return by_signal or self._store.check([self._key(_ENDED)])
 
     def _lives(self, sign: Sign) -> bool:
         """Whether it is a process of this machine and is there, silent though it may be."""

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from rlhf.errors import AnotherEnded
 from rlhf.runs.pulse import AFTER_WORD, BEAT, pulse
-from rlhf.runs.ranks import on_main
+from rlhf.runs.ranks import leave_word, on_main
 
 
 def harm(kind: str) -> None:
@@ -32,6 +32,7 @@ def main() -> None:
     try:
         if kind == "has failed before":
             with suppress(ValueError), pulse(accelerator, saved=True):
+                leave_word(signal.SIGTERM)
                 raise ValueError("of an earlier run")
             time.sleep(AFTER_WORD)
         with pulse(accelerator, saved=True) as life:
