@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from rlhf.core.epochs import epoch_rows
 from rlhf.errors import InputError
@@ -34,25 +35,34 @@ def require_rows(num_rows: int, rows_per_update: int, accelerator: Accelerator) 
 class DemonstrationCollector:
     """Update u takes the next `rows_per_update` rows, in another hashed order each epoch; ranks share them evenly.
 
-    Sample ids are those of the demonstrations; where a rollout runs into the next epoch, that epoch's are raised by
-    one range of ids, so that no two rows of a rollout share one.
+    Sample ids and groups are those of the demonstrations; where a rollout runs into the next epoch, that epoch's are
+    raised by one range of them, so that no two rows of a rollout share one.
+
+    Args:
+        size: Rows side by side that count as one, such as those of a pair.
     """
 
-    def __init__(self, rollout: Rollout, *, rows_per_update: int, seed: int, accelerator: Accelerator) -> None:
-        require_rows(rollout.mask.shape[0], rows_per_update, accelerator)
-        self.rollout = rollout.to(torch.device("cpu"))
+    def __init__(
+        self, rollout: Rollout, *, rows_per_update: int, seed: int, accelerator: Accelerator, size: int = 1
+    ) -> None:
+        require_rows(rollout.mask.shape[0] // size, rows_per_update, accelerator)
+        self.rollout, self.size = rollout.to(torch.device("cpu")), size
         self.rows_per_update, self.seed, self.accelerator = rows_per_update, seed, accelerator
 
     def collect(self, policy: Any, update: int) -> Collected:
-        num_rows = self.rollout.mask.shape[0]
+        num_rows = self.rollout.mask.shape[0] // self.size
         share = self.rows_per_update // self.accelerator.num_processes
         first = update * self.rows_per_update
         start = first + share * self.accelerator.process_index
         rows = epoch_rows(self.seed, "demonstrations", num_rows=num_rows, start=start, count=share)
         epochs_ahead = torch.arange(start, start + share) // num_rows - first // num_rows
-        chosen = self.rollout.rows(rows)
-        id_range = int(self.rollout.sample_ids.max()) + 1
-        chosen = replace(chosen, sample_ids=chosen.sample_ids + epochs_ahead * id_range)
+        chosen = self.rollout.rows((rows.unsqueeze(1) * self.size + torch.arange(self.size)).flatten())
+        epochs_ahead = epochs_ahead.repeat_interleave(self.size)
+        chosen = replace(
+            chosen,
+            sample_ids=_raised(chosen.sample_ids, self.rollout.sample_ids, epochs_ahead),
+            groups=None if chosen.groups is None else _raised(chosen.groups, self.rollout.groups, epochs_ahead),
+        )
         epoch = (first + self.rows_per_update) / num_rows
         return Collected(chosen.to(self.accelerator.device), {"epoch": epoch, "episodes": self.rows_per_update}, [])
 
@@ -65,3 +75,8 @@ class DemonstrationCollector:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def _raised(ids: Tensor, all_ids: Tensor | None, epochs_ahead: Tensor) -> Tensor:
+    assert all_ids is not None
+    return ids + epochs_ahead * (int(all_ids.max()) + 1)

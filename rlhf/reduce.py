@@ -92,18 +92,33 @@ def global_whiten(accelerator: Accelerator, x: Tensor, mask: Tensor, *sources: T
 
 
 class MetricSums:
-    """Adds up per-action metrics over micro-batches; `reduce` turns them into global numbers.
+    """Adds up metrics over micro-batches, `(B, T)` of actions or `(B,)` of rows; `reduce` makes them global numbers.
 
     A name that ends in `_max` is reduced by maximum, one in `_per_episode` is summed and divided by the episodes
-    that ended, every other is averaged over the mask.
+    that ended, every other is averaged: over the mask, or over the rows that have an action in it.
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._of_rows: set[str] = set()
         self._count: Tensor | int = 0
+        self._rows: Tensor | int = 0
         self._episodes: Tensor | int = 0
 
     def add(self, metrics: dict[str, Tensor], mask: Tensor, dones: Tensor | None = None) -> None:
+        of_rows = {name: values for name, values in metrics.items() if values.dim() == 1}
+        if of_rows:
+            self._add_rows(of_rows, mask.any(dim=1))
+        self._add_cells({name: values for name, values in metrics.items() if name not in of_rows}, mask, dones)
+
+    def _add_rows(self, metrics: dict[str, Tensor], acted: Tensor) -> None:
+        self._of_rows |= metrics.keys()
+        self._rows = self._rows + acted.sum()
+        for name, values in metrics.items():
+            total = values.detach().double().masked_fill(~acted, 0.0).sum()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+
+    def _add_cells(self, metrics: dict[str, Tensor], mask: Tensor, dones: Tensor | None) -> None:
         if not metrics:
             return
         cells = torch.stack([cell.detach() for cell in metrics.values()]).flatten(1).double()
@@ -123,15 +138,16 @@ class MetricSums:
         """The metrics as numbers, the same on every rank; every rank must hold the same names."""
         names = list(self._sums)
         zero = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-        values = torch.stack([*self._sums.values(), zero + self._count, zero + self._episodes])
+        values = torch.stack([*self._sums.values(), zero + self._count, zero + self._rows, zero + self._episodes])
         sums = global_sum(accelerator, values).tolist()
         # A maximum over no cell at all is -inf on a rank that only pads; the sum is not used for those names.
         peaks = global_max(accelerator, values).tolist()
-        count, episodes = max(sums[-2], 1.0), max(sums[-1], 1.0)
+        count, rows, episodes = (max(each, 1.0) for each in sums[-3:])
         metrics = {}
         for i, name in enumerate(names):
             if name.endswith("_max"):
                 metrics[name] = peaks[i]
             else:
-                metrics[name] = sums[i] / (episodes if name.endswith("_per_episode") else count)
+                of = rows if name in self._of_rows else count
+                metrics[name] = sums[i] / (episodes if name.endswith("_per_episode") else of)
         return metrics

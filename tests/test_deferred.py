@@ -14,9 +14,12 @@ HEAVY = ("torch", "transformers", "accelerate", "peft", "datasets", "gymnasium",
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py") if not path.stem.startswith("_"))
 NEEDED = {
     "custom_reward": ["--model", "m"],
+    "dpo": ["--model", "m", "--data", "d"],
     "loop": ["--model", "m"],
     "movie_reviews": ["--data", "d"],
     "plan": ["--model", "m"],
+    "reward_model": ["--model", "m", "--data", "d"],
+    "rlhf_pipeline": ["--model", "m", "--pairs", "p"],
     "sft": ["--model", "m", "--data", "d"],
 }
 

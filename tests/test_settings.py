@@ -17,6 +17,7 @@ import recipes.settings
 import rlhf.algorithms
 import rlhf.control
 import rlhf.lm
+from rlhf.algorithms.dpo import DPO
 from rlhf.algorithms.ppo import PPO
 from rlhf.control.load import load_control_policy
 from rlhf.control.settings import EvaluateEpisodes
@@ -51,6 +52,16 @@ NEEDED: dict[str, dict[str, Any]] = {
     "recipes.plan.Config": {"model": "gpt2"},
     "recipes.movie_reviews.Config": {"data": "reviews"},
     "recipes.sft.Config": {"model": "gpt2", "data": "rows.jsonl"},
+    "recipes.dpo.Config": {"model": "gpt2", "data": "pairs.jsonl"},
+    "recipes.reward_model.Config": {"model": "gpt2", "data": "pairs.jsonl"},
+    "recipes.rlhf_pipeline.Config": {"model": "gpt2", "pairs": "pairs.jsonl"},
+    "recipes.settings.preferences.Compared": {
+        "model": "gpt2",
+        "data": "pairs.jsonl",
+        "output_dir": Path("runs/x"),
+        "method": DPO(),
+        "optimize": Optimize(),
+    },
 }
 # Numbers of which every finite one means something.
 UNBOUNDED = {"initial_log_std", "solved", "SAC.target_entropy"}

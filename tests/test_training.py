@@ -751,7 +751,11 @@ def test_actions_of_the_other_kind_are_refused(method, env_id, message, tmp_path
 def test_demonstrations_are_asked_for_where_there_are_rewards(tmp_path):
     task = fragments()
     refused(
-        task.policy(), task, BehaviourCloning(), tmp_path, "clone learns from demonstrations, and what is done here"
+        task.policy(),
+        task,
+        BehaviourCloning(),
+        tmp_path,
+        "clone learns from demonstrations, and here there are rewards",
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from rlhf.algorithms.base import Method
-from rlhf.algorithms.checks import fitting, require_policy, require_rewarded, require_settings, resolved
+from rlhf.algorithms.checks import fitting, require_learns_from, require_policy, require_settings, resolved
 from rlhf.algorithms.choices import find_method, make_method, methods
 from rlhf.algorithms.ppo import PPO
 from rlhf.deferred import deferred
@@ -61,7 +61,7 @@ class ImproveConfig(Settings):
 
     def __post_init__(self) -> None:
         group_size = self.collect.responses_per_prompt
-        require_rewarded(self.method)
+        require_learns_from(self.method, "rewards")
         require_policy(self.method, memoryless=False, has_critic=True)
         require_settings(self.method, resolved(self.method, self.optimize), group_size=group_size)
         num_parts = max(self.optimize.minibatches, self.method.num_parts)
@@ -109,8 +109,8 @@ def engine_of(improve: ImproveConfig) -> Engine | None:
 
 def for_language_models() -> list[str]:
     """Names of the methods that language models can be trained by."""
-    kinds = methods().items()
-    return [name for name, kind in kinds if not (kind.demonstrated or kind.replays or kind().needs_memoryless)]
+    kinds = {name: kind for name, kind in methods().items() if kind.learns_from == "rewards"}
+    return [name for name, kind in kinds.items() if not (kind.replays or kind().needs_memoryless)]
 
 
 def with_method(improve: ImproveConfig, name: str) -> tuple[Literal["shared", "none"], ImproveConfig]:

@@ -21,6 +21,7 @@ with deferred():
     from rlhf.rollout import Batch, PolicyOutput, Rollout
 
 Whitening = Literal["none", "minibatch", "batch"]
+LearnsFrom = Literal["rewards", "demonstrations", "pairs", "labels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,12 @@ class Method(Settings):
     """It asks how likely the actions were at the start of the update; without, they are only scored in the loss."""
     replays: ClassVar[bool] = False
     """It learns from replayed transitions."""
-    demonstrated: ClassVar[bool] = False
-    """It learns from demonstrations, not from rewards."""
+    learns_from: ClassVar[LearnsFrom] = "rewards"
+    """demonstrations: actions of which nothing is known but that they are to be repeated; pairs: rows two and two, of
+    which one was chosen; labels: rows that are desirable or not, and beside each one with an answer to another prompt,
+    which is neither."""
+    reads_ends: ClassVar[bool] = False
+    """Of a row it sees the state after its last action and no other, as a reward model does."""
     shardable: ClassVar[bool] = True
     """Its update needs no process to hold all weights at once."""
     critic_of: ClassVar[str] = "states"
@@ -78,7 +83,7 @@ class Method(Settings):
     @property
     def needs_groups(self) -> bool:
         """Rows are compared with others of the same start, so each start needs several."""
-        return self.rows == "groups"
+        return self.rows == "groups" and self.learns_from == "rewards"
 
     @property
     def needs_episodes(self) -> bool:
@@ -99,7 +104,7 @@ class Method(Settings):
     def needs_rewards(self) -> bool:
         """Where no action was paid better than another, its loss has nothing to move the policy by: no entropy bonus,
         no demonstrations. Such an update fits the critic, and leaves the policy as it is to the last bit."""
-        return self.compares and not self.demonstrated and getattr(self, "entropy_coef", 0.0) == 0
+        return self.compares and self.learns_from == "rewards" and getattr(self, "entropy_coef", 0.0) == 0
 
     @property
     def discount(self) -> float:
@@ -125,12 +130,17 @@ class Method(Settings):
         raise NotImplementedError
 
     def loss(self, output: Any, batch: Batch, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """`(B, T)` terms and cells to log. An optimizer step minimises sum(weights * terms) / sum(units).
+        """`(B, T)` terms, and what to log: `(B, T)` cells, or `(B,)` numbers of rows. An optimizer step minimises
+        sum(weights * terms) / sum(units).
 
         `output` is the policy's PolicyOutput, or what else the policy's `forward` gives a method that has its own kind.
         How far the policy has moved, its entropy and the clipped share are logged by the loop, which also keeps
         outputs that the terms leave out in the graph, as data parallelism needs.
         """
+        raise NotImplementedError
+
+    def row_scores(self, output: PolicyOutput, batch: Batch) -> Tensor:
+        """`(B,)` what a method that learns from pairs or labels makes of each row; held-out rows are measured by it."""
         raise NotImplementedError
 
     def clip_range(self, state: dict[str, Tensor], like: Tensor) -> float | Tensor | None:

@@ -69,12 +69,26 @@ def fitting(method: Method, settings: Optimize) -> Optimize:
     return settings
 
 
-def require_rewarded(method: Method) -> None:
-    """Refuses a method that learns from demonstrations where there are rewards."""
-    if method.demonstrated:
+# What has what a method learns from, and which method learns from it.
+_TASKS = {
+    "rewards": ("rlhf.Prompts or rlhf.Envs", "PPO()"),
+    "demonstrations": ("rlhf.Demonstrations", "BehaviourCloning()"),
+    "pairs": ("rlhf.Preferences", "DPO()"),
+    "labels": ("rlhf.Preferences", "KTO()"),
+}
+
+
+def require_learns_from(method: Method, *sources: str) -> None:
+    """Refuses a method that learns from something else than there is.
+
+    Args:
+        sources: What there is.
+    """
+    if method.learns_from not in sources:
+        fit = " or ".join(_TASKS[source][1] for source in sources)
         raise InputError(
-            f"{method.name} learns from demonstrations, and what is done here is paid by rewards; "
-            "choose another method."
+            f"{method.name} learns from {method.learns_from}, and here there are {' or '.join(sources)}; take {fit}, "
+            f"or a task that {method.name} is for ({_TASKS[method.learns_from][0]})."
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf.algorithms.base import Method, Whitening
+from rlhf.algorithms.base import LearnsFrom, Method, Whitening
 from rlhf.deferred import deferred
 
 with deferred():
@@ -21,7 +21,7 @@ class BehaviourCloning(Method):
 
     name: ClassVar[str] = "clone"
     whitens: ClassVar[tuple[Whitening, ...]] = ("none",)
-    demonstrated: ClassVar[bool] = True
+    learns_from: ClassVar[LearnsFrom] = "demonstrations"
     stops_early: ClassVar[bool] = False
     critic_of: ClassVar[str] = "none"
     compares: ClassVar[bool] = False

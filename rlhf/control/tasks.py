@@ -13,7 +13,7 @@ from torch import equal
 
 from rlhf import optimize
 from rlhf.algorithms.base import Method
-from rlhf.algorithms.checks import require_rewarded
+from rlhf.algorithms.checks import require_learns_from
 from rlhf.control.collect import CollectSteps, EnvCollector
 from rlhf.control.envs import EnvSource, make_env, make_envs, make_many, name_of, spaces_of
 from rlhf.control.episode_collect import EpisodeCollector
@@ -83,7 +83,7 @@ class Envs(CollectorTask):
 
     def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
         """Refuses a method that does not fit the environment, the policy or what is collected."""
-        require_rewarded(method)
+        require_learns_from(method, "rewards")
         self.require_measurable(policy, accelerator)
         acting = self.config
         if method.replays and (acting.normalise_rewards or acting.lag or acting.episodes):
@@ -206,11 +206,7 @@ class Imitation(CollectorTask):
 
     def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
         """Refuses methods that learn from rewards, of which nothing is known here, and policies that none can clone."""
-        if not method.demonstrated:
-            raise InputError(
-                f"{method.name} weighs actions by what they earned, and of an expert's nothing is known but the "
-                "actions; clone them with BehaviourCloning()."
-            )
+        require_learns_from(method, "demonstrations")
         spaces = spaces_of(make_env(self.env))
         if not isinstance(policy, ControlPolicy) or policy.spaces != spaces:
             found = f"a {type(policy).__name__} for {getattr(policy, 'spaces', 'something else')}"

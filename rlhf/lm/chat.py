@@ -6,7 +6,7 @@ import ast
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -109,6 +109,18 @@ def answer_text(tokenizer: Any, chat: Chat, response: str, *, finished: bool) ->
     if _CUT not in text:
         raise InputError(f"{chat.where}: the chat template does not show the end of a response that was cut.")
     return text[: text.rindex(_CUT)]
+
+
+def whole_tokens(tokenizer: Any, chats: Sequence[Chat]) -> list[list[int]]:
+    """Each conversation from beginning to end; what the template does not read of its arguments is left out."""
+    jobs = {chat.where: partial(_whole_text, tokenizer, chat) for chat in chats}
+    return tokenized(tokenizer, [text for (text,) in _rendered(jobs)])
+
+
+def _whole_text(tokenizer: Any, chat: Chat) -> list[str]:
+    require_messages(chat.messages, chat.where)
+    arguments = understood(tokenizer, chat.arguments, chat.where)
+    return [replace(chat, arguments=arguments).text(tokenizer)]
 
 
 def tokenized(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rlhf.core.random import hashed_order
-from rlhf.errors import InputError
+from rlhf.errors import InputError, no_exit
+from rlhf.files import load_from_file, users_code
 from rlhf.lm.chat import Chat, conversations, prompt_tokens, require_messages, require_prompt
 from rlhf.lm.readers import READERS, read_hub, require_characters
 from rlhf.lm.templates import Message, template_arguments
@@ -86,7 +87,8 @@ def load_data(
     subset: str | None = None,
     rename: Mapping[str, str] | None = None,
 ) -> Data:
-    """Rows of a .jsonl, .json, .csv or .parquet file, of a list of dicts, or of a data set on the Hugging Face hub.
+    """Rows of a .jsonl, .json, .csv or .parquet file, of a list of dicts, of a data set on the Hugging Face hub, or of
+    what a function returns (path/to/file.py:function).
 
     A CSV's cells are texts, whatever they look like.
 
@@ -98,7 +100,9 @@ def load_data(
     if isinstance(source, (str, Path)):
         path, name = Path(source).expanduser(), str(source)
         read = READERS.get(path.suffix.lower())
-        if read is not None:
+        if ".py:" in name:
+            rows = _returned(name)
+        elif read is not None:
             if not os.path.isfile(path):
                 raise InputError(f"there is no data file {path.absolute()}.")
             rows = read(path)
@@ -125,6 +129,16 @@ def load_data(
     if len(set(names.values())) < len(found):
         raise InputError(f"{name}: after renaming, two columns have one name ({', '.join(names.values())}).")
     return Data(name=name, rows=[{new: row.get(old) for old, new in names.items()} for row in rows])
+
+
+def _returned(location: str) -> list[Any]:
+    """The rows that a function of the user's returns."""
+    function = load_from_file(location, what="data", kind="function")
+    with users_code(), no_exit(f"data {location}"):
+        rows = function()
+    if not isinstance(rows, list):
+        raise InputError(f"data {location} returned {type(rows).__name__}; it must return a list of rows, each a dict.")
+    return rows
 
 
 def hold_out(num_rows: int, *, num_held_out: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -202,6 +216,13 @@ def demonstration_rollout(data: Data, tokenizer: Any, *, context: int | None) ->
     Raises:
         InputError: The columns fit no format, or a row is empty, longer than the context, or cannot be rendered.
     """
+    sequences = demonstration_sequences(data, tokenizer, context=context)
+    inputs, mask = lm_inputs([tokens for tokens, _ in sequences], [actions for _, actions in sequences])
+    return Rollout.demonstrations(inputs, mask, torch.arange(len(sequences)), inputs["lengths"])
+
+
+def demonstration_sequences(data: Data, tokenizer: Any, *, context: int | None) -> list[tuple[list[int], list[int]]]:
+    """The tokens of each row, and the positions of those that are actions; see `demonstration_rollout`."""
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no end-of-sequence token, so no demonstration could teach when to stop.")
     found = [columns for columns in _FORMATS if set(columns) <= set(data.columns)]
@@ -218,8 +239,7 @@ def demonstration_rollout(data: Data, tokenizer: Any, *, context: int | None) ->
                 f"{data.name}: row {row} has {len(tokens)} tokens, more than the model's context of {context}; leave "
                 "long rows out."
             )
-    inputs, mask = lm_inputs([tokens for tokens, _ in sequences], [actions for _, actions in sequences])
-    return Rollout.demonstrations(inputs, mask, torch.arange(len(sequences)), inputs["lengths"])
+    return sequences
 
 
 def lm_inputs(sequences: Sequence[Sequence[int]], actions: Sequence[Sequence[int]]) -> tuple[dict[str, Tensor], Tensor]:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from rlhf import optimize
 from rlhf.algorithms.base import Method
-from rlhf.algorithms.checks import require_rewarded
+from rlhf.algorithms.checks import require_learns_from
 from rlhf.errors import InputError
 from rlhf.lm.collect import CollectResponses, PromptCollector, require_prompts
 from rlhf.lm.data import Data, Prompt, hold_out, load_data, prompt_rows
@@ -22,8 +22,8 @@ from rlhf.lm.memory import require_memory
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.relevance import Relevance
 from rlhf.lm.responses import try_rewards
-from rlhf.lm.reward_model import RewardModel
-from rlhf.lm.rewards import Rewards, load_reward
+from rlhf.lm.reward_model import RewardModel, named_reward
+from rlhf.lm.rewards import Rewards
 from rlhf.lm.settings import Calling, OnError
 from rlhf.optimize import Optimize
 from rlhf.runs.evaluate import Evaluation
@@ -46,7 +46,8 @@ class Prompts(CollectorTask):
         data: A list of dicts, a .jsonl, .json, .csv or .parquet file, or a data set of the hub; with a column `prompt`
             (strings, or lists of chat messages) or `messages`.
         reward: A function that names what it needs (prompts, responses, ..., any column of the data) and returns one
-            number a response, or one list of numbers, one a token; path/to/file.py:function; or several of them.
+            number a response, or one list of numbers, one a token; path/to/file.py:function; the folder or hub id of a
+            reward model; or several of them.
         max_new_tokens: Longest response.
         held_out: So many rows are never trained on and evaluated on instead; or data of their own to evaluate on.
         reward_weights: One for each function; none given: each counts 1.
@@ -84,7 +85,7 @@ class Prompts(CollectorTask):
         self.config = made(CollectResponses, collecting, beside=_OWN)
         self.group_size, self.lag = self.config.responses_per_prompt, self.config.lag
         given: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
-        functions = [load_reward(one) if isinstance(one, str) else one for one in given]
+        functions = [named_reward(one) if isinstance(one, str) else one for one in given]
         calling = Calling(timeout=reward_timeout, on_error=on_reward_error)
         self.rewards = Rewards(functions, list(reward_weights) or None, allow_none=allow_none, calling=calling)
         # As they are before anything calls them: what they count as they go is no other reward.
@@ -143,7 +144,7 @@ class Prompts(CollectorTask):
         require_prompts(self.split(0)[0], self.config, accelerator)
 
     def require(self, policy: Any, method: Method, settings: Optimize, accelerator: Accelerator) -> None:
-        require_rewarded(method)
+        require_learns_from(method, "rewards")
         self.require_measurable(policy, accelerator)
         kept = 1 if method.rows == "groups" else self.group_size
         rows = self.config.prompts_per_rollout * kept

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
+from peft.utils import load_peft_weights
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf.errors import InputError
+from rlhf.lm.adapters import adapter_base
 from rlhf.lm.chat import Chat, answer_text, tokenized
-from rlhf.lm.pretrained import located, pretrained
+from rlhf.lm.loading import opened, require_finite
+from rlhf.lm.pretrained import located, pretrained, require_stored_whole
+from rlhf.lm.rewards import RewardFunction, load_reward
 from rlhf.lm.templates import rendered_apart, template_arguments
-from rlhf.lm.texts import encoded
-from rlhf.lm.vocabulary import pretrained_tokenizer, require_room, vocabulary_size
+from rlhf.lm.texts import encoded, ended
+from rlhf.lm.vocabulary import has_tokenizer, pretrained_tokenizer, require_room, vocabulary_size
+
+# Of classifiers, by the end of its name.
+_HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight", "out_proj.weight")
 
 
 class RewardModel:
@@ -25,7 +35,8 @@ class RewardModel:
     the classifier's context is an error.
 
     Args:
-        source: Folder or hub id of a transformers sequence classifier.
+        source: Folder or hub id of a transformers sequence classifier, or of an adapter that makes a model one.
+        device: None: this process's GPU, if it has one.
         label: Which output is the score, by number or by name; None: the only one.
         append_eos: A response that ended by itself ends with the classifier's end-of-sequence token, if it has one,
             so that it is told from one that was cut.
@@ -38,21 +49,26 @@ class RewardModel:
         self,
         source: str,
         *,
-        device: torch.device,
+        device: torch.device | None = None,
         label: int | str | None = None,
         append_eos: bool = True,
         max_tokens: int = 16384,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         place = located(source)
-        self.tokenizer = pretrained_tokenizer(place)
+        base = adapter_base(place)
+        self.tokenizer = pretrained_tokenizer(place if base is None or has_tokenizer(place) else located(base))
         if self.tokenizer.chat_template is not None:
             chat = Chat(messages=[{"role": "user", "content": "a"}], where=f"the reward model {source!r}")
             rendered_apart({chat.where: lambda: [answer_text(self.tokenizer, chat, "b", finished=True)]})
-        model: Any = pretrained(AutoModelForSequenceClassification, place, dtype=dtype)
+        model: Any = (
+            pretrained(AutoModelForSequenceClassification, place, dtype=dtype)
+            if base is None
+            else _with_adapter(place, located(base), dtype=dtype)
+        )
         require_room(self.tokenizer, vocabulary_size(model), f"the reward model {source!r}")
         # Evaluation mode: no dropout.
-        self.model = cast(PreTrainedModel, model.to(device).eval().requires_grad_(False))
+        self.model = cast(PreTrainedModel, model.to(device or _own_device()).eval().requires_grad_(False))
         self.source, self.append_eos, self.max_tokens = source, append_eos, max_tokens
         self.label = _label(source, self.model.config, label)
         self.reads_last_token = self._head_reads_last_token()
@@ -94,9 +110,8 @@ class RewardModel:
             # that read the whole need it.
             keep_end = finished or not (self.append_eos and self.reads_last_token)
             (tokens,) = encoded(self.tokenizer, [prompt + response], keep_end=keep_end)
-            eos = self.tokenizer.eos_token_id
-            if self.append_eos and finished and eos is not None and tokens[-1:] != [eos]:
-                tokens = [*tokens, eos]
+            if self.append_eos and finished:
+                tokens = ended(self.tokenizer, tokens)
         else:
             where = f"the reward model {self.source!r}"
             chat = Chat(messages=prompt, where=where, arguments=template_arguments(told, where))
@@ -133,6 +148,47 @@ class RewardModel:
         with torch.no_grad():
             theirs = self.model(input_ids=torch.tensor([probe], device=self.model.device)).logits
             return torch.allclose(self._logits([probe]), theirs, rtol=1e-3, atol=1e-4)
+
+
+def named_reward(location: str) -> RewardFunction:
+    """What a text stands for where a reward is asked for: path/to/file.py:function, or a reward model's folder or hub
+    id.
+
+    Raises:
+        InputError: There is no such function, or no such model.
+    """
+    return load_reward(location) if ".py" in location else RewardModel(location)
+
+
+def _own_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def _with_adapter(source: str, base: str, *, dtype: torch.dtype) -> PreTrainedModel:
+    """A classifier that an adapter makes of another model, merged into it; its head must be the adapter's or there."""
+    require_stored_whole(source)
+    weights = opened(partial(load_peft_weights, device="cpu"), source)
+    heads = [tensor for name, tensor in weights.items() if name.endswith(_HEADS)]
+    model, info = opened(
+        AutoModelForSequenceClassification.from_pretrained,
+        base,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        trust_remote_code=False,
+        **({"num_labels": len(heads[0])} if heads else {}),
+    )
+    random = [name for name in info["missing_keys"] if not (heads and name.endswith(_HEADS))]
+    if random:
+        raise InputError(
+            f"the adapter in {source!r} holds no head for {base!r}, so its scores would be random: {random[0]} is in "
+            "neither. Save it as one of a sequence classifier (peft's task_type SEQ_CLS), with its head."
+        )
+    adapted = opened(partial(PeftModel.from_pretrained, model), source)
+    require_finite(adapted, source)
+    return cast(PreTrainedModel, adapted.merge_and_unload())
 
 
 def _label(source: str, config: Any, label: int | str | None) -> int:

@@ -26,6 +26,12 @@ def encoded(tokenizer: Any, texts: list[str], *, keep_end: bool = False) -> list
     return result
 
 
+def ended(tokenizer: Any, tokens: list[int]) -> list[int]:
+    """The tokens with an end-of-sequence token behind, once, if the tokenizer has one."""
+    eos = tokenizer.eos_token_id
+    return tokens if eos is None or tokens[-1:] == [eos] else [*tokens, eos]
+
+
 def continuation(tokenizer: Any, completion: str) -> list[int]:
     """Tokens of a text that follows another; some tokenizers would begin it with a space that it does not have."""
     alone: list[int] = tokenizer(completion, add_special_tokens=False)["input_ids"]

@@ -14,20 +14,16 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
 from rlhf.errors import InputError
 from rlhf.lm.engine import Generation, Sampling
 from rlhf.lm.extras import needed
-from rlhf.lm.four_bits import FourBitLinear
 from rlhf.lm.loading import one_line
+from rlhf.lm.merged import merged_weights, require_mergeable
 from rlhf.lm.model import base_of
 from rlhf.lm.policy import CausalLM
-from rlhf.lm.precision import multiplies_only
 
 # Nats a token, in the mean, by which it and transformers round differently.
 _ROUNDING = {torch.float32: 1e-2, torch.bfloat16: 0.1, torch.float16: 0.1}
@@ -116,7 +112,7 @@ class VLLM:
                 f"{longest + sampling.max_new_tokens}, but vLLM has room for {context}. Shorten one of them, or give "
                 "VLLM a larger max_model_len."
             )
-        weights = revert_weight_conversion(base, dict(_merged(base, dtype)))
+        weights = revert_weight_conversion(base, dict(merged_weights(base, dtype)))
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
         del weights
         if sleeps:
@@ -134,7 +130,7 @@ class VLLM:
 
 def _started(policy: CausalLM, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     """vLLM with a model of these sizes, whose weights are yet to come."""
-    _require_weights(policy)
+    require_mergeable(policy.model, "vLLM takes whole models", "take our decoder")
     on_gpu = policy.device.type == "cuda"
     several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
     settings: dict[str, Any] = {
@@ -218,56 +214,6 @@ def _computes_in(policy: CausalLM) -> torch.dtype:
     if policy.frozen_dtype is not None:
         return policy.frozen_dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else policy.dtype
-
-
-def _require_weights(policy: CausalLM) -> None:
-    """Refuses adapters that are no part of the weights, or of weights that the model has twice."""
-    if not isinstance(policy.model, PeftModel):
-        return
-    configs = list(policy.model.peft_config.values())
-    base = base_of(policy.model)
-    if not all(map(multiplies_only, configs)) or any(isinstance(m, AuxiliaryTrainingWrapper) for m in base.modules()):
-        kinds = ", ".join(type(config).__name__ for config in configs)
-        raise InputError(
-            f"vLLM takes whole models and plain LoRA adapters of linear layers; this one's is {kinds} with more to it "
-            "(DoRA, modules_to_save, trainable tokens). Merge it into the model, or take our decoder."
-        )
-    ends = (base.get_input_embeddings(), base.get_output_embeddings())
-    if any(isinstance(end, BaseTunerLayer) for end in ends) and base.config.get_text_config().tie_word_embeddings:
-        raise InputError(
-            "the adapter is on the head or the embedding, which are one weight in this model; vLLM would give it to "
-            "both or to neither. Leave them out of lora_targets, or take our decoder."
-        )
-
-
-@torch.no_grad()
-def _merged(base: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter of a transformers model by name, those under an adapter with that, added in float32."""
-    adapted = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
-    packed = {name: module for name, module in base.named_modules() if isinstance(module, FourBitLinear)}
-    apart = tuple(f"{name}." for name in (*adapted, *packed))
-    for name, parameter in base.named_parameters():
-        if not name.startswith(apart):
-            yield name, parameter.detach()
-    for name, layer in packed.items():
-        if not name.startswith(tuple(f"{each}." for each in adapted)):
-            yield from _parts(name, layer.whole(), dtype, transposed=layer.stored_transposed)
-    for name, adapter in adapted.items():
-        # A copy, so that the weights that learn and those beside them stay as they are to the last bit.
-        merged = copy.deepcopy(adapter)
-        inner = merged.get_base_layer()
-        if isinstance(inner, FourBitLinear):
-            cast(Any, merged).base_layer = inner.whole()
-        merged.get_base_layer().float()
-        merged.merge()
-        transposed = isinstance(inner, FourBitLinear) and inner.stored_transposed
-        yield from _parts(name, merged.get_base_layer(), dtype, transposed=transposed)
-
-
-def _parts(name: str, layer: nn.Module, dtype: torch.dtype, *, transposed: bool) -> Iterator[tuple[str, Tensor]]:
-    for part, parameter in layer.named_parameters():
-        stored = parameter.T if transposed and part == "weight" else parameter
-        yield f"{name}.{part}", stored.detach().to(dtype)
 
 
 def _pack_head(model: nn.Module) -> None:

@@ -24,8 +24,8 @@ from rlhf.runs.console import plain_console, visible
 # What the console shows: a heading and the metrics it may come from, of which the first that was logged counts.
 COLUMNS = {
     "score": ("score_mean", "return_mean"),
-    "eval": ("eval_score_mean", "eval_return_mean"),
-    "loss": ("negative_log_likelihood", "loss"),
+    "eval": ("eval_score_mean", "eval_return_mean", "eval_accuracy"),
+    "loss": ("negative_log_likelihood", "preference_loss", "loss"),
     "KL to ref": ("kl_ref_k3",),
     "KL of step": ("approx_kl_k3",),
     "entropy": ("entropy",),

@@ -67,8 +67,9 @@ def test_methods_without_a_ratio_in_their_loss_take_one_step() -> None:
 
 
 def test_updates_that_cannot_end_early_refuse_a_kl_to_end_at() -> None:
-    """Those of one step, those whose steps are of another kind or on other transitions each; cloning measures no KL."""
-    never = {"a2c", "clone", "impala", "q_actor_critic", "reinforce", "rloo", "td_lambda"}
+    """Those of one step, those whose steps are of another kind or on other transitions each; what learns
+    from data measures no KL."""
+    never = {"a2c", "clone", "impala", "q_actor_critic", "reinforce", "rloo", "td_lambda", "dpo", "kto", "reward_model"}
     never |= {"trpo", "sac", "discrete_sac", "replay_actor_critic"}
     for name, kind in METHODS.items():
         settings = settings_of(kind().whitens[0], steps=1, target_kl=0.02)
@@ -80,7 +81,7 @@ def test_updates_that_cannot_end_early_refuse_a_kl_to_end_at() -> None:
 
 
 def test_a_rate_of_the_critic_is_for_methods_that_have_one() -> None:
-    without = {"clone", "grpo", "reinforce", "reinforce_pp", "rloo"}
+    without = {"clone", "dpo", "grpo", "kto", "reinforce", "reinforce_pp", "rloo"}
     for name, kind in METHODS.items():
         settings = replace(settings_of(kind().whitens[0], steps=1), critic_learning_rate=1e-4)
         if name not in without:
@@ -224,8 +225,9 @@ def test_a_clipped_ratio_gains_nothing_beyond_the_clip(
 
 
 def test_every_method_has_settings_that_are_allowed() -> None:
-    """Cloning learns from demonstrations, so it has its own recipe; TD actor-critic is the name of a setting of A2C."""
-    assert {name for name, _ in control_presets.PRESETS} | {"clone"} == {*METHODS, "td_actor_critic"}
+    """What learns from data has recipes of its own; TD actor-critic is the name of a setting of A2C."""
+    rewarded = {name for name, kind in METHODS.items() if kind.learns_from == "rewards"}
+    assert {name for name, _ in control_presets.PRESETS} == {*rewarded, "td_actor_critic"}
     for settings in control_presets.PRESETS.values():
         size = getattr(settings.collect, "responses_per_prompt", 1) * getattr(settings.collect, "episodes_per_start", 1)
         require_settings(settings.method, settings.optimize, group_size=size)

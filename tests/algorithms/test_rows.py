@@ -127,7 +127,10 @@ def test_a_ratio_of_whole_rows_is_a_rows_and_not_an_actions_on_control() -> None
     assert len(distinct) == 3
 
 
-@pytest.mark.parametrize("kind", [kind for kind in methods().values() if not kind.replays])
+ACTED = [kind for kind in methods().values() if not kind.replays and kind.learns_from in ("rewards", "demonstrations")]
+
+
+@pytest.mark.parametrize("kind", ACTED)
 def test_our_methods_see_single_steps_of_a_policy_without_memory(kind: type[Method]) -> None:
     """Step (b, t) is row b T + t, with what was in its cell; a policy that remembers keeps its rows."""
     policy, collector = cartpole(steps=7)

@@ -67,7 +67,10 @@ def test_all_but_two_of_the_methods_that_compare_are_weighed_by_the_loop() -> No
     assert {kind.name for kind in methods().values()} - {kind.name for kind in COMPARING} == {
         "clone",
         "discrete_sac",
+        "dpo",
+        "kto",
         "replay_actor_critic",
+        "reward_model",
         "sac",
     }
 

@@ -15,19 +15,23 @@ from torch import Tensor
 
 from rlhf import optimize
 from rlhf.algorithms.base import Method
+from rlhf.algorithms.bradley_terry import BradleyTerry
 from rlhf.algorithms.clone import BehaviourCloning
+from rlhf.algorithms.dpo import DPO
+from rlhf.algorithms.kto import KTO
 from rlhf.algorithms.off_policy import OffPolicy
 from rlhf.algorithms.reinforce import Reinforce
 from rlhf.loop import framed
 from rlhf.reduce import MetricSums, global_sum
 from rlhf.rollout import Rollout
 from rlhf.runs.launch import leave
+from tests.algorithms.compared_rows import labelled, with_worth
 from tests.algorithms.test_rows import GSPO, Pairs
 from tests.batches import make_rollout
 from tests.learners import learner_of
 from tests.tabular import TabularPolicy
 
-CELLS = ("behaviour_logprobs", "logprobs", "values", "next_values", "rewards", "dones", "mask")
+CELLS = ("behaviour_logprobs", "logprobs", "values", "next_values", "rewards", "dones", "mask", "ref_logprobs")
 BASELINES = get_args(get_type_hints(Reinforce)["baseline"])
 UPDATES: dict[str, Method] = {
     **{baseline: Reinforce(baseline=baseline, critic_epochs=3) for baseline in BASELINES},
@@ -39,6 +43,10 @@ UPDATES: dict[str, Method] = {
     "cloned": BehaviourCloning(),
     "by whole rows": GSPO(),
     "by pairs": Pairs(),
+    "DPO": DPO(),
+    "IPO": DPO(loss_type="ipo"),
+    "KTO": KTO(),
+    "a reward model": BradleyTerry(margin_coef=0.5, centring_coef=0.1),
 }
 
 
@@ -49,7 +57,7 @@ def share_of(whole: Rollout, accelerator: Accelerator) -> Rollout:
     rows = whole.rows(mine)
     width = int(rows.mask.sum(1).max())
     assert accelerator.num_processes == 1 or (width < whole.mask.shape[1]) == accelerator.is_main_process
-    cut = {name: getattr(rows, name)[:, :width] for name in CELLS}
+    cut = {name: getattr(rows, name)[:, :width] for name in CELLS if getattr(rows, name) is not None}
     return replace(rows, inputs={name: x[:, :width] for name, x in rows.inputs.items()}, **cut)
 
 
@@ -61,22 +69,35 @@ def of_another(policy: TabularPolicy, accelerator: Accelerator) -> Rollout:
 
 def in_pairs(policy: TabularPolicy, accelerator: Accelerator) -> Rollout:
     """Rows of like length are a pair: one of them on the first of two ranks, three on the second."""
-    rollout = make_rollout(policy, rows=8, steps=5)
+    return share_of(paired(make_rollout(policy, rows=8, steps=5)), accelerator)
+
+
+def paired(rollout: Rollout) -> Rollout:
     groups = torch.empty(8, dtype=torch.int64)
     groups[rollout.mask.sum(1).argsort(stable=True)] = torch.arange(8) // 2
-    return share_of(replace(rollout, groups=groups), accelerator)
+    return replace(rollout, groups=groups)
+
+
+def given(method: Method, policy: TabularPolicy, accelerator: Accelerator) -> Rollout:
+    """Rows that the method can learn from."""
+    if method.learns_from == "labels":
+        return share_of(labelled(policy), accelerator)
+    if method.learns_from == "pairs":
+        rollout = paired(make_rollout(policy, rows=8, steps=5))
+        order = torch.argsort(rollout.groups, stable=True)
+        pairs = with_worth(rollout.rows(order), [0.5, -0.5, -1.0, 1.0, 1.5, -1.5, 2.0, -2.0], torch.arange(8) // 2)
+        return share_of(pairs, accelerator)
+    if method.rows != "steps":
+        return in_pairs(policy, accelerator)
+    if isinstance(method, Reinforce):
+        return share_of(make_rollout(policy, rows=7, steps=5), accelerator)
+    return of_another(policy, accelerator)
 
 
 def change(name: str, accelerator: Accelerator) -> Tensor:
     """What one update does to every weight, in one vector: REINFORCE's of one step, the other's of two."""
     method, policy = UPDATES[name], TabularPolicy(4, 3)
-    own = isinstance(method, Reinforce)
-    if method.rows != "steps":
-        rollout = in_pairs(policy, accelerator)
-    else:
-        rollout = (
-            share_of(make_rollout(policy, rows=7, steps=5), accelerator) if own else of_another(policy, accelerator)
-        )
+    own, rollout = isinstance(method, Reinforce), given(method, policy, accelerator)
     # Of whole rows there are more micro-batches on one rank than on the other.
     plain = optimize.Optimize(
         learning_rate=0.5, epochs=1 if own else 2, micro_batch_cost=6, whiten="none", max_gradient_norm=0.0

@@ -64,8 +64,13 @@ def test_demonstrations_refuse_no_episodes() -> None:
 @pytest.mark.parametrize(
     ("method", "env", "settings", "message"),
     [
-        (PPO(), "Pendulum-v1", {}, "ppo weighs actions by what they earned, .*clone them with BehaviourCloning"),
-        (SAC(), "Pendulum-v1", {"replays": True}, "sac weighs actions by what they earned"),
+        (
+            PPO(),
+            "Pendulum-v1",
+            {},
+            "ppo learns from rewards, and here there are demonstrations; take Behaviour",
+        ),
+        (SAC(), "Pendulum-v1", {"replays": True}, "sac learns from rewards, and here there are demonstrations"),
         (BehaviourCloning(), "Pendulum-v1", {"replays": True}, "the policy is a TwinPolicy"),
         (BehaviourCloning(), "CartPole-v1", {}, "the policy is a ControlPolicy for .*, but Pendulum-v1 has"),
     ],
