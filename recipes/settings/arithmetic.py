@@ -7,7 +7,7 @@ from typing import Literal
 
 from recipes.settings.language import ImproveConfig
 from rlhf import optimize
-from rlhf.algorithms import a2c, grpo, impala, off_policy, ppo, ppo_kl, reinforce, reinforce_pp, rloo, trpo
+from rlhf.algorithms import a2c, cispo, grpo, gspo, impala, off_policy, ppo, ppo_kl, reinforce, reinforce_pp, rloo, trpo
 from rlhf.algorithms.checks import fitting
 from rlhf.algorithms.choices import make_method
 from rlhf.errors import InputError
@@ -81,6 +81,22 @@ PRESETS = {
         critic="none",
         improve=ImproveConfig(
             collect=_GROUPS, method=grpo.GRPO(), train=_TRAIN, optimize=replace(_SEVERAL_STEPS, whiten="none")
+        ),
+    ),
+    "gspo": Preset(
+        critic="none",
+        improve=ImproveConfig(
+            collect=_GROUPS,
+            # Of the two or three actions of an answer the mean moves nearly as far as each.
+            method=gspo.GSPO(clip=0.1, clip_high=0.2),
+            train=_TRAIN,
+            optimize=replace(_SEVERAL_STEPS, whiten="none"),
+        ),
+    ),
+    "cispo": Preset(
+        critic="none",
+        improve=ImproveConfig(
+            collect=_GROUPS, method=cispo.CISPO(), train=_TRAIN, optimize=replace(_SEVERAL_STEPS, whiten="none")
         ),
     ),
     "rloo": Preset(

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from rlhf import optimize
 from rlhf.algorithms import (
     a2c,
+    cispo,
     discrete_sac,
     grpo,
+    gspo,
     impala,
     off_policy,
     ppo,
@@ -231,6 +233,21 @@ PRESETS: dict[tuple[str, str], Preset] = {
         eval_every_steps=10_240,
         collect=CollectSteps(episodes=16, episodes_per_start=8),
         method=grpo.GRPO(),
+        optimize=replace(_GROUPS, learning_rate=3e-3),
+    ),
+    ("gspo", "CartPole-v1"): Preset(
+        steps=500_000,
+        eval_every_steps=10_240,
+        collect=CollectSteps(episodes=16, episodes_per_start=8),
+        # A mean over the actions of an episode moves less than the ratio of one.
+        method=gspo.GSPO(clip=0.03, clip_high=0.04),
+        optimize=replace(_GROUPS, learning_rate=3e-3),
+    ),
+    ("cispo", "CartPole-v1"): Preset(
+        steps=500_000,
+        eval_every_steps=10_240,
+        collect=CollectSteps(episodes=16, episodes_per_start=8),
+        method=cispo.CISPO(),
         optimize=replace(_GROUPS, learning_rate=3e-3),
     ),
     ("rloo", "CartPole-v1"): Preset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from rlhf import optimize
 from rlhf.deferred import deferred
@@ -22,6 +22,7 @@ with deferred():
 
 Whitening = Literal["none", "minibatch", "batch"]
 LearnsFrom = Literal["rewards", "demonstrations", "pairs", "labels"]
+Clip: TypeAlias = "float | Tensor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +144,9 @@ class Method(Settings):
         """`(B,)` what a method that learns from pairs or labels makes of each row; held-out rows are measured by it."""
         raise NotImplementedError
 
-    def clip_range(self, state: dict[str, Tensor], like: Tensor) -> float | Tensor | None:
-        """The ratio of an action counts as clipped beyond 1 +- this, of the type of `like`; None: none is clipped."""
+    def clip_range(self, state: dict[str, Tensor], like: Tensor) -> Clip | tuple[Clip, Clip] | None:
+        """The ratio of an action counts as clipped beyond 1 +- this, of the type of `like`, or below 1 - the first and
+        above 1 + the second; None: none is clipped."""
         return None
 
     def fits_critic_only(self, state: dict[str, Tensor]) -> bool:
@@ -186,6 +188,8 @@ class Method(Settings):
                 shown |= kl.movement(output.logprobs, batch.logprobs)
                 clip = self.clip_range(state, output.logprobs)
                 if clip is not None:
-                    shown["clip_fraction"] = ((shown["ratio_max"] - 1.0).abs() > clip).to(terms)
+                    low, high = clip if isinstance(clip, tuple) else (clip, clip)
+                    off = shown["ratio_max"] - 1.0
+                    shown["clip_fraction"] = ((-off > low) | (off > high)).to(terms)
         # Data parallelism needs every parameter in the graph.
         return terms + 0.0 * (output.logprobs + output.values), shown | metrics

@@ -50,6 +50,15 @@ def require_rate(settings: Optimize, *, has_critic: bool, what: str = "the polic
         )
 
 
+def require_dual_clip(dual_clip: float) -> None:
+    """Refuses a bound that the plain surrogate already passes at a ratio of 1."""
+    if 0 < dual_clip <= 1:
+        raise InputError(
+            f"dual_clip is {dual_clip}; at 1 or below nothing would be learned where the advantage is negative. Make "
+            "it more than 1, such as 3, or 0, which is off."
+        )
+
+
 def resolved(method: Method, settings: Optimize) -> Optimize:
     """The settings with `whiten` as it goes with the method, where they leave that open."""
     return replace(settings, whiten=method.whitens[-1]) if settings.whiten == "usual" else settings

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from rlhf.algorithms.base import Method, Whitening
-from rlhf.algorithms.critic_free import groups_of, plain_loss, returns_to_go
+from rlhf.algorithms.critic_free import EPSILON, groups_of, plain_loss, returns_to_go
 from rlhf.deferred import deferred
 from rlhf.settings import Share, Size
 
@@ -28,6 +28,9 @@ class RLOO(Method):
 
     gamma: Share = 1.0
     """Discount per action of the rewards that add up to a row's score, in [0, 1]."""
+    scale: Literal["none", "std"] = "none"
+    """std: a group's advantages are divided by the standard deviation of its scores, as in GRPO, which is biased; none:
+    they are not."""
     entropy_coef: Size = 0.0
     """Weight of the entropy bonus, nats per action."""
     kl_coef: Size = 0.0
@@ -41,7 +44,10 @@ class RLOO(Method):
         """A row's score, its whole return less the KL charge, minus the mean score of the others of its group."""
         rewards, metrics = charge_kl(rollout, self.kl_coef)
         scores = returns_to_go(rollout, rewards, gamma=self.gamma)[:, 0]
-        estimates = groups.leave_one_out(scores, groups_of(rollout), rollout.mask.any(1)).to(rewards)
+        scored = rollout.mask.any(1)
+        if self.scale == "std":
+            scores = groups.standardised(scores, groups_of(rollout), scored, epsilon=EPSILON)
+        estimates = groups.leave_one_out(scores, groups_of(rollout), scored).to(rewards)
         # Summed over a row and averaged over rows, which is the gradient of the expected score.
         weights, units = rollout.mask.to(rewards), groups.row_shares(rollout.mask).to(rewards)
         advantages = estimates.unsqueeze(1).expand_as(rewards)

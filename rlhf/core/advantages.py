@@ -18,17 +18,29 @@ def gae(
     dones: Bool[Tensor, "B T"],
     *,
     gamma: float | Float[Tensor, "B T"],
-    gae_lambda: float,
+    gae_lambda: float | Float[Tensor, "B _"],
 ) -> Float[Tensor, "B T"]:
     """Generalized advantage estimates (Schulman et al., 2016, eq. 16; https://arxiv.org/abs/1506.02438).
 
     A_t = delta_t + gamma * lambda * (1 - done_t) * A_{t+1},  delta_t = r_t + gamma * v(s_{t+1}) - v(s_t).
 
     Args:
-        gae_lambda: In [0, 1]; 0 is the one-step TD error, 1 the Monte Carlo return minus the value.
+        gae_lambda: In [0, 1], one for all or one for each row; 0 is the one-step TD error, 1 the Monte Carlo return
+            minus the value.
     """
     deltas = rewards + gamma * next_values - values
     return discounted_sums(deltas, dones, gamma * gae_lambda)
+
+
+def length_adaptive_lambda(mask: Bool[Tensor, "B T"], *, alpha: float) -> Float[Tensor, "B 1"]:
+    """max(0, 1 - 1 / (alpha * length)) for each row, so that its TD errors add up to as much whatever its length (VAPO;
+    Yue et al., 2025, section 4.2; https://arxiv.org/abs/2504.05118).
+
+    Args:
+        alpha: Above 0; 0.05 in the paper.
+    """
+    lengths = mask.sum(1, keepdim=True).clamp(min=1).double()
+    return (1.0 - 1.0 / (alpha * lengths)).clamp(min=0.0)
 
 
 def lambda_returns(
@@ -97,7 +109,7 @@ def n_step_returns(
 
 
 def discounted_sums(
-    terms: Float[Tensor, "B T"], ends: Bool[Tensor, "B T"], discounts: float | Float[Tensor, "B T"]
+    terms: Float[Tensor, "B T"], ends: Bool[Tensor, "B T"], discounts: float | Float[Tensor, "B _"]
 ) -> Float[Tensor, "B T"]:
     """S_t = terms_t + discount_t * S_{t+1}, and terms_t alone at ends."""
     columns = zip(terms.unbind(1), ends.unbind(1), (torch.ones_like(terms) * discounts).unbind(1), strict=True)

@@ -22,19 +22,34 @@ def clipped_surrogate_loss(
     advantages: Float[Tensor, "*shape"],
     *,
     clip: float | Float[Tensor, ""],
+    clip_high: float | Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "*shape"]:
     """PPO's clipped surrogate, negated (Schulman et al., 2017, eq. 7; https://arxiv.org/abs/1707.06347).
 
-    -min(ratio * A, clamp(ratio, 1 - clip, 1 + clip) * A),  ratio = exp(logprobs - old_logprobs).
+    -min(ratio * A, clamp(ratio, 1 - clip, 1 + clip_high) * A),  ratio = exp(logprobs - old_logprobs).
 
     Args:
         old_logprobs: Of the policy at the start of the update, nats.
         clip: At least 0; 0.2 is usual.
+        clip_high: The same upwards (Yu et al., 2025, eq. 10; https://arxiv.org/abs/2503.14476); None is clip.
     """
     ratios = torch.exp(logprobs - old_logprobs)
-    clipped = ratios.clamp(1.0 - clip, 1.0 + clip)  # type: ignore[arg-type]  # torch's stubs miss float | Tensor
+    high = clip if clip_high is None else clip_high
+    clipped = ratios.clamp(1.0 - clip, 1.0 + high)  # type: ignore[arg-type]  # torch's stubs miss float | Tensor
     costs = -advantages
     return torch.maximum(costs * ratios, costs * clipped)
+
+
+def dual_clipped(
+    surrogate_loss: Float[Tensor, "*shape"], advantages: Float[Tensor, "*shape"], *, most: float
+) -> Float[Tensor, "*shape"]:
+    """A surrogate's loss, where the advantage is negative at most `most` times its size: a ratio that has grown large
+    pulls no harder (Ye et al., 2020, eq. 5; https://arxiv.org/abs/1912.09729).
+
+    Args:
+        most: Above 1; 3 in the paper.
+    """
+    return torch.where(advantages < 0, torch.minimum(surrogate_loss, -most * advantages), surrogate_loss)
 
 
 def value_loss(values: Float[Tensor, "*shape"], returns: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -15,6 +15,7 @@ from rlhf.core.epochs import epoch_rows
 from rlhf.core.masked import rounding
 from rlhf.core.random import uniforms
 from rlhf.errors import InputError
+from rlhf.lm.answered import Answered
 from rlhf.lm.data import Prompt
 from rlhf.lm.engine import Engine, Generation, Sampling, respond
 from rlhf.lm.generate import Decoder
@@ -86,11 +87,32 @@ class PromptCollector:
         self.micro_batch_cost, self.use_reference = micro_batch_cost, use_reference
         self.engine: Engine = Decoder(tokenizer) if engine is None else engine
         self._seen, self._empty = Moments(), 0
+        # Prompts that gave way to others, in all updates so far: by so many the epochs are ahead.
+        self._given_way = 0
 
     @torch.no_grad()
     def collect(self, policy: CausalLM, update: int) -> Collected:
         prompts, sample_ids = self._draw(update)
-        draws = uniforms(self.seed, "responses", update, sample_ids, self.sampling.max_new_tokens)
+        answered = self._answered(policy, prompts, sample_ids, update, "responses")
+        answered, again = self._drawn_again(policy, answered, sample_ids, update)
+        prompts, generation, texts, scores = answered
+        rewards = self._paid(scores, generation)
+        tokens = [prompt.tokens for prompt in prompts]
+        rollout = self._rollout(policy, tokens, generation, rewards, scores.valid, sample_ids)
+        kl = None if rollout.ref_logprobs is None else (rollout.logprobs - rollout.ref_logprobs).sum(dim=1)
+        records = [
+            {"sample_id": sample_id, **record}
+            for sample_id, record in zip(
+                sample_ids.tolist(), response_records(prompts, texts, generation, scores, kl), strict=True
+            )
+        ]
+        return Collected(rollout, self._metrics(rollout, generation, scores) | again, records)
+
+    def _answered(
+        self, policy: CausalLM, prompts: list[Prompt], sample_ids: Tensor, update: int, purpose: str
+    ) -> Answered:
+        """What the policy answers, and what that is paid; what is cut is not valid where that is masked."""
+        draws = uniforms(self.seed, purpose, update, sample_ids, self.sampling.max_new_tokens)
         tokens = [prompt.tokens for prompt in prompts]
         # No longer than for this: autocast keeps its casts of weights, and what follows may train some of its own.
         with self.accelerator.autocast():
@@ -100,22 +122,42 @@ class PromptCollector:
         texts, scores = score_responses(
             self.rewards, prompts, generation, self.tokenizer, sample_ids.tolist(), evaluating=False
         )
-        rewards = self._paid(scores, generation)
-        rollout = self._rollout(policy, tokens, generation, rewards, scores.valid, sample_ids)
-        kl = None if rollout.ref_logprobs is None else (rollout.logprobs - rollout.ref_logprobs).sum(dim=1)
-        records = [
-            {"sample_id": sample_id, **record}
-            for sample_id, record in zip(
-                sample_ids.tolist(), response_records(prompts, texts, generation, scores, kl), strict=True
+        if self.config.cut_responses == "masked":
+            scores = scores._replace(valid=scores.valid & generation.finished.to(scores.valid.device))
+        return Answered(prompts, generation, texts, scores)
+
+    def _drawn_again(
+        self, policy: CausalLM, answered: Answered, sample_ids: Tensor, update: int
+    ) -> tuple[Answered, dict[str, float]]:
+        """Groups whose scores are alike give way to the next prompts of the epoch; and how many did."""
+        if not self.config.draw_again:
+            return answered, {}
+        size, before = self.config.responses_per_prompt, self._given_way
+        first = (update + 1) * self.config.prompts_per_rollout
+        for number in range(self.config.draw_again):
+            alike = self._gathered(answered.alike(size).long())
+            missing = alike.nonzero().squeeze(1)
+            if not len(missing):
+                break
+            rows = epoch_rows(
+                self.seed, "prompts", num_rows=len(self.prompts), start=first + self._given_way, count=len(missing)
             )
-        ]
-        return Collected(rollout, self._metrics(rollout, generation, scores), records)
+            self._given_way += len(missing)
+            offset = int(sample_ids[0]) // size
+            mine = (missing >= offset) & (missing < offset + len(sample_ids) // size)
+            if not bool(mine.any()):
+                continue
+            places = [(group - offset) * size + i for group in missing[mine].tolist() for i in range(size)]
+            prompts = [self.prompts[row] for row in rows[mine].tolist() for _ in range(size)]
+            others = self._answered(policy, prompts, sample_ids[places], update, f"responses, again {number + 1}")
+            answered = answered.replaced(places, others)
+        return answered, {"prompts_given_way": float(self._given_way - before)}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"scores_seen": list(self._seen)}
+        return {"scores_seen": list(self._seen), "given_way": self._given_way}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._seen = Moments(*state["scores_seen"])
+        self._seen, self._given_way = Moments(*state["scores_seen"]), state["given_way"]
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -124,7 +166,7 @@ class PromptCollector:
         """This rank's prompts, each as often as it is answered, and the global ids of the responses."""
         share = self.config.prompts_per_rollout // self.accelerator.num_processes
         first = share * self.accelerator.process_index
-        start = update * self.config.prompts_per_rollout + first
+        start = update * self.config.prompts_per_rollout + self._given_way + first
         rows = epoch_rows(self.seed, "prompts", num_rows=len(self.prompts), start=start, count=share)
         repeats = self.config.responses_per_prompt
         prompts = [self.prompts[row] for row in rows.tolist() for _ in range(repeats)]
@@ -144,6 +186,12 @@ class PromptCollector:
             cut = (~generation.finished).cpu().nonzero().squeeze(1)
             rewards = rewards.clone()
             rewards[cut, generation.lengths.cpu()[cut] - 1] -= self.config.missing_eos_penalty
+        if self.config.overlong_tokens:
+            lengths = generation.lengths.cpu()
+            over = lengths - (self.sampling.max_new_tokens - self.config.overlong_tokens)
+            shares = (over.double() / self.config.overlong_tokens).clamp(0.0, 1.0)
+            rewards = rewards.clone()
+            rewards[torch.arange(len(lengths)), lengths - 1] -= self.config.overlong_penalty * shares
         return rewards
 
     def _rollout(
@@ -206,7 +254,10 @@ class PromptCollector:
         kept = everyone[everyone[:, 0] > 0, : len(columns)]
         skipped = self._num_skipped(scores)
         if len(kept) == 0:
-            return self._nothing(skipped)
+            all_cut = self.config.cut_responses == "masked" and not bool(
+                everyone[:, list(columns).index("finished")].any()
+            )
+            return self._nothing(skipped, all_cut=all_cut)
         self._empty = 0
         means = dict(zip(columns, kept.mean(dim=0).tolist(), strict=True))
         parts = {}
@@ -237,13 +288,19 @@ class PromptCollector:
         totals = self._gathered(counts).sum(dim=0).tolist()
         return {f"reward_skipped/{name}": float(total) for name, total in zip(scores.parts, totals, strict=True)}
 
-    def _nothing(self, skipped: dict[str, float]) -> dict[str, float]:
+    def _nothing(self, skipped: dict[str, float], *, all_cut: bool) -> dict[str, float]:
         """What is logged of a rollout without any score, from which nothing is learned; too many are an error."""
-        if not any(skipped.values()):
+        if not any(skipped.values()) and not all_cut:
             raise InputError(
                 "the reward functions returned None for every sample of a rollout; there is nothing to learn."
             )
         self._empty += 1
+        if self._empty == MAX_EMPTY and all_cut:
+            raise InputError(
+                f"every response of {MAX_EMPTY} updates one after the other was cut by max_new_tokens "
+                f"({self.sampling.max_new_tokens}), and cut_responses is masked, so nothing was learned; raise "
+                "max_new_tokens, or set cut_responses to paid."
+            )
         if self._empty == MAX_EMPTY:
             raise RuntimeError(
                 f"reward functions failed in {MAX_EMPTY} updates one after the other, and nothing was scored; the "

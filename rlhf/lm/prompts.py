@@ -94,6 +94,11 @@ class Prompts(CollectorTask):
         self.held_out = held_out if isinstance(held_out, int) else loaded(held_out)
         stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
         self.sampling = Sampling(max_new_tokens=max_new_tokens, stop_strings=stops)
+        if self.config.overlong_tokens > max_new_tokens:
+            raise InputError(
+                f"overlong_tokens is {self.config.overlong_tokens} and max_new_tokens {max_new_tokens}; the last of a "
+                "response cannot be more than it may have."
+            )
         self.engine = engine
         if engine is not None:
             require_engine(engine)

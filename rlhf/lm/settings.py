@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rlhf.errors import InputError
 from rlhf.settings import Count, CountOrNone, Positive, Settings, Size
 
 
@@ -22,8 +23,26 @@ class CollectResponses(Settings):
     """Rewards are kept within +- this, after normalise_scores; None is off."""
     missing_eos_penalty: Size | None = None
     """Taken off the last token's reward where the response was cut instead of ending itself; None is off."""
+    cut_responses: Literal["paid", "masked"] = "paid"
+    """What becomes of responses that max_new_tokens cut: they are learned from as all others, or masked, since nobody
+    knows what they would have come to (overlong filtering; DAPO; Yu et al., 2025, https://arxiv.org/abs/2503.14476)."""
+    overlong_tokens: CountOrNone = 0
+    """Over the last so many tokens before max_new_tokens the reward falls by overlong_penalty, in proportion (soft
+    overlong punishment; the same, eq. 13); 0 is off."""
+    overlong_penalty: Size = 1.0
+    """What a response of max_new_tokens loses of its reward."""
+    draw_again: CountOrNone = 0
+    """Prompts whose responses all score alike, from which groups learn nothing, give way to the next ones, so many
+    times in an update at most (dynamic sampling; the same, eq. 11); 0 is off."""
     lag: CountOrNone = 0
     """Updates by which the weights that respond lag behind those that learn."""
+
+    def __post_init__(self) -> None:
+        if self.draw_again and self.responses_per_prompt < 2:
+            raise InputError(
+                f"draw_again is {self.draw_again} and responses_per_prompt 1; one response has none to be like. Take "
+                "several, or draw_again 0."
+            )
 
 
 OnError = Literal["stop", "retry", "skip"]

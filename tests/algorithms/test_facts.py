@@ -81,7 +81,7 @@ def test_updates_that_cannot_end_early_refuse_a_kl_to_end_at() -> None:
 
 
 def test_a_rate_of_the_critic_is_for_methods_that_have_one() -> None:
-    without = {"clone", "dpo", "grpo", "kto", "reinforce", "reinforce_pp", "rloo"}
+    without = {"cispo", "clone", "dpo", "grpo", "gspo", "kto", "reinforce", "reinforce_pp", "rloo"}
     for name, kind in METHODS.items():
         settings = replace(settings_of(kind().whitens[0], steps=1), critic_learning_rate=1e-4)
         if name not in without:

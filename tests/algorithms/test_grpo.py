@@ -10,7 +10,9 @@ from torch import Tensor
 
 from rlhf.algorithms.base import Method
 from rlhf.algorithms.choices import methods
+from rlhf.algorithms.cispo import CISPO
 from rlhf.algorithms.grpo import GRPO
+from rlhf.algorithms.gspo import GSPO
 from rlhf.core import kl
 from rlhf.errors import InputError
 from rlhf.rollout import Batch, PolicyOutput, Rollout, batch_of
@@ -195,7 +197,7 @@ CHARGING = [kind for kind in methods().values() if "kl_coef" in kind.__dataclass
 
 
 @pytest.mark.parametrize("kind", CHARGING)
-def test_every_method_but_grpo_charges_the_reference_in_the_rewards(kind: type[Method]) -> None:
+def test_all_but_grpo_and_its_kin_charge_the_reference_in_the_rewards(kind: type[Method]) -> None:
     """r - kl_coef (log pi - log ref) of each action, pi the learner at the start of the update and not the actor."""
     method = kind(kl_coef=0.7)
     state = method.initial_state() | STATE
@@ -207,7 +209,7 @@ def test_every_method_but_grpo_charges_the_reference_in_the_rewards(kind: type[M
     ours, _ = method.estimate(replace(rollout, ref_logprobs=reference), state)
     charged, free = (kind().estimate(x, state)[0] for x in (by_hand, rollout))
     for cells in ("advantages", "returns", "weights", "units"):
-        check(getattr(ours, cells), getattr(free if kind is GRPO else charged, cells))
+        check(getattr(ours, cells), getattr(free if kind in (GRPO, GSPO, CISPO) else charged, cells))
     moved = (charged.advantages - free.advantages).abs() + (charged.returns - free.returns).abs()
     assert float(moved.max()) > 0.1
 

@@ -16,6 +16,7 @@ from rlhf.algorithms.a2c import A2C
 from rlhf.algorithms.base import Method
 from rlhf.algorithms.choices import methods
 from rlhf.algorithms.clone import BehaviourCloning
+from rlhf.algorithms.gspo import GSPO
 from rlhf.algorithms.impala import Impala
 from rlhf.algorithms.off_policy import OffPolicy
 from rlhf.algorithms.ppo import PPO
@@ -37,8 +38,10 @@ CPU = Accelerator(cpu=True)
 COMPARING = [kind for kind in methods().values() if kind.compares]
 WEIGHED = [kind for kind in COMPARING if not kind.corrects_lag]
 # Whose loss holds the ratio new / old; those of the others, log p.
-RATIO = {"ppo", "ppo_kl", "trpo", "grpo", "reinforce_pp", "off_policy"}
-CLIPPED = {"ppo", "grpo", "reinforce_pp"}
+RATIO = {"ppo", "ppo_kl", "trpo", "grpo", "gspo", "reinforce_pp", "off_policy"}
+CLIPPED = {"ppo", "grpo", "gspo", "reinforce_pp"}
+# Clips that are not 0.2 by default; a row of one action has that action's ratio.
+SETTINGS: dict[str, dict[str, float]] = {"gspo": {"clip": 0.2, "clip_high": 0.2}, "cispo": {"clip_high": 0.2}}
 ADVANTAGES = torch.tensor([[1.5], [-0.5], [2.0], [-3.0]], dtype=torch.float64)
 IMPORTANCE = torch.tensor([[2.0], [0.3], [0.7], [1.0]], dtype=torch.float64)
 
@@ -56,6 +59,8 @@ def scored(method: Method, *, ratio: float, importance: Tensor | None) -> tuple[
 
 def surrogate(name: str, logprobs: Tensor, ratio: float, advantages: Tensor) -> Tensor:
     """Of each action, by its definition; the clip of 0.2 is the ratio's own."""
+    if name == "cispo":
+        return -min(ratio, 1.2) * logprobs * advantages
     if name not in RATIO:
         return -logprobs * advantages
     kept = min(max(ratio, 0.8), 1.2) if name in CLIPPED else ratio
@@ -79,7 +84,7 @@ def test_all_but_two_of_the_methods_that_compare_are_weighed_by_the_loop() -> No
 @pytest.mark.parametrize("ratio", [1.0, 1.1, 1.5, 0.6])
 def test_the_surrogate_of_each_action_is_weighed(kind: type[Method], ratio: float) -> None:
     """w A in the place of A, in what is logged and in what is descended; a clip is that of the ratio new / old."""
-    method = kind()
+    method = kind(**SETTINGS.get(kind.name, {}))
     output, batch, state = scored(method, ratio=ratio, importance=IMPORTANCE)
     terms, metrics = method.objective(state)(output, batch)
     without, _ = method.objective(state)(output, batch._replace(importance=None))
@@ -93,7 +98,7 @@ def test_the_surrogate_of_each_action_is_weighed(kind: type[Method], ratio: floa
     ended = torch.zeros_like(ADVANTAGES, dtype=torch.bool)
     if kind.name in CLIPPED:
         ended = (ADVANTAGES > 0) if ratio > 1.2 else (ADVANTAGES < 0) if ratio < 0.8 else ended
-    along = (ratio if kind.name in RATIO else 1.0) * (~ended).double()
+    along = (ratio if kind.name in RATIO else min(ratio, 1.2) if kind.name == "cispo" else 1.0) * (~ended).double()
     torch.testing.assert_close(slopes[0] - slopes[1], -(IMPORTANCE - 1.0) * ADVANTAGES * along, rtol=0, atol=1e-12)
 
 
@@ -129,11 +134,13 @@ def test_the_objective_logs_movement_and_entropy_of_every_method_that_compares(k
     assert torch.equal(metrics["entropy"], output.entropy)
     assert not any(cells.requires_grad for cells in metrics.values())
     own = method.loss(output, batch, state)[1]
-    assert {"policy_loss"} <= set(own) <= {"policy_loss", "value_loss"}
-    assert set(metrics) - set(own) == {*expected, "entropy"} | ({"clip_fraction"} if kind.name in CLIPPED else set())
+    # That of rows it says itself.
+    assert {"policy_loss"} <= set(own) <= {"policy_loss", "value_loss", *(["clip_fraction"] if kind is GSPO else [])}
+    clips = kind.name in {*CLIPPED, "cispo"}
+    assert set(metrics) == {*own, *expected, "entropy"} | ({"clip_fraction"} if clips else set())
 
 
-@pytest.mark.parametrize("kind", [kind for kind in COMPARING if kind.name in CLIPPED])
+@pytest.mark.parametrize("kind", [kind for kind in COMPARING if kind.name in CLIPPED and kind is not GSPO])
 @pytest.mark.parametrize(
     ("clip", "ratio", "clipped"), [(0.2, 1.19, 0), (0.2, 1.21, 1), (0.2, 0.79, 1), (0.3, 1.21, 0), (0.1, 1.19, 1)]
 )

@@ -26,6 +26,9 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "reinforce_pp": (find_method("reinforce_pp"), {}),
     "rloo": (rlhf.RLOO, {}),
     "grpo": (rlhf.GRPO, {}),
+    "grpo as dapo": (rlhf.GRPO, {"scale": "batch", "average": "action", "clip_high": 0.28, "dual_clip": 3.0}),
+    "gspo": (rlhf.GSPO, {"clip": 0.1, "clip_high": 0.2}),
+    "cispo": (rlhf.CISPO, {}),
     "grpo in blocks": (InBlocks, {"average": "action", "together": 2}),
     "trpo": (rlhf.TRPO, {"cg_iterations": 3}),
     "impala": (find_method("impala"), {}),
@@ -63,7 +66,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
 _FITTED = ("a2c fitted", "q_actor_critic fitted", "reinforce fitted")
 _Q = ("q_actor_critic", "q_actor_critic fitted")
 _REINFORCE = ("reinforce", "reinforce fitted", "reinforce least variance")
-_COMPARING = ("rloo", "grpo", "grpo in blocks")
+_COMPARING = ("rloo", "grpo", "grpo as dapo", "gspo", "cispo", "grpo in blocks")
 _IN_EPISODES = (*_REINFORCE, "reinforce_pp", "off_policy by trajectory")
 _REPLAYING = ("sac", "discrete_sac", "replay_actor_critic", "replay_actor_critic biased")
 _STEPPING_ONCE = ("a2c", "a2c fitted", *_Q, *_REINFORCE, "rloo", "impala", "td_lambda")

@@ -15,6 +15,7 @@ METHODS: dict[str, Callable[[float], Method]] = {
     "ppo": lambda kl_coef: rlhf.PPO(kl_coef=kl_coef),
     "ppo warming up": lambda kl_coef: rlhf.PPO(kl_coef=kl_coef, critic_warmup=1, value_clip=0.2),
     "ppo adaptive": lambda kl_coef: rlhf.PPO(kl_coef=kl_coef, kl_target=0.1),
+    "ppo by length": lambda kl_coef: rlhf.PPO(kl_coef=kl_coef, length_alpha=0.5, critic_lambda=1.0),
     "ppo_kl": lambda kl_coef: find_method("ppo_kl")(kl_coef=kl_coef),
     "a2c": lambda kl_coef: find_method("a2c")(kl_coef=kl_coef),
     "a2c fitted": lambda kl_coef: find_method("a2c")(kl_coef=kl_coef, critic=Critic(epochs=2)),
@@ -23,6 +24,11 @@ METHODS: dict[str, Callable[[float], Method]] = {
     "reinforce_pp": lambda kl_coef: find_method("reinforce_pp")(kl_coef=kl_coef),
     "rloo": lambda kl_coef: find_method("rloo")(kl_coef=kl_coef),
     "grpo": lambda kl_coef: rlhf.GRPO(kl_coef=kl_coef),
+    "grpo as dapo": lambda kl_coef: rlhf.GRPO(
+        kl_coef=kl_coef, scale="batch", average="action", clip_high=0.28, dual_clip=3.0
+    ),
+    "gspo": lambda kl_coef: rlhf.GSPO(kl_coef=kl_coef, clip=0.1, clip_high=0.2),
+    "cispo": lambda kl_coef: rlhf.CISPO(kl_coef=kl_coef),
     "grpo in blocks": lambda kl_coef: InBlocks(kl_coef=kl_coef, together=3),
     "trpo": lambda kl_coef: find_method("trpo")(kl_coef=kl_coef, fisher_shares=1),
     "impala": lambda kl_coef: find_method("impala")(kl_coef=kl_coef),
@@ -46,15 +52,15 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "budget": ("all", "some", "one row"),
     "responses": ("whole", "chunked", "another engine"),
     "prompts": ("text", "chat"),
-    "scores": ("plain", "one a token", "normalised", "clipped", "penalised", "some missing"),
+    "scores": ("plain", "one a token", "normalised", "clipped", "penalised", "some missing", "drawn again"),
     "schedule": ("constant", "linear"),
     "temperature": ("1", "0.7"),
     "checkpointing": ("off", "on"),
 }
 
 _STEPPING_ONCE = ("a2c", "a2c fitted", "reinforce", "reinforce fitted", "rloo", "impala")
-_UNWHITENED = ("reinforce", "rloo", "grpo", "grpo in blocks", "impala")
-_COMPARING = ("rloo", "grpo", "grpo in blocks")
+_COMPARING = ("rloo", "grpo", "grpo as dapo", "gspo", "cispo", "grpo in blocks")
+_UNWHITENED = ("reinforce", *_COMPARING, "impala")
 _NEEDING_CRITIC = ("ppo warming up", "a2c fitted", "reinforce fitted", "off_policy")
 
 
@@ -69,6 +75,7 @@ def _refusals() -> list[Refusal]:
         *refuse(_COMPARING, "group", ("1",), "compares rows that share a start"),
         *refuse(_NEEDING_CRITIC, "critic", ("none",), "critic is none"),
         *refuse(("ppo adaptive",), "reference", ("none",), "kl_coef must be positive"),
+        Refusal(("scores", "drawn again"), ("group", "1"), "draw_again is 1 and responses_per_prompt 1"),
     ]
 
 

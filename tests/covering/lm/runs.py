@@ -56,6 +56,7 @@ COLLECTING: dict[str, dict[str, Any]] = {
     "clipped": {"score_clip": 3.0},
     "penalised": {"missing_eos_penalty": 0.5},
     "some missing": {"allow_none": True},
+    "drawn again": {"draw_again": 1, "overlong_tokens": 3},
 }
 
 
