@@ -43,6 +43,7 @@ _ROOMS = {
     "rlhf.lm.answer": ("answer",),
     "rlhf.lm.classifier": ("save_reward_model",),
     "rlhf.lm.demonstrations": ("Demonstrations", "Texts"),
+    "rlhf.lm.endpoint": ("Endpoint", "Judge"),
     "rlhf.lm.engine": ("Engine", "Generation", "Sampling"),
     "rlhf.lm.load": ("load_policy",),
     "rlhf.lm.preferences": ("Preferences",),

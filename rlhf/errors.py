@@ -24,6 +24,13 @@ class DiskError(OSError):
     """
 
 
+class EndpointError(RuntimeError):
+    """A server that a reward asks fails for good: the message says which, and what came.
+
+    Recipes print the message without a traceback and exit with status 1; what was answered before is kept.
+    """
+
+
 class AnotherEnded(RuntimeError):
     """Another process has ended, so this one cannot go on; why was said."""
 

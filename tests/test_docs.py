@@ -17,9 +17,12 @@ import torch
 import rlhf
 from recipes import cartpole, custom_reward
 from rlhf.control.policy import ControlPolicy, PolicyConfig, Spaces
+from rlhf.lm.rewards import Rewards
 from rlhf.runs import summary
 from rlhf.runs.log import read_lines
 from tests.documented import README, ROOT, YOUR_OWN, python_in, snippet
+from tests.lm.servers import says, serving
+from tests.lm.test_endpoint import samples_of
 from tests.recipes.small import ARGUMENTS, outcome, save_model
 
 PAGES = sorted([ROOT / "README.md", ROOT / "recipes" / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -74,6 +77,29 @@ def test_the_reward_pays_for_right_answers_that_ended(model, page):
     ]
     result = rlhf.train(rlhf.load_policy(model), found.task, rlhf.PPO(), rlhf.Optimize(learning_rate=1e-3), updates=2)
     assert 0.0 <= result.after["eval_score_mean"] <= 1.0
+
+
+def test_a_reward_logs_what_it_likes() -> None:
+    names = defined("def polite")
+    found = Rewards([names.polite], None)(samples_of("Thank you, thanks.", "Thank you."))
+    assert found.scores.tolist() == [0.0, 1.0]
+    assert found.extra == {"thanks": [2, 1]}
+    assert found.metrics == {"most_thanks": [2.0]}
+
+
+def test_a_judge_asks_what_the_page_says(monkeypatch) -> None:
+    names = defined("helpful = rlhf.Judge")
+    assert names.scorer.columns == ("answer",)
+    helpful = names.helpful
+    helpful.asked = None
+
+    def judge(number, body):
+        assert body["messages"][0]["content"].startswith("Prompt: prompt 0\nAnswer: yes\nHow helpful")
+        return says({"choices": [{"message": {"content": "Well. Score: 7"}}]})
+
+    with serving(judge) as server:
+        monkeypatch.setattr(helpful.client, "url", server.url)
+        assert Rewards([helpful], None)(samples_of("yes")).scores.tolist() == [7.0]
 
 
 def test_a_task_is_watched_by_more_than_it_is_trained_on(model, page):
@@ -248,7 +274,10 @@ def test_every_snippet_of_the_readme_is_run_by_the_tests_of_the_face():
 
 def test_every_snippet_of_the_page_is_run_here():
     source = Path(__file__).read_text(encoding="utf-8")
-    tested = re.findall(r'"(?:def|class) \w+"|"rlhf.Envs\(Corridor\(\)"|"rlhf.Watched\("|"engine=Plain\(\)"', source)
+    tested = re.findall(
+        r'"(?:def|class) \w+"|"helpful = rlhf.Judge"|"rlhf.Envs\(Corridor\(\)"|"rlhf.Watched\("|"engine=Plain\(\)"',
+        source,
+    )
     held = {text.strip('"') for text in tested} | {'rlhf.Prompts([{"prompt": "a b"'}
     for code in python_in(YOUR_OWN):
         assert any(text in code for text in held), code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,11 @@ class Answered(NamedTuple):
             valid=_replaced(self.scores.valid, where, others.scores.valid),
             parts=parts,
             skipped=tuple(dict.fromkeys((*self.scores.skipped, *others.scores.skipped))),
+            extra=_columns_replaced(self.scores.extra, rows, others.scores.extra, len(self.texts)),
+            metrics={
+                name: [*self.scores.metrics.get(name, []), *others.scores.metrics.get(name, [])]
+                for name in {**self.scores.metrics, **others.scores.metrics}
+            },
         )
         return Answered(prompts, generation, texts, scores)
 
@@ -60,6 +65,16 @@ class Answered(NamedTuple):
         size = scores.masked_fill(~valid, 0.0).abs().amax(1)
         # Of no score at all the one is -inf and the other inf.
         return highest - lowest <= rounding(size)
+
+
+def _columns_replaced(
+    columns: dict[str, list[Any]], rows: Sequence[int], others: dict[str, list[Any]], num_rows: int
+) -> dict[str, list[Any]]:
+    result = {name: list(columns.get(name, [None] * num_rows)) for name in {**columns, **others}}
+    for name, values in result.items():
+        for i, row in enumerate(rows):
+            values[row] = others[name][i] if name in others else None
+    return result
 
 
 def _replaced(tensor: Tensor, rows: Tensor, others: Tensor) -> Tensor:

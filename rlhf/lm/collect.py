@@ -21,6 +21,7 @@ from rlhf.lm.engine import Engine, Generation, Sampling, respond
 from rlhf.lm.generate import Decoder
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.responses import response_records, score_responses
+from rlhf.lm.reward_logs import mean_metrics
 from rlhf.lm.rewards import Rewards, Scores
 from rlhf.lm.scoring import response_inputs
 from rlhf.lm.settings import CollectResponses
@@ -253,6 +254,9 @@ class PromptCollector:
         everyone = self._gathered(stacked)
         kept = everyone[everyone[:, 0] > 0, : len(columns)]
         skipped = self._num_skipped(scores)
+        logged = {}
+        if self.rewards.logs_metrics:
+            logged = mean_metrics(scores.metrics, self.accelerator, "reward_metric/")
         if len(kept) == 0:
             all_cut = self.config.cut_responses == "masked" and not bool(
                 everyone[:, list(columns).index("finished")].any()
@@ -277,6 +281,7 @@ class PromptCollector:
             "episodes": len(kept),
             **parts,
             **skipped,
+            **logged,
         }
 
     def _num_skipped(self, scores: Scores) -> dict[str, float]:

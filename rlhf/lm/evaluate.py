@@ -19,6 +19,7 @@ from rlhf.lm.engine import Engine, Generation, Sampling, respond
 from rlhf.lm.generate import Decoder
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.responses import response_records, score_responses
+from rlhf.lm.reward_logs import mean_metrics
 from rlhf.lm.rewards import Rewards
 from rlhf.lm.scoring import response_inputs
 from rlhf.runs.evaluate import Evaluation
@@ -56,6 +57,8 @@ class ResponseEvaluator:
         self.seed, self.accelerator = seed, accelerator
         self.micro_batch_cost, self.use_reference = micro_batch_cost, use_reference
         self.engine: Engine = Decoder(tokenizer) if engine is None else engine
+        # What reward functions logged of the sampled responses of the last evaluation.
+        self._logged: dict[str, list[float]] = {}
 
     @torch.no_grad()
     def __call__(self, policy: CausalLM) -> Evaluation:
@@ -68,7 +71,10 @@ class ResponseEvaluator:
         records = gather_object(local) if self.accelerator.num_processes > 1 else local
         records = sorted(records, key=lambda record: record["number"])
         samples = [{name: value for name, value in record.items() if name != "number"} for record in records]
-        return Evaluation(_metrics(samples), samples)
+        metrics = _metrics(samples)
+        if self.rewards.logs_metrics:
+            metrics |= mean_metrics(self._logged, self.accelerator, "eval_reward_metric/")
+        return Evaluation(metrics, samples)
 
     def _answers(self, policy: CausalLM, numbers: list[int]) -> tuple[Generation, Generation]:
         """To these prompts, sampled and greedy."""
@@ -90,6 +96,7 @@ class ResponseEvaluator:
             score_responses(self.rewards, prompts, each, self.tokenizer, numbers, evaluating=True)
             for each in (sampled, greedy)
         )
+        self._logged = scores.metrics
         records = response_records(prompts, texts, sampled, scores, kl)
         greedy_records = response_records(prompts, greedy_texts, greedy, greedy_scores, None)
         return [

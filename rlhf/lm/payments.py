@@ -29,7 +29,7 @@ def checked(
     Raises:
         InputError: It has the wrong length or type, or is not finite.
     """
-    answer = _plain(name, answer)
+    answer = plain(name, answer)
     if not isinstance(answer, list):
         raise InputError(f"reward function {name} returned {_kind(answer)}; return a list with one entry per sample.")
     # Not even a list of one is broadcast: every sample would silently be paid the same.
@@ -40,7 +40,7 @@ def checked(
         )
     payments: list[Payment] = []
     for entry, length, sample in zip(answer, lengths, sample_ids, strict=True):
-        entry = _plain(name, entry)
+        entry = plain(name, entry)
         if isinstance(entry, list) and len(entry) != length:
             raise InputError(
                 f"reward function {name} returned {len(entry)} token rewards for sample {sample}, "
@@ -59,7 +59,7 @@ def checked(
 
 
 def _number(name: str, value: Any, sample: int) -> float:
-    number: Any = _plain(name, value)
+    number: Any = plain(name, value)
     if not isinstance(number, Real):
         raise InputError(f"reward function {name} returned {_kind(number)} for sample {sample}; return a number.")
     # Compared before it becomes a float, which an integer may be too large for.
@@ -72,7 +72,7 @@ def _number(name: str, value: Any, sample: int) -> float:
     return float(number)
 
 
-def _plain(name: str, value: Any) -> Any:
+def plain(name: str, value: Any) -> Any:
     """Tensors, arrays and their scalars as Python lists and numbers; anything else as it is."""
     if isinstance(value, Tensor):
         try:

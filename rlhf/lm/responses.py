@@ -93,6 +93,7 @@ def response_records(
             "finished": finished[i],
             "length": lengths[i],
             "kl": charges[i] if valid[i] else None,
+            **({"extra": {name: values[i] for name, values in scores.extra.items()}} if scores.extra else {}),
         }
         for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
     ]

@@ -18,6 +18,7 @@ from rlhf.errors import InputError
 from rlhf.files import load_from_file
 from rlhf.lm.payments import Payment, checked
 from rlhf.lm.reward_calls import call_all
+from rlhf.lm.reward_logs import LOGGING, RewardLog
 from rlhf.lm.settings import Calling
 
 RewardFunction = Callable[..., Any]
@@ -75,7 +76,8 @@ class Scores(NamedTuple):
 
     A function that says None for a sample adds nothing there. `valid (B,)` is False where every function did: such a
     sample scores 0 here and takes no part in anything. `parts` holds each function's unweighted sum per sample, None
-    where it said None; `skipped` names the functions that failed and were left out.
+    where it said None; `skipped` names the functions that failed and were left out. `extra` and `metrics` are what
+    functions logged beside.
     """
 
     scores: Tensor
@@ -83,6 +85,8 @@ class Scores(NamedTuple):
     valid: Tensor
     parts: dict[str, list[float | None]]
     skipped: tuple[str, ...] = ()
+    extra: dict[str, list[Any]] = {}  # noqa: RUF012
+    metrics: dict[str, list[float]] = {}  # noqa: RUF012
 
 
 class Rewards:
@@ -130,11 +134,11 @@ class Rewards:
         """
         columns = list(columns)
         for column in columns:
-            if column in KEYWORDS:
+            if column in (*KEYWORDS, *LOGGING):
                 raise InputError(
                     f"The data have a column {column!r}, which reward functions know otherwise; rename it."
                 )
-        available = {*KEYWORDS, *columns}
+        available = {*KEYWORDS, *LOGGING, *columns}
         for name, function in self.functions.items():
             if [parameter.kind for parameter in _parameters(function)] == [inspect.Parameter.VAR_POSITIONAL]:
                 raise InputError(f"reward function {name} takes arguments by position alone; name them, or take **.")
@@ -191,7 +195,8 @@ class Rewards:
         def check(name: str, answer: Any) -> list[Payment]:
             return checked(name, answer, sample_ids=samples.sample_ids, lengths=lengths, allow_none=self.allow_none)
 
-        calls = {name: partial(_called, function, samples) for name, function in self.functions.items()}
+        log = RewardLog(len(lengths))
+        calls = {name: partial(_called, function, samples, log) for name, function in self.functions.items()}
         answers = call_all(calls, check, calling)
         rewards = torch.zeros(len(lengths), max(lengths, default=0), dtype=torch.float64)
         valid = torch.zeros(len(lengths), dtype=torch.bool)
@@ -209,7 +214,13 @@ class Rewards:
                     # The last real token, also where the response was cut off: there is always one to pay.
                     rewards[row, lengths[row] - 1] += weight * payment
         skipped = tuple(name for name, answer in answers.items() if answer is None)
-        return Scores(rewards.sum(dim=1), rewards, valid, parts, skipped)
+        return Scores(rewards.sum(dim=1), rewards, valid, parts, skipped, log.extra, log.metrics)
+
+    @property
+    def logs_metrics(self) -> bool:
+        """Some function may log numbers of its own."""
+        asked = [parameter.name for function in self.functions.values() for parameter in _parameters(function)]
+        return "log_metric" in asked
 
 
 def checks_rows(check: Callable[..., None]) -> Callable[[Function], Function]:
@@ -261,8 +272,8 @@ def _parameters(function: RewardFunction) -> list[inspect.Parameter]:
         raise InputError(f"reward function {_name(function)} cannot be called: {error}.") from error
 
 
-def _called(function: RewardFunction, samples: Samples) -> Any:
-    """Its answer to what it names, or to everything if it takes `**`."""
+def _called(function: RewardFunction, samples: Samples, log: RewardLog) -> Any:
+    """Its answer to what it names, or to everything of the samples if it takes `**`."""
     parameters, names = _parameters(function), samples.names
     if isinstance(function, partial):
         # What the user fixed stays fixed, even if a column bears its name.
@@ -270,7 +281,8 @@ def _called(function: RewardFunction, samples: Samples) -> Any:
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         asked = {parameter.name for parameter in parameters if parameter.kind in _BY_KEYWORD}
         names = [name for name in names if name in asked]
-    return function(**{name: samples.copied(name) for name in names})
+    logging = {parameter.name: getattr(log, parameter.name) for parameter in parameters if parameter.name in LOGGING}
+    return function(**{name: samples.copied(name) for name in names}, **logging)
 
 
 def _suggestion(name: str, candidates: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import tyro
 
 from rlhf.deferred import deferred, settle
-from rlhf.errors import AnotherEnded, DiskError, InputError, NonFiniteError, memory_ended, no_exit
+from rlhf.errors import AnotherEnded, DiskError, EndpointError, InputError, NonFiniteError, memory_ended, no_exit
 from rlhf.parallel import require_environment
 from rlhf.runs.console import lenient_streams, visible
 from rlhf.runs.stop import Stopped
@@ -190,6 +190,8 @@ def _run(main: Callable[[], object]) -> int:
         return stopped.status
     except KeyboardInterrupt as interrupt:
         return _say(str(interrupt) or "interrupted; --resume continues from the last checkpoint.", 130)
+    except EndpointError as error:
+        return _say(f"error: {error} When it answers again, --resume continues from the last checkpoint.", 1)
     except AnotherEnded:
         return 1
     except Exception as error:
