@@ -274,10 +274,8 @@ def test_every_snippet_of_the_readme_is_run_by_the_tests_of_the_face():
 
 def test_every_snippet_of_the_page_is_run_here():
     source = Path(__file__).read_text(encoding="utf-8")
-    tested = re.findall(
-        r'"(?:def|class) \w+"|"helpful = rlhf.Judge"|"rlhf.Envs\(Corridor\(\)"|"rlhf.Watched\("|"engine=Plain\(\)"',
-        source,
-    )
+    named = r'"(?:def|class) \w+"|"helpful = rlhf.Judge"|"rlhf.Envs\(Corridor\(\)"|"rlhf.Watched\("|"engine=Plain\(\)"'
+    tested = re.findall(named, source)
     held = {text.strip('"') for text in tested} | {'rlhf.Prompts([{"prompt": "a b"'}
     for code in python_in(YOUR_OWN):
         assert any(text in code for text in held), code
