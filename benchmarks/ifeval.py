@@ -25,7 +25,7 @@ from rlhf.lm.data import Data, prompt_rows
 from rlhf.lm.engine import Sampling
 from rlhf.lm.generate import Decoder
 from rlhf.lm.load import load_policy
-from rlhf.lm.responses import response_texts
+from rlhf.lm.texts import response_texts
 from rlhf.lm.verifiers.compared import paired, read_ifeval
 from rlhf.lm.verifiers.instructions import strict_verdicts
 from rlhf.settings import Count, Location, Settings

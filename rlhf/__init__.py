@@ -42,6 +42,7 @@ _ROOMS = {
     "rlhf.control.tasks": ("Envs",),
     "rlhf.lm.answer": ("answer",),
     "rlhf.lm.classifier": ("save_reward_model",),
+    "rlhf.lm.conversations": ("Conversations",),
     "rlhf.lm.demonstrations": ("Demonstrations", "Texts"),
     "rlhf.lm.endpoint": ("Endpoint", "Judge"),
     "rlhf.lm.engine": ("Engine", "Generation", "Sampling"),

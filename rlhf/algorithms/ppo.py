@@ -68,7 +68,7 @@ class PPO(Method):
 
     @property
     def needs_episodes(self) -> bool:
-        return self.length_alpha > 0
+        return super().needs_episodes or self.length_alpha > 0
 
     def initial_state(self) -> dict[str, Tensor]:
         return {"kl_coef": torch.tensor(self.kl_coef, dtype=torch.float64)}

@@ -12,7 +12,7 @@ from rlhf.lm.engine import Sampling
 from rlhf.lm.generate import Decoder
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.prompts import require_tokenizer
-from rlhf.lm.responses import response_texts
+from rlhf.lm.texts import response_texts
 from rlhf.settings import Count, Seed, checked
 
 

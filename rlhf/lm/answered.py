@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf.core.masked import rounding
+from rlhf.lm.answering import Responses
 from rlhf.lm.data import Prompt
 from rlhf.lm.engine import Generation
 from rlhf.lm.rewards import Scores
@@ -18,43 +19,50 @@ class Answered(NamedTuple):
     """One entry a row in each."""
 
     prompts: list[Prompt]
-    generation: Generation
-    texts: list[str]
+    responses: Responses
     scores: Scores
 
     def replaced(self, rows: Sequence[int], others: Answered) -> Answered:
         """With the rows of `others`, in their order, in the place of these."""
         where = torch.tensor(rows, dtype=torch.int64)
-        prompts, texts = list(self.prompts), list(self.texts)
-        parts = {name: list(values) for name, values in self.scores.parts.items()}
-        for i, row in enumerate(rows):
-            prompts[row], texts[row] = others.prompts[i], others.texts[i]
-            for name, payments in parts.items():
-                payments[row] = others.scores.parts[name][i]
-        mine, theirs = self.generation, others.generation
-        values = None
-        if mine.values is not None and theirs.values is not None:
-            values = _replaced(mine.values, where, theirs.values)
-        generation = Generation(
-            tokens=_replaced(mine.tokens, where, theirs.tokens),
-            lengths=_replaced(mine.lengths, where, theirs.lengths),
-            finished=_replaced(mine.finished, where, theirs.finished),
-            logprobs=_replaced(mine.logprobs, where, theirs.logprobs),
-            values=values,
-        )
+        parts = {name: _filled(values, rows, others.scores.parts[name]) for name, values in self.scores.parts.items()}
+        mine, theirs = self.scores, others.scores
         scores = Scores(
-            scores=_replaced(self.scores.scores, where, others.scores.scores),
-            rewards=_replaced(self.scores.rewards, where, others.scores.rewards),
-            valid=_replaced(self.scores.valid, where, others.scores.valid),
+            scores=_replaced(mine.scores, where, theirs.scores),
+            rewards=_replaced(mine.rewards, where, theirs.rewards),
+            valid=_replaced(mine.valid, where, theirs.valid),
             parts=parts,
-            skipped=tuple(dict.fromkeys((*self.scores.skipped, *others.scores.skipped))),
-            extra=_columns_replaced(self.scores.extra, rows, others.scores.extra, len(self.texts)),
+            skipped=tuple(dict.fromkeys((*mine.skipped, *theirs.skipped))),
+            extra=_columns(mine.extra, rows, theirs.extra, len(self.prompts)),
             metrics={
-                name: [*self.scores.metrics.get(name, []), *others.scores.metrics.get(name, [])]
-                for name in {**self.scores.metrics, **others.scores.metrics}
+                name: [*mine.metrics.get(name, []), *theirs.metrics.get(name, [])]
+                for name in {**mine.metrics, **theirs.metrics}
             },
         )
-        return Answered(prompts, generation, texts, scores)
+        prompts = _filled(self.prompts, rows, others.prompts)
+        return Answered(prompts, self._responses(rows, where, others.responses), scores)
+
+    def _responses(self, rows: Sequence[int], where: Tensor, theirs: Responses) -> Responses:
+        mine, num_rows = self.responses, len(self.prompts)
+        one, other = mine.generation, theirs.generation
+        values = None
+        if one.values is not None and other.values is not None:
+            values = _replaced(one.values, where, other.values)
+        generation = Generation(
+            tokens=_replaced(one.tokens, where, other.tokens),
+            lengths=_replaced(one.lengths, where, other.lengths),
+            finished=_replaced(one.finished, where, other.finished),
+            logprobs=_replaced(one.logprobs, where, other.logprobs),
+            values=values,
+        )
+        return Responses(
+            generation=generation,
+            inputs={name: _replaced(tensor, where, theirs.inputs[name]) for name, tensor in mine.inputs.items()},
+            texts=_filled(mine.texts, rows, theirs.texts),
+            completions=_filled(mine.completions, rows, theirs.completions),
+            columns=_columns(mine.columns, rows, theirs.columns, num_rows),
+            counts=_columns(mine.counts, rows, theirs.counts, num_rows),
+        )
 
     def alike(self, group_size: int) -> Tensor:
         """`(groups,)` True where no two rows of a group score differently, to rounding; rows without a score have no
@@ -67,14 +75,22 @@ class Answered(NamedTuple):
         return highest - lowest <= rounding(size)
 
 
-def _columns_replaced(
+def _filled(values: Sequence[Any], rows: Sequence[int], others: Sequence[Any]) -> list[Any]:
+    """A list with other values in these places."""
+    result = list(values)
+    for row, other in zip(rows, others, strict=True):
+        result[row] = other
+    return result
+
+
+def _columns(
     columns: dict[str, list[Any]], rows: Sequence[int], others: dict[str, list[Any]], num_rows: int
 ) -> dict[str, list[Any]]:
-    result = {name: list(columns.get(name, [None] * num_rows)) for name in {**columns, **others}}
-    for name, values in result.items():
-        for i, row in enumerate(rows):
-            values[row] = others[name][i] if name in others else None
-    return result
+    """Lists by name, as above; None where one of them lacks a name."""
+    return {
+        name: _filled(columns.get(name, [None] * num_rows), rows, others.get(name, [None] * len(rows)))
+        for name in {**columns, **others}
+    }
 
 
 def _replaced(tensor: Tensor, rows: Tensor, others: Tensor) -> Tensor:

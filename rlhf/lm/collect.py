@@ -16,14 +16,14 @@ from rlhf.core.masked import rounding
 from rlhf.core.random import uniforms
 from rlhf.errors import InputError
 from rlhf.lm.answered import Answered
+from rlhf.lm.answering import Answering, OneTurn, Responses
 from rlhf.lm.data import Prompt
-from rlhf.lm.engine import Engine, Generation, Sampling, respond
+from rlhf.lm.engine import Engine, Generation, Sampling
 from rlhf.lm.generate import Decoder
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.responses import response_records, score_responses
 from rlhf.lm.reward_logs import mean_metrics
 from rlhf.lm.rewards import Rewards, Scores
-from rlhf.lm.scoring import response_inputs
 from rlhf.lm.settings import CollectResponses
 from rlhf.rollout import Collected, Rollout
 
@@ -64,6 +64,7 @@ class PromptCollector:
         micro_batch_cost: Most tokens scored at once in a forward pass.
         use_reference: Also score the responses under the policy's reference.
         engine: What answers; None is our `Decoder`.
+        answering: How, with what engine and sampling; None: in one turn.
     """
 
     def __init__(
@@ -79,14 +80,15 @@ class PromptCollector:
         micro_batch_cost: int,
         use_reference: bool,
         engine: Engine | None = None,
+        answering: Answering | None = None,
     ) -> None:
         sampling.require_exact()
         require_prompts(prompts, config, accelerator)
-        rewards.require_columns(prompts[0].columns)
         self.prompts, self.tokenizer, self.rewards = prompts, tokenizer, rewards
         self.sampling, self.config, self.seed, self.accelerator = sampling, config, seed, accelerator
         self.micro_batch_cost, self.use_reference = micro_batch_cost, use_reference
-        self.engine: Engine = Decoder(tokenizer) if engine is None else engine
+        self.answering = answering or OneTurn(engine or Decoder(tokenizer), tokenizer, sampling)
+        rewards.require_columns([*prompts[0].columns, *self.answering.columns])
         self._seen, self._empty = Moments(), 0
         # Prompts that gave way to others, in all updates so far: by so many the epochs are ahead.
         self._given_way = 0
@@ -96,36 +98,30 @@ class PromptCollector:
         prompts, sample_ids = self._draw(update)
         answered = self._answered(policy, prompts, sample_ids, update, "responses")
         answered, again = self._drawn_again(policy, answered, sample_ids, update)
-        prompts, generation, texts, scores = answered
-        rewards = self._paid(scores, generation)
-        tokens = [prompt.tokens for prompt in prompts]
-        rollout = self._rollout(policy, tokens, generation, rewards, scores.valid, sample_ids)
+        prompts, responses, scores = answered
+        rewards = self._paid(scores, responses.generation)
+        rollout = self._rollout(policy, responses, rewards, scores.valid, sample_ids)
         kl = None if rollout.ref_logprobs is None else (rollout.logprobs - rollout.ref_logprobs).sum(dim=1)
         records = [
             {"sample_id": sample_id, **record}
             for sample_id, record in zip(
-                sample_ids.tolist(), response_records(prompts, texts, generation, scores, kl), strict=True
+                sample_ids.tolist(), response_records(prompts, responses, scores, kl), strict=True
             )
         ]
-        return Collected(rollout, self._metrics(rollout, generation, scores) | again, records)
+        return Collected(rollout, self._metrics(rollout, responses, scores) | again, records)
 
     def _answered(
         self, policy: CausalLM, prompts: list[Prompt], sample_ids: Tensor, update: int, purpose: str
     ) -> Answered:
         """What the policy answers, and what that is paid; what is cut is not valid where that is masked."""
-        draws = uniforms(self.seed, purpose, update, sample_ids, self.sampling.max_new_tokens)
-        tokens = [prompt.tokens for prompt in prompts]
+        draws = uniforms(self.seed, purpose, update, sample_ids, self.answering.num_draws)
         # No longer than for this: autocast keeps its casts of weights, and what follows may train some of its own.
         with self.accelerator.autocast():
-            generation = respond(
-                self.engine, policy, tokens, sampling=self.sampling, uniforms=draws, sample_ids=sample_ids
-            )
-        texts, scores = score_responses(
-            self.rewards, prompts, generation, self.tokenizer, sample_ids.tolist(), evaluating=False
-        )
+            responses = self.answering(policy, prompts, uniforms=draws, sample_ids=sample_ids)
+        scores = score_responses(self.rewards, prompts, responses, sample_ids.tolist(), evaluating=False)
         if self.config.cut_responses == "masked":
-            scores = scores._replace(valid=scores.valid & generation.finished.to(scores.valid.device))
-        return Answered(prompts, generation, texts, scores)
+            scores = scores._replace(valid=scores.valid & responses.generation.finished.to(scores.valid.device))
+        return Answered(prompts, responses, scores)
 
     def _drawn_again(
         self, policy: CausalLM, answered: Answered, sample_ids: Tensor, update: int
@@ -198,13 +194,12 @@ class PromptCollector:
     def _rollout(
         self,
         policy: CausalLM,
-        prompts: list[list[int]],
-        generation: Generation,
+        responses: Responses,
         rewards: Tensor,
         valid: Tensor,
         sample_ids: Tensor,
     ) -> Rollout:
-        inputs = response_inputs(prompts, generation.tokens, generation.lengths)
+        generation, inputs = responses.generation, responses.inputs
         where: dict[str, Any] = {"accelerator": self.accelerator, "max_tokens": self.micro_batch_cost}
         device = generation.tokens.device
         steps = torch.arange(generation.tokens.shape[1], device=device)
@@ -214,7 +209,7 @@ class PromptCollector:
         dones = (steps == lengths - 1) & mask
         logprobs, values = generation.logprobs, generation.values
         # Even an exact engine and the training forward round differently in half precision.
-        exact = self.engine.exact and self.accelerator.mixed_precision == "no"
+        exact = self.answering.exact and self.accelerator.mixed_precision == "no"
         if not exact or (values is None and policy.critic_trunk is None):
             logprobs, values = acting.scored(policy, inputs, **where)
         elif values is None:
@@ -236,7 +231,7 @@ class PromptCollector:
             groups=(sample_ids // self.config.responses_per_prompt).to(device),
         )
 
-    def _metrics(self, rollout: Rollout, generation: Generation, scores: Scores) -> dict[str, float]:
+    def _metrics(self, rollout: Rollout, responses: Responses, scores: Scores) -> dict[str, float]:
         """Means over the episodes of all ranks: samples without a score are left out, and of a function's mean those on
         which it had no say.
         """
@@ -244,9 +239,11 @@ class PromptCollector:
             "valid": scores.valid,
             "score": scores.scores,
             "return": rollout.rewards.sum(dim=1),
-            "length": generation.lengths,
-            "finished": generation.finished,
+            "length": responses.generation.lengths,
+            "finished": responses.generation.finished,
         }
+        for name, counts in responses.counts.items():
+            columns[f"{name}_mean"] = torch.tensor(counts)
         for name, part in scores.parts.items():
             columns[f"reward/{name}"] = torch.tensor([value or 0.0 for value in part])
         say = {f"reward/{name}": torch.tensor([x is not None for x in part]) for name, part in scores.parts.items()}
@@ -279,6 +276,7 @@ class PromptCollector:
             "episode_length_mean": means["length"],
             "finished_fraction": means["finished"],
             "episodes": len(kept),
+            **{f"{name}_mean": means[f"{name}_mean"] for name in responses.counts},
             **parts,
             **skipped,
             **logged,

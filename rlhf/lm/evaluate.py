@@ -14,14 +14,14 @@ from torch import Tensor
 from rlhf import acting
 from rlhf.core.random import uniforms
 from rlhf.errors import InputError
+from rlhf.lm.answering import COUNTS, Answering, OneTurn, Responses
 from rlhf.lm.data import Prompt
-from rlhf.lm.engine import Engine, Generation, Sampling, respond
+from rlhf.lm.engine import Engine, Sampling
 from rlhf.lm.generate import Decoder
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.responses import response_records, score_responses
 from rlhf.lm.reward_logs import mean_metrics
 from rlhf.lm.rewards import Rewards
-from rlhf.lm.scoring import response_inputs
 from rlhf.runs.evaluate import Evaluation
 
 
@@ -33,6 +33,7 @@ class ResponseEvaluator:
         micro_batch_cost: Most tokens scored at once in a forward pass, or decoded side by side.
         use_reference: Also measure the KL of the sampled responses from the policy's reference.
         engine: What answers; None is our `Decoder`.
+        answering: How, with what engine and sampling; None: in one turn.
     """
 
     def __init__(
@@ -47,16 +48,17 @@ class ResponseEvaluator:
         micro_batch_cost: int,
         use_reference: bool,
         engine: Engine | None = None,
+        answering: Answering | None = None,
     ) -> None:
         if not prompts:
             raise InputError("there are no prompts to evaluate on; hold some out.")
-        rewards.require_columns(prompts[0].columns)
         self.prompts, self.tokenizer, self.rewards = prompts, tokenizer, rewards
         # All at once, a cache of many prompts takes the memory of many micro-batches.
         self.sampling = replace(sampling, token_budget=sampling.token_budget or micro_batch_cost)
         self.seed, self.accelerator = seed, accelerator
         self.micro_batch_cost, self.use_reference = micro_batch_cost, use_reference
-        self.engine: Engine = Decoder(tokenizer) if engine is None else engine
+        self.answering = answering or OneTurn(engine or Decoder(tokenizer), tokenizer, self.sampling)
+        rewards.require_columns([*prompts[0].columns, *self.answering.columns])
         # What reward functions logged of the sampled responses of the last evaluation.
         self._logged: dict[str, list[float]] = {}
 
@@ -76,29 +78,25 @@ class ResponseEvaluator:
             metrics |= mean_metrics(self._logged, self.accelerator, "eval_reward_metric/")
         return Evaluation(metrics, samples)
 
-    def _answers(self, policy: CausalLM, numbers: list[int]) -> tuple[Generation, Generation]:
+    def _answers(self, policy: CausalLM, numbers: list[int]) -> tuple[Responses, Responses]:
         """To these prompts, sampled and greedy."""
-        tokens, ids = [self.prompts[number].tokens for number in numbers], torch.tensor(numbers)
-        draws = uniforms(self.seed, "evaluation", 0, ids, self.sampling.max_new_tokens)
+        prompts, ids = [self.prompts[number] for number in numbers], torch.tensor(numbers)
+        draws = uniforms(self.seed, "evaluation", 0, ids, self.answering.num_draws)
         with self.accelerator.autocast():
-            sampled, greedy = (
-                respond(self.engine, policy, tokens, sampling=self.sampling, uniforms=each, sample_ids=ids)
-                for each in (draws, None)
-            )
+            sampled, greedy = (self.answering(policy, prompts, uniforms=each, sample_ids=ids) for each in (draws, None))
         return sampled, greedy
 
     def _records(self, policy: CausalLM, numbers: list[int]) -> list[dict[str, Any]]:
         prompts = [self.prompts[number] for number in numbers]
         sampled, greedy = self._answers(policy, numbers)
         with self.accelerator.autocast():
-            kl = self._kl(policy, [prompt.tokens for prompt in prompts], sampled) if self.use_reference else None
-        (texts, scores), (greedy_texts, greedy_scores) = (
-            score_responses(self.rewards, prompts, each, self.tokenizer, numbers, evaluating=True)
-            for each in (sampled, greedy)
+            kl = self._kl(policy, sampled) if self.use_reference else None
+        scores, greedy_scores = (
+            score_responses(self.rewards, prompts, each, numbers, evaluating=True) for each in (sampled, greedy)
         )
         self._logged = scores.metrics
-        records = response_records(prompts, texts, sampled, scores, kl)
-        greedy_records = response_records(prompts, greedy_texts, greedy, greedy_scores, None)
+        records = response_records(prompts, sampled, scores, kl)
+        greedy_records = response_records(prompts, greedy, greedy_scores, None)
         return [
             {
                 "number": number,
@@ -106,16 +104,17 @@ class ResponseEvaluator:
                 "greedy_response": greedy_record["response"],
                 "greedy_score": greedy_record["score"],
                 "greedy_parts": greedy_record["parts"],
+                **{f"greedy_{name}": greedy_record[name] for name in greedy.counts},
             }
             for number, record, greedy_record in zip(numbers, records, greedy_records, strict=True)
         ]
 
-    def _kl(self, policy: CausalLM, prompts: list[list[int]], generation: Generation) -> Tensor:
+    def _kl(self, policy: CausalLM, responses: Responses) -> Tensor:
         """`(B,)` log-probability of each response over the reference's: as it was sampled by an exact engine (so cut to
         top-k and top-p), as the policy scores it where the engine is not."""
-        inputs = response_inputs(prompts, generation.tokens, generation.lengths)
+        generation, inputs = responses.generation, responses.inputs
         where: dict[str, Any] = {"accelerator": self.accelerator, "max_tokens": self.micro_batch_cost}
-        logprobs = generation.logprobs if self.engine.exact else acting.scored(policy, inputs, **where)[0]
+        logprobs = generation.logprobs if self.answering.exact else acting.scored(policy, inputs, **where)[0]
         own = None if self.sampling.truncates else logprobs
         return (logprobs - acting.reference_logprobs(policy, inputs, own, **where)).sum(dim=1)
 
@@ -132,6 +131,9 @@ def _metrics(records: list[dict[str, Any]]) -> dict[str, float]:
         "eval_length_mean": _mean([record["length"] for record in sampled]),
         "eval_finished_fraction": _mean([record["finished"] for record in sampled]),
     }
+    for name in COUNTS:
+        if name in sampled[0]:
+            metrics[f"eval_{name}_mean"] = _mean([record[name] for record in sampled])
     if sampled[0]["kl"] is not None:
         metrics["eval_kl_ref_per_episode"] = _mean([record["kl"] for record in sampled])
     for name in sampled[0]["parts"]:

@@ -13,6 +13,7 @@ from rlhf import optimize
 from rlhf.algorithms.base import Method
 from rlhf.algorithms.checks import require_learns_from
 from rlhf.errors import InputError
+from rlhf.lm.answering import Answering
 from rlhf.lm.collect import CollectResponses, PromptCollector, require_prompts
 from rlhf.lm.data import Data, Prompt, hold_out, load_data, prompt_rows
 from rlhf.lm.engine import Engine, Sampling, require_engine
@@ -182,9 +183,14 @@ class Prompts(CollectorTask):
             "micro_batch_cost": here.settings.micro_batch_cost,
             "use_reference": here.method.needs_reference,
             "engine": self.engine,
+            "answering": self.answering_of(policy, here),
         }
         self._evaluator = ResponseEvaluator(evaluated, policy.tokenizer, self.rewards, **where)
         self.collector = PromptCollector(training, policy.tokenizer, self.rewards, config=self.config, **where)
+
+    def answering_of(self, policy: Any, here: Here) -> Answering | None:
+        """How prompts are answered; None: in one turn."""
+        return None
 
     def at_reference(self, policy: Any) -> bool:
         return policy.at_reference()

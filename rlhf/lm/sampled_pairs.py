@@ -9,8 +9,9 @@ import torch
 
 from rlhf.core.random import uniforms
 from rlhf.errors import InputError
+from rlhf.lm.answering import OneTurn
 from rlhf.lm.data import Prompt, prompt_rows
-from rlhf.lm.engine import Engine, Sampling, respond
+from rlhf.lm.engine import Engine, Sampling
 from rlhf.lm.generate import Decoder
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.prompts import Reward, Source, loaded, require_tokenizer
@@ -53,16 +54,11 @@ def sample_pairs(
     asked = [prompt for prompt in prompts for _ in range(responses_per_prompt)]
     ids = torch.arange(len(asked))
     draws = uniforms(seed, "pairs", 0, ids, max_new_tokens)
-    given = respond(
-        engine or Decoder(policy.tokenizer),
-        policy,
-        [prompt.tokens for prompt in asked],
-        sampling=sampling,
-        uniforms=draws,
-        sample_ids=ids,
-    )
-    texts, scores = score_responses(rewards, asked, given, policy.tokenizer, ids.tolist(), evaluating=False)
-    usable = (given.finished.cpu() & scores.valid.cpu()).view(-1, responses_per_prompt)
+    answering = OneTurn(engine or Decoder(policy.tokenizer), policy.tokenizer, sampling)
+    responses = answering(policy, asked, uniforms=draws, sample_ids=ids)
+    scores = score_responses(rewards, asked, responses, ids.tolist(), evaluating=False)
+    texts = responses.texts
+    usable = (responses.generation.finished.cpu() & scores.valid.cpu()).view(-1, responses_per_prompt)
     found = []
     for number, prompt in enumerate(prompts):
         first = number * responses_per_prompt

@@ -58,3 +58,13 @@ def decoded(
     letter = tokenizer.decode(front, **options)
     texts: list[str] = tokenizer.batch_decode([[*front, *row] for row in rows], **options)
     return [text.removeprefix(letter) for text in texts]
+
+
+def response_texts(tokenizer: Any, ids: Sequence[Sequence[int]], prompts: Sequence[Any]) -> list[str]:
+    """What was sampled as text: a string goes on, so that string plus response is the whole; an answer to messages
+    stands for itself."""
+    alone, following = (decoded(tokenizer, ids, follows=follows, skip_special_tokens=True) for follows in (False, True))
+    return [
+        after if isinstance(prompt, str) else text
+        for text, after, prompt in zip(alone, following, prompts, strict=True)
+    ]

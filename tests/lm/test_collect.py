@@ -10,6 +10,7 @@ import torch
 
 from rlhf.core.epochs import epoch_rows
 from rlhf.errors import InputError
+from rlhf.lm.answering import of_one_turn
 from rlhf.lm.collect import Moments, PromptCollector
 from rlhf.lm.data import load_data, prompt_rows
 from rlhf.lm.engine import Generation, Sampling
@@ -248,11 +249,10 @@ def test_response_without_words_stays_a_sample():
         logprobs=torch.zeros(2, 2),
         values=torch.zeros(2, 2),
     )
-    texts, scores = score_responses(
-        Rewards([reward]), word_prompts()[:2], generation, word_tokenizer(), [0, 1], evaluating=False
-    )
+    responses = of_one_turn(word_prompts()[:2], generation, word_tokenizer())
+    scores = score_responses(Rewards([reward]), word_prompts()[:2], responses, [0, 1], evaluating=False)
     # This tokenizer sets its words apart, the first from the prompt.
-    assert texts == ["", " c"]
+    assert responses.texts == ["", " c"]
     assert seen == [("", [EOS]), (" c", [C, EOS])]
     assert scores.rewards.tolist() == [[1, 0], [0, 1]]
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlhf.lm.answering import of_one_turn
 from rlhf.lm.data import demonstration_rollout, load_data, prompt_rows
 from rlhf.lm.engine import Generation
 from rlhf.lm.generate import _holds_stop
@@ -35,7 +36,7 @@ def read_by_rewards(tokenizer: Any, prompt: Any, tokens: list[int]) -> list[Any]
     nothing = torch.zeros(1, len(tokens))
     one = torch.tensor([len(tokens)])
     generation = Generation(torch.tensor([tokens]), one, torch.tensor([True]), nothing, nothing)
-    score_responses(Rewards([reward]), prompts, generation, tokenizer, [0], evaluating=False)
+    score_responses(Rewards([reward]), prompts, of_one_turn(prompts, generation, tokenizer), [0], evaluating=False)
     return seen
 
 

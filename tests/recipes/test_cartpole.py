@@ -136,7 +136,8 @@ def test_seeds_side_by_side_report_each_of_them(tmp_path):
 @pytest.mark.parametrize(
     ("method", "why"),
     [
-        ("grpo", "more than fragments"),
+        ("grpo", "takes steps of its own kind"),
+        ("rloo", "more than fragments"),
         ("impala", "more than fragments"),
         ("discrete_sac", "takes steps of its own kind"),
         ("trpo", "takes steps of its own kind"),
