@@ -4,6 +4,7 @@
     python recipes/custom_reward.py --model gpt2 --lora                 # adapters only
     python recipes/custom_reward.py --model gpt2 --method grpo          # or any of docs/algorithms.md, or my.py:Method
     python recipes/custom_reward.py --model gpt2 --data prompts.jsonl --reward my_rewards.py:polite
+    python recipes/custom_reward.py --model gpt2 --data prompts.jsonl --teacher gpt2-large --improve.method.kl-coef 1
     accelerate launch --config_file recipes/accelerate/multi_gpu.yaml recipes/custom_reward.py --model gpt2
 
 A reward function gets lists, one entry a response, and names what it needs: responses (always plain text), prompts and
@@ -47,7 +48,7 @@ with deferred():
 
     from rlhf.core.random import derive_seed
     from rlhf.lm.data import load_data
-    from rlhf.lm.load import context_length, load_policy, load_tokenizer, model_sums
+    from rlhf.lm.load import context_length, load_policy, load_tokenizer
     from rlhf.lm.prompts import Prompts
     from rlhf.runs.clock import seconds_spent
     from rlhf.runs.door import require_new_or_resumed
@@ -73,6 +74,11 @@ def alliteration(responses: list[str], **_: Any) -> list[float]:
     """The reward: the share of words that begin with the letter s. Write your own here."""
     words = [response.lower().split() for response in responses]
     return [sum(word.startswith("s") for word in each) / max(len(each), 1) for each in words]
+
+
+def nothing(responses: list[str], **_: Any) -> list[float]:
+    """The reward where a teacher is all there is."""
+    return [0.0] * len(responses)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +107,10 @@ class Config(Adapted):
     """Seconds that a reward has for one call; 0 is no limit."""
     on_reward_error: OnError = "stop"
     """After an error or timeout of a reward: stop; retry a few times, then stop; or skip it for these responses."""
+    teacher: Location = ""
+    """Model with the same tokenizer that the policy is to become like (on-policy distillation): kl_coef charges for the
+    KL to it, in the place of that to the start; without a reward there is no other. Takes --improve.method.kl-coef 1,
+    and --improve.method.gamma 0 where every token is to answer for itself alone."""
     critic: Literal["shared", "separate", "none"] = "shared"
     """Value head on the policy's own trunk, on a trunk of its own, or no values: all are 0."""
     max_new_tokens: Count = 24
@@ -146,7 +156,7 @@ def main(config: Config) -> dict[str, float | None]:
     names = {} if config.prompt_column == "prompt" else {config.prompt_column: "prompt"}
     task = Prompts(
         load_data(config.data or PROMPTS, split=config.split, subset=config.subset, rename=names),
-        config.reward or alliteration,
+        config.reward or (nothing if config.teacher else alliteration),
         reward_weights=config.reward_weights,
         allow_none=config.allow_none,
         reward_timeout=config.reward_timeout,
@@ -165,6 +175,7 @@ def main(config: Config) -> dict[str, float | None]:
         critic=config.critic,
         **lora_settings(config),
         reference_dtype=config.improve.reference_dtype,
+        reference=config.teacher,
         gradient_checkpointing=config.precision.gradient_checkpointing,
         temperature=config.temperature,
         seed=derive_seed(config.seed, "weights"),
@@ -176,7 +187,7 @@ def main(config: Config) -> dict[str, float | None]:
         resume=config.resume,
         accelerator=accelerator,
         extendable={"improve.train.updates"},
-        inputs=lambda: task.inputs() | code_sums("method", method) | model_sums(config.model),
+        inputs=lambda: task.inputs() | code_sums("method", method) | policy.inputs(),
         any_processes=True,
         accept_changes=config.accept_changes,
     )

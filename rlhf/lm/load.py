@@ -54,6 +54,9 @@ class ModelConfig(Settings):
     """Compute activations again in the backward pass: less memory, about a third more time."""
     reference_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of a frozen reference copy; once the policy moves, KL in bfloat16 has an error of its rounding."""
+    reference: Location = ""
+    """Hub id or folder of another model, with the same tokenizer, that KL is measured against, such as a teacher; empty
+    is the policy as it is at the start."""
 
     def __post_init__(self) -> None:
         if self.critic_model and self.critic != "separate":
@@ -105,14 +108,38 @@ def load_policy(model: str, *, temperature: Positive = 1.0, seed: Seed = 0, **se
     require_room(tokenizer, load_model_config(model).get_text_config().vocab_size, f"the model {model!r}")
     policy = policy_of(config, temperature=temperature, seed=seed)
     policy.tokenizer, policy.end_tokens = tokenizer, stop_tokens(model, tokenizer)
+    if config.reference:
+        policy.refer_to(_teacher(config, tokenizer))
     policy.inputs = partial(_inputs, config)
     return policy
+
+
+def _teacher(config: ModelConfig, tokenizer: Any) -> CausalLM:
+    """The model that KL is measured against, in the precision that a copy would have.
+
+    Raises:
+        InputError: Its tokens are others.
+    """
+    if load_tokenizer(config.reference).get_vocab() != tokenizer.get_vocab():
+        raise InputError(
+            f"the reference {config.reference!r} has another tokenizer than {config.model!r}, so it cannot say how "
+            "likely the policy's tokens are; give a model of the same family."
+        )
+    teacher = policy_of(ModelConfig(model=config.reference, critic="none"), temperature=1.0, seed=0)
+    teacher.tokenizer = tokenizer
+    dtype = _REFERENCE_DTYPES[config.reference_dtype]
+    if dtype is not None and dtype != torch.float32:
+        for parameter in teacher.parameters():
+            parameter.data = parameter.data.to(dtype)
+        teacher.frozen_dtype = dtype
+    return teacher.requires_grad_(False)
 
 
 def _inputs(config: ModelConfig) -> dict[str, str]:
     """What a resumed run must find the same: the files of the model, and what is made of them beside an adapter."""
     held = {} if config.quantize == "none" else {"model's frozen layers": config.quantize}
-    return model_sums(config.model) | held
+    teacher = model_sums(config.reference, what="reference") if config.reference else {}
+    return model_sums(config.model) | held | teacher
 
 
 def model_sums(model: str, *, what: str = "model") -> dict[str, str]:

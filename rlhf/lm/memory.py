@@ -28,7 +28,10 @@ def free_memory(device: torch.device) -> float:
 
 
 def size_of_reference(policy: CausalLM) -> float:
-    """Bytes that the reference takes, or will, beside the policy: of what learns beside an adapter, else of a copy."""
+    """Bytes that the reference takes, or will, beside the policy: of what learns beside an adapter, of a teacher, which
+    is there already, none, else of a copy."""
+    if policy.teacher is not None:
+        return 0.0
     if isinstance(policy.model, PeftModel):
         return size(parameter for parameter in policy.model.parameters() if parameter.requires_grad)
     held = policy.reference_dtype

@@ -142,6 +142,8 @@ class CausalLM(nn.Module):
         # A tuple hides the frozen copy from parameters(), state_dict() and the wrappers of distributed training.
         self._frozen: tuple[Any, ...] = ()
         self._kept: dict[str, Tensor] = {}
+        # Another model that is the reference, hidden in the same way.
+        self._teacher: tuple[CausalLM, ...] = ()
         self.train()
 
     def _build_critic(self, critic: str | PreTrainedModel) -> tuple[PreTrainedModel | None, Layouts | None, int]:
@@ -308,11 +310,23 @@ class CausalLM(nn.Module):
         """The layers of the policy, and it itself last; the same of a copy that it keeps as reference."""
         return [[*layers_of(root), root] for root in (self, *self._frozen)]
 
+    def refer_to(self, teacher: CausalLM) -> None:
+        """From now on another model is the reference, whatever this one becomes."""
+        self._teacher = (teacher,)
+
+    @property
+    def teacher(self) -> CausalLM | None:
+        """The other model that is the reference, if one is."""
+        return self._teacher[0] if self._teacher else None
+
     def make_reference(self) -> None:
-        """From now on the reference is the model as it is at this moment; it never moves with training.
+        """From now on the reference is the model as it is at this moment, unless another one is; it never moves with
+        training.
 
         A copy of the model; beside an adapter, which leaves most of the model as it is, of what learns only.
         """
+        if self._teacher:
+            return
         if isinstance(self.model, PeftModel):
             self._kept = trained_weights(self.model)
         else:
@@ -327,9 +341,13 @@ class CausalLM(nn.Module):
     @_in_own_precision
     def reference_logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
         """`(B, T)` log-probabilities of the actions under the reference, at the policy's temperature."""
+        device = inputs["tokens"].device
+        if self._teacher:
+            (teacher,) = self._teacher
+            teacher.to(device).temperature = self.temperature
+            return teacher(inputs).logprobs
         assert self._frozen or self._kept, "call make_reference() first"
         forget_casts()
-        device = inputs["tokens"].device
         how: dict[str, Any] = {"temperature": self.temperature, "unknown": self.unknown_tokens}
         if self._frozen:
             (frozen,) = self._frozen
