@@ -21,7 +21,7 @@ from tests.covering.lm import runs
 from tests.covering.lm.laws import CRITIC
 from tests.covering.lm.mechanisms import FACTORS
 
-_OF_ACTING = ("method", "reference", "entropy", "group", "lag", "whiten", "responses", "prompts", "scores")
+_OF_ACTING = ("method", "reference", "entropy", "group", "lag", "whiten", "responses", "prompts", "turns", "scores")
 # Of the texts: every token but the first is learned, what follows the prompt, or the assistant's turns.
 MECHANISMS = Mechanisms(
     {name: values for name, values in FACTORS.items() if name not in _OF_ACTING}

@@ -52,6 +52,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "budget": ("all", "some", "one row"),
     "responses": ("whole", "chunked", "another engine"),
     "prompts": ("text", "chat"),
+    "turns": ("one", "several"),
     "scores": ("plain", "one a token", "normalised", "clipped", "penalised", "some missing", "drawn again"),
     "schedule": ("constant", "linear"),
     "temperature": ("1", "0.7"),
@@ -76,6 +77,7 @@ def _refusals() -> list[Refusal]:
         *refuse(_NEEDING_CRITIC, "critic", ("none",), "critic is none"),
         *refuse(("ppo adaptive",), "reference", ("none",), "kl_coef must be positive"),
         Refusal(("scores", "drawn again"), ("group", "1"), "draw_again is 1 and responses_per_prompt 1"),
+        Refusal(("scores", "drawn again"), ("turns", "several"), "overlong_tokens is of single responses"),
     ]
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,6 +80,21 @@ class Questions(Interruptible, rlhf.Prompts):
     pass
 
 
+class Talks(Interruptible, rlhf.Conversations):
+    pass
+
+
+class Listener:
+    """Has something to say to every turn, and pays for it."""
+
+    def reset(self, prompt: Any) -> Any:
+        return prompt
+
+    def step(self, message: Any) -> Any:
+        words = message["content"].split()
+        return [{"role": "user", "content": " ".join(words[::-1]) or "a"}], 0.1 * len(words), False
+
+
 def sum_of_tokens(completion_ids: list[list[int]]) -> list[float]:
     return [0.1 * sum(ids) for ids in completion_ids]
 
@@ -145,14 +161,16 @@ def policy_of(case: Case, models: Path) -> Any:
     return policy.to(DTYPES[case["precision"]])
 
 
-def task_of(case: Case, reward: Any = None) -> Questions:
+def task_of(case: Case, reward: Any = None) -> Any:
     rows = [
         {"prompt": text if case["prompts"] == "text" else [{"role": "user", "content": text}], "number": number}
         for number, text in enumerate(TEXTS)
     ]
-    task = Questions(
+    paid = reward or REWARDS.get(case["scores"], sum_of_tokens)
+    several = case["turns"] == "several"
+    task: Any = (partial(Talks, environment=Listener, max_turns=2) if several else Questions)(
         rows,
-        reward or REWARDS.get(case["scores"], sum_of_tokens),
+        reward=paid,
         max_new_tokens=MAX_NEW_TOKENS,
         held_out=2,
         prompts_per_rollout=4,
