@@ -23,6 +23,7 @@ from rlhf.runs.log import read_lines
 from tests.documented import README, ROOT, YOUR_OWN, python_in, snippet
 from tests.lm.servers import says, serving
 from tests.lm.test_endpoint import samples_of
+from tests.lm.words import TEMPLATE, word_tokenizer
 from tests.recipes.small import ARGUMENTS, outcome, save_model
 
 PAGES = sorted([ROOT / "README.md", ROOT / "recipes" / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -239,6 +240,28 @@ def test_pairs_learn_what_is_paid_better_however_they_are_cut(model, page):
     assert results[0].after["eval_score_mean"] == pytest.approx(results[1].after["eval_score_mean"], abs=1e-4)
 
 
+def test_the_guessing_game_is_held_and_paid(page, tmp_path) -> None:
+    model = save_model(tmp_path / "chat")
+    word_tokenizer(template=TEMPLATE).save_pretrained(model)
+    names = defined("class Guess", "rows, Guess, max_turns=3")
+    found = rlhf.train(rlhf.load_policy(str(model)), names.task, rlhf.PPO(), updates=1, evaluations=1)
+    assert 1.0 <= found.after["eval_turns_mean"] <= 3.0
+    game = names.Guess()
+    assert game.reset(number=4) == [{"role": "user", "content": "guess"}]
+    assert game.step({"content": "2"}) == ([{"role": "user", "content": "up"}], 0.0, False)
+    assert game.step({"content": "7"}) == ([{"role": "user", "content": "down"}], 0.0, False)
+    assert game.step({"content": " 4"})[1:] == (1.0, True)
+
+
+def test_the_tool_of_the_page_is_described_and_called() -> None:
+    names = defined("def weather")
+    task = names.asking([{"prompt": "a", "answer": "sun"}] * 4)
+    assert task.schemas()[0]["function"]["name"] == "weather"
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    assert task.make().step({"role": "assistant", "tool_calls": [call]}).messages[0]["content"] == "sun"
+    assert names.names_it(responses=["The sun."], answer=["sun"]) == [1.0]
+
+
 def test_the_corridor_is_learned_by_object_and_by_path(page, monkeypatch):
     found = defined("class Corridor", "rlhf.Envs(Corridor()")
     for cell in range(3):
@@ -274,8 +297,14 @@ def test_every_snippet_of_the_readme_is_run_by_the_tests_of_the_face():
 
 def test_every_snippet_of_the_page_is_run_here():
     source = Path(__file__).read_text(encoding="utf-8")
-    named = r'"(?:def|class) \w+"|"helpful = rlhf.Judge"|"rlhf.Envs\(Corridor\(\)"|"rlhf.Watched\("|"engine=Plain\(\)"'
-    tested = re.findall(named, source)
+    texts = (
+        "helpful = rlhf.Judge",
+        "rows, Guess, max_turns=3",
+        "rlhf.Envs(Corridor()",
+        "rlhf.Watched(",
+        "engine=Plain()",
+    )
+    tested = re.findall("|".join([r'"(?:def|class) \w+"', *(re.escape(f'"{text}"') for text in texts)]), source)
     held = {text.strip('"') for text in tested} | {'rlhf.Prompts([{"prompt": "a b"'}
     for code in python_in(YOUR_OWN):
         assert any(text in code for text in held), code
