@@ -243,7 +243,7 @@ def test_pairs_learn_what_is_paid_better_however_they_are_cut(model, page):
 def test_the_guessing_game_is_held_and_paid(page, tmp_path) -> None:
     model = save_model(tmp_path / "chat")
     word_tokenizer(template=TEMPLATE).save_pretrained(model)
-    names = defined("class Guess", "rows, Guess, max_turns=3")
+    names = defined("class Guess", "Guess, max_turns=3")
     found = rlhf.train(rlhf.load_policy(str(model)), names.task, rlhf.PPO(), updates=1, evaluations=1)
     assert 1.0 <= found.after["eval_turns_mean"] <= 3.0
     game = names.Guess()
