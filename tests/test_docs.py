@@ -85,7 +85,7 @@ def test_a_reward_logs_what_it_likes() -> None:
     found = Rewards([names.polite], None)(samples_of("Thank you, thanks.", "Thank you."))
     assert found.scores.tolist() == [0.0, 1.0]
     assert found.extra == {"thanks": [2, 1]}
-    assert found.metrics == {"most_thanks": [2.0]}
+    assert found.metrics == {"most_thanks": [(2.0, 2)]}
 
 
 def test_a_judge_asks_what_the_page_says(monkeypatch) -> None:

@@ -15,7 +15,7 @@ from rlhf.lm.prompts import Source, loaded, require_tokenizer, same_tokens
 from rlhf.reduce import global_sum
 from rlhf.rollout import Rollout
 from rlhf.runs.evaluate import Evaluation
-from rlhf.settings import Count, CountOrNone, checked
+from rlhf.settings import checked
 from rlhf.sources import rows_sums
 from rlhf.task import Here, Task
 
@@ -31,17 +31,6 @@ class Demonstrations(Offline):
         held_out: So many rows are only evaluated on, by their loss; or data of their own; 0: none.
         also: Another task by which the policy is evaluated as well, such as the Prompts that come next.
     """
-
-    @checked
-    def __init__(
-        self,
-        data: Source,
-        *,
-        rows_per_update: Count = 64,
-        held_out: CountOrNone | Source = 0,
-        also: Task | None = None,
-    ) -> None:
-        super().__init__(data, rows_per_update=rows_per_update, held_out=held_out, also=also)
 
     def rollout_of(self, data: Data, tokenizer: Any, *, context: int | None, method: Method | None) -> Rollout:
         return demonstration_rollout(data, tokenizer, context=context)

@@ -20,7 +20,7 @@ from rlhf.lm.engine import Engine, Sampling
 from rlhf.lm.generate import Decoder
 from rlhf.lm.policy import CausalLM
 from rlhf.lm.responses import response_records, score_responses
-from rlhf.lm.reward_logs import mean_metrics
+from rlhf.lm.reward_logs import Weighed, mean_metrics
 from rlhf.lm.rewards import Rewards
 from rlhf.runs.evaluate import Evaluation
 
@@ -60,7 +60,7 @@ class ResponseEvaluator:
         self.answering = answering or OneTurn(engine or Decoder(tokenizer), tokenizer, self.sampling)
         rewards.require_columns([*prompts[0].columns, *self.answering.columns])
         # What reward functions logged of the sampled responses of the last evaluation.
-        self._logged: dict[str, list[float]] = {}
+        self._logged: dict[str, list[Weighed]] = {}
 
     @torch.no_grad()
     def __call__(self, policy: CausalLM) -> Evaluation:

@@ -20,6 +20,7 @@ from rlhf.lm.prompts import Source, data_sums, loaded, require_tokenizer, same_t
 from rlhf.optimize import Optimize
 from rlhf.rollout import Rollout
 from rlhf.runs.evaluate import Evaluation
+from rlhf.settings import Count, CountOrNone, checked
 from rlhf.task import CollectorTask, Here, Task
 
 
@@ -33,7 +34,15 @@ class Offline(CollectorTask):
     """What methods can learn from here."""
     shared_state = True
 
-    def __init__(self, data: Source, *, rows_per_update: int, held_out: int | Source, also: Task | None) -> None:
+    @checked
+    def __init__(
+        self,
+        data: Source,
+        *,
+        rows_per_update: Count = 64,
+        held_out: CountOrNone | Source = 0,
+        also: Task | None = None,
+    ) -> None:
         self.data, self.rows_per_update, self.also = loaded(data), rows_per_update, also
         self.held_out = held_out if isinstance(held_out, int) else loaded(held_out)
         self._rows: tuple[Rollout, Rollout | None] | None = None

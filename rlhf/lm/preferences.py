@@ -19,13 +19,11 @@ from rlhf.lm.classifier import require_classifier
 from rlhf.lm.data import Data
 from rlhf.lm.offline import Offline
 from rlhf.lm.preference_data import answer_rollout, ends_rollout, exchanged, preferred
-from rlhf.lm.prompts import Source
 from rlhf.optimize import Optimize
 from rlhf.reduce import gather_rows
 from rlhf.rollout import PolicyOutput, Rollout, batch_of
 from rlhf.runs.evaluate import Evaluation
-from rlhf.settings import Count, CountOrNone, checked
-from rlhf.task import Here, Task
+from rlhf.task import Here
 
 # Held-out pairs that an evaluation writes down for people to read.
 RECORDED = 8
@@ -48,17 +46,6 @@ class Preferences(Offline):
 
     gives: ClassVar[tuple[LearnsFrom, ...]] = ("pairs", "labels")
     group_size = 2
-
-    @checked
-    def __init__(
-        self,
-        data: Source,
-        *,
-        rows_per_update: Count = 64,
-        held_out: CountOrNone | Source = 0,
-        also: Task | None = None,
-    ) -> None:
-        super().__init__(data, rows_per_update=rows_per_update, held_out=held_out, also=also)
 
     def rollout_of(self, data: Data, tokenizer: Any, *, context: int | None, method: Method | None) -> Rollout:
         sides: Any = preferred(data)

@@ -15,7 +15,10 @@ from rlhf.lm.payments import plain
 
 LOGGING = ("log_extra", "log_metric")
 """What a reward function may name to be given: `log_extra(column, values)` with one value a sample, which samples.jsonl
-shows, and `log_metric(name, value)`, whose mean over all calls and processes is logged."""
+shows, and `log_metric(name, value)`, whose mean over all calls and processes is logged, each by its samples."""
+
+Weighed = tuple[float, int]
+"""A number, and of how many samples it is."""
 
 
 class RewardLog:
@@ -28,7 +31,7 @@ class RewardLog:
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
         self.extra: dict[str, list[Any]] = {}
-        self.metrics: dict[str, list[float]] = {}
+        self.metrics: dict[str, list[Weighed]] = {}
 
     def log_extra(self, column: str, values: Sequence[Any]) -> None:
         """Raises InputError unless there is a number, a text or None for each sample."""
@@ -43,7 +46,7 @@ class RewardLog:
         number = plain(name, value)
         if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
             raise InputError(f"log_metric({name!r}, ...) was given {value!r:.60}; it takes a finite number.")
-        self.metrics.setdefault(str(name), []).append(float(number))
+        self.metrics.setdefault(str(name), []).append((float(number), self.num_samples))
 
     def _readable(self, column: str, value: Any) -> Any:
         if value is None or isinstance(value, str | bool | int):
@@ -55,9 +58,12 @@ class RewardLog:
         )
 
 
-def mean_metrics(metrics: dict[str, list[float]], accelerator: Accelerator, prefix: str) -> dict[str, float]:
-    """The mean of each over all processes, which all must call this."""
+def mean_metrics(metrics: dict[str, list[Weighed]], accelerator: Accelerator, prefix: str) -> dict[str, float]:
+    """The mean of each over all samples of all processes, which all must call this."""
     everyone = gather_object([metrics]) if accelerator.num_processes > 1 else [metrics]
     names = sorted({name for one in everyone for name in one})
     together = {name: [value for one in everyone for value in one.get(name, [])] for name in names}
-    return {f"{prefix}{name}": sum(values) / len(values) for name, values in together.items()}
+    return {
+        f"{prefix}{name}": sum(value * size for value, size in values) / sum(size for _, size in values)
+        for name, values in together.items()
+    }

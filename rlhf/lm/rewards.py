@@ -18,7 +18,7 @@ from rlhf.errors import InputError
 from rlhf.files import load_from_file
 from rlhf.lm.payments import Payment, checked
 from rlhf.lm.reward_calls import call_all
-from rlhf.lm.reward_logs import LOGGING, RewardLog
+from rlhf.lm.reward_logs import LOGGING, RewardLog, Weighed
 from rlhf.lm.settings import Calling
 
 RewardFunction = Callable[..., Any]
@@ -86,7 +86,7 @@ class Scores(NamedTuple):
     parts: dict[str, list[float | None]]
     skipped: tuple[str, ...] = ()
     extra: dict[str, list[Any]] = {}  # noqa: RUF012
-    metrics: dict[str, list[float]] = {}  # noqa: RUF012
+    metrics: dict[str, list[Weighed]] = {}  # noqa: RUF012
 
 
 class Rewards:

@@ -75,7 +75,12 @@ def test_prospect_loss_by_its_definition() -> None:
 
 
 def test_correct_counts_a_tie_as_half() -> None:
-    check(preferences.correct(doubles(2.0, 0.0, -1e-9)), [1.0, 0.5, 0.0])
+    check(preferences.correct(doubles(2.0, 0.0, -1e-3)), [1.0, 0.5, 0.0])
+
+
+def test_correct_counts_what_differs_by_rounding_as_a_tie() -> None:
+    """Else a policy that is still its own reference would be right in any share of the pairs."""
+    check(preferences.correct(doubles(1e-6, -1e-6)), [0.5, 0.5])
 
 
 def test_calibration_error_by_hand() -> None:

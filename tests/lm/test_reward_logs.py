@@ -29,7 +29,7 @@ def test_columns_and_numbers_are_kept_beside_the_scores() -> None:
     found = Rewards([words_and_more], None)(samples_of("a b", "c"))
     assert found.scores.tolist() == [2.0, 1.0]
     assert found.extra == {"words": [2, 1], "seen": [2.0, 1.0]}
-    assert found.metrics == {"longest": [2.0]}
+    assert found.metrics == {"longest": [(2.0, 2)]}
 
 
 def test_functions_that_take_everything_are_given_the_samples_alone() -> None:
