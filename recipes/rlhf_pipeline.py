@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.settings.language import Adapted, ImproveConfig, Precision, lora_settings
+from recipes.settings.preferences import kept_rows
 from rlhf.algorithms.bradley_terry import BradleyTerry
 from rlhf.algorithms.checks import require_policy
 from rlhf.algorithms.clone import BehaviourCloning
@@ -147,8 +148,11 @@ def load(config: Config, model: str) -> CausalLM:
 def prompts_of(config: Config) -> Data:
     if config.prompts:
         return load_data(config.prompts)
-    (chosen, _) = preferred(load_data(config.pairs))
-    return Data(name=f"the prompts of {config.pairs}", rows=[{"prompt": row["prompt"]} for row in chosen.data.rows])
+    sides = preferred(load_data(config.pairs))
+    if len(sides) == 1:
+        raise InputError(f"{config.pairs} has one answer a row with a label; a reward model needs chosen and rejected.")
+    rows = [{name: value for name, value in row.items() if name != "completion"} for row in sides[0].data.rows]
+    return Data(name=f"the prompts of {config.pairs}", rows=rows)
 
 
 def main(config: Config) -> dict[str, float]:
@@ -189,7 +193,7 @@ def main(config: Config) -> dict[str, float]:
         accept_changes=config.accept_changes,
     )
     result: dict[str, float] = {}
-    start, rows = config.model, []
+    start, rows, policy = config.model, [], None
     if shown is not None:
         phase = run.phase("clone")
         policy = load(config, start)
@@ -203,7 +207,7 @@ def main(config: Config) -> dict[str, float]:
     phase = run.phase("reward_model")
     judge = load(config, start)
     if compared is None:
-        compared = compared_by_gold(config, judge.to(accelerator.device), asked, gold)
+        compared = compared_by_gold(config, run, judge.to(accelerator.device), asked, gold)
     num_rows = len(compared.data.rows) - (compared.held_out if isinstance(compared.held_out, int) else 0)
     _, after, _ = train_phase(
         judge, compared, config_of_reward_model(), config.compare.optimize,
@@ -214,7 +218,7 @@ def main(config: Config) -> dict[str, float]:
     if accelerator.is_main_process:
         save_reward_model(judge, config.output_dir / REWARD_MODEL)
     accelerator.wait_for_everyone()
-    del judge
+    del judge, compared, shown, policy
     phase = run.phase(config.improve.method.name)
     reward = RewardModel(str(config.output_dir / REWARD_MODEL), device=accelerator.device)
     before, after, _ = train_phase(
@@ -251,8 +255,8 @@ def prompts_task(config: Config, asked: Data, *rewards: Any) -> Prompts:
     )
 
 
-def compared_by_gold(config: Config, policy: CausalLM, asked: Data, gold: Any) -> Preferences:
-    """Pairs of the model's own answers to prompts that PPO is not measured on."""
+def compared_by_gold(config: Config, run: Run, policy: CausalLM, asked: Data, gold: Any) -> Preferences:
+    """Pairs of the model's own answers, the held-out ones to prompts that PPO is measured on; they stay in the run."""
     training, evaluated = hold_out(len(asked.rows), num_held_out=config.held_out, seed=config.seed)
 
     def pairs(numbers: list[int], purpose: str) -> list[dict[str, Any]]:
@@ -267,9 +271,9 @@ def compared_by_gold(config: Config, policy: CausalLM, asked: Data, gold: Any) -
         )
 
     return Preferences(
-        pairs(training.tolist()[: config.pairs_of], "pairs"),
+        kept_rows(run, "pairs.jsonl", lambda: pairs(training.tolist()[: config.pairs_of], "pairs")),
         rows_per_update=config.compare.rows_per_update,
-        held_out=pairs(evaluated.tolist(), "held-out pairs"),
+        held_out=kept_rows(run, "held_out_pairs.jsonl", lambda: pairs(evaluated.tolist(), "held-out pairs")),
     )
 
 

@@ -215,6 +215,8 @@ def _own_forward(accelerator: Accelerator, wrapped: nn.Module) -> Iterator[None]
             policy = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
             # Else Accelerate takes it for prepared in the next phase, which would compute in float32.
             vars(policy).pop("_is_accelerate_prepared", None)
+            # It takes decorators off as well, down to the function, and with ours the policy's own precision.
+            vars(policy).pop("forward", None)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +80,11 @@ class Task:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts it back."""
+
+    @contextmanager
+    def aside(self, policy: Any) -> Iterator[None]:
+        """Meanwhile the policy is, for other tasks, as it was before `prepare`, but for what it has learned."""
+        yield
 
     def close(self) -> None:
         """Lets go of what `prepare` opened."""

@@ -40,9 +40,10 @@ class Watched(Task):
 
     def prepare(self, policy: Any, here: Here) -> None:
         self.task.prepare(policy, here)
-        for task in self.also.values():
-            # What a task keeps in the run's folder is that of the one which is trained on.
-            task.prepare(policy, here._replace(folder=None))
+        with self.task.aside(policy):
+            for task in self.also.values():
+                # What a task keeps in the run's folder is that of the one which is trained on.
+                task.prepare(policy, here._replace(folder=None))
 
     def collect(self, policy: Any, update: int, here: Here) -> Collected:
         return self.task.collect(policy, update, here)
@@ -53,7 +54,8 @@ class Watched(Task):
     def evaluate(self, policy: Any, here: Here) -> Evaluation:
         metrics, samples = self.task.evaluate(policy, here)
         for name, task in self.also.items():
-            other = task.evaluate(policy, here)
+            with self.task.aside(policy):
+                other = task.evaluate(policy, here)
             metrics = metrics | {f"eval_{name}_{key.removeprefix('eval_')}": v for key, v in other.metrics.items()}
             samples = [*samples, *({"of": name, **sample} for sample in other.samples)]
         return Evaluation(metrics, samples)

@@ -133,7 +133,7 @@ def test_fsdp2_is_taken_for_policies_and_methods_that_can_be_spread(precision) -
         require_shardable(accelerator, "ppo", layers=False, shardable=True)
     with pytest.raises(InputError, match="trpo goes over all weights at once"):
         require_shardable(accelerator, "trpo", layers=True, shardable=False)
-    assert [name for name, kind in methods().items() if not kind.shardable] == ["trpo"]
+    assert [name for name, kind in methods().items() if not kind.shardable] == ["reward_model", "trpo"]
     # What is not spread need not be.
     require_shardable(accelerate(), "trpo", layers=False, shardable=False)
 

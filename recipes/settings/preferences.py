@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rlhf.settings import Count, Location, Positive, Seed
 
 with deferred():
     from accelerate import Accelerator
+    from accelerate.utils import broadcast_object_list
 
     from rlhf.core.random import derive_seed
     from rlhf.lm.data import load_data
@@ -25,6 +27,7 @@ with deferred():
     from rlhf.lm.preferences import Preferences
     from rlhf.lm.prompts import Prompts
     from rlhf.lm.sampled_pairs import sample_pairs
+    from rlhf.runs.checkpoint import replace_file
     from rlhf.runs.door import require_new_or_resumed
     from rlhf.runs.log import trackers
     from rlhf.runs.run import Run
@@ -118,21 +121,21 @@ def train_on_preferences(config: Compared, *, critic: str) -> tuple[Run, Any, Re
         temperature=config.temperature,
         seed=derive_seed(config.seed, "weights"),
     )
-    sums = dict(model_sums(config.model))
-    if config.reward:
-        sums |= prompts.inputs()
-        task = compared_by_reward(config, policy.to(accelerator.device), prompts)
-    require(policy, task, method, config.optimize, accelerator)
+    if not config.reward:
+        require(policy, task, method, config.optimize, accelerator)
+    given = prompts if config.reward else task
     run = Run(
         config.output_dir,
         config,
         resume=config.resume,
         accelerator=accelerator,
         extendable={"passes"},
-        inputs=lambda: task.inputs() | code_sums("method", method) | sums,
+        inputs=lambda: given.inputs() | code_sums("method", method) | model_sums(config.model),
         any_processes=True,
         accept_changes=config.accept_changes,
     )
+    if config.reward:
+        task = compared_by_reward(config, run, policy.to(accelerator.device), prompts)
     phase = run.phase(method.name)
     found = train_phase(
         policy, task, method, config.optimize, duration=_duration(config, task), phase=phase, seed=config.seed
@@ -147,7 +150,21 @@ def _duration(config: Compared, task: Preferences) -> Duration:
     return Duration(updates=updates, eval_every=every, checkpoint_every=every)
 
 
-def compared_by_reward(config: Compared, policy: Any, prompts: Prompts) -> Preferences:
+def kept_rows(run: Run, name: str, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows that are made once, by one process, and stay in the run's folder: a resumed run goes on with the very same,
+    whatever made them."""
+    accelerator, path = run.accelerator, run.folder / name
+    rows: list[Any] = [None]
+    if accelerator.is_main_process:
+        if not path.exists():
+            replace_file(path, "".join(json.dumps(row) + "\n" for row in make()).encode())
+        rows = [load_data(path).rows]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(rows)
+    return list(rows[0])
+
+
+def compared_by_reward(config: Compared, run: Run, policy: Any, prompts: Prompts) -> Preferences:
     """Pairs of the model's own answers; what is learned is measured on held-out pairs, and, where the model itself
     learns, on its answers to held-out prompts."""
     parts = [[prompts.data.rows[prompt.row] for prompt in part] for part in prompts.split(config.seed)]
@@ -164,8 +181,8 @@ def compared_by_reward(config: Compared, policy: Any, prompts: Prompts) -> Prefe
         )
 
     return Preferences(
-        pairs(parts[0][: config.pairs_of], "pairs"),
+        kept_rows(run, "pairs.jsonl", lambda: pairs(parts[0][: config.pairs_of], "pairs")),
         rows_per_update=config.rows_per_update,
-        held_out=pairs(parts[1], "held-out pairs"),
+        held_out=kept_rows(run, "held_out_pairs.jsonl", lambda: pairs(parts[1], "held-out pairs")),
         also=None if config.method.reads_ends else prompts,
     )

@@ -29,6 +29,8 @@ class BradleyTerry(Method):
     reads_ends: ClassVar[bool] = True
     stops_early: ClassVar[bool] = False
     compares: ClassVar[bool] = False
+    # What is saved of it at the end is one process's whole model.
+    shardable: ClassVar[bool] = False
 
     margin_coef: Size = 0.0
     """Weight of the margin that people gave a pair (1 where they gave none), by which its scores are to differ at least

@@ -18,6 +18,8 @@ from rlhf.lm.vocabulary import vocabulary_size
 
 # Of the largest score: further apart, the class computes something else than the policy does.
 _TOLERANCE = 1e-4
+# Where the policy computes in half precision and the classifier does not.
+_HALF_TOLERANCE = 0.1
 _NEEDS = "a reward model is saved as a whole classifier, which takes whole models"
 
 
@@ -103,7 +105,8 @@ def _require_same(policy: CausalLM, model: PreTrainedModel) -> None:
     ours = policy(inputs | {"actions": torch.tensor([[len(known)]], device=policy.device)}).values.cpu()
     hidden = model.base_model(tokens[:, :-1].cpu(), use_cache=False).last_hidden_state[:, -1]
     theirs = model.score(hidden)  # type: ignore[operator]
-    if not torch.allclose(ours.float(), theirs.float(), rtol=_TOLERANCE, atol=_TOLERANCE):
+    tolerance = _TOLERANCE if policy.frozen_dtype is None else _HALF_TOLERANCE
+    if not torch.allclose(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance):
         raise InputError(
             f"{type(model).__name__} of transformers scores another number ({float(theirs):.6g}) than the policy does "
             f"({float(ours):.6g}), so the folder would not be the reward model that was trained; take a model of "

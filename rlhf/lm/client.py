@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import ipaddress
 import json
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -80,7 +82,7 @@ class Client:
         local = httpx2.URL(self.url).scheme == "http"
         number = self.limits.concurrency
         async with httpx2.AsyncClient(
-            headers={"Accept-Encoding": "identity", **self.headers},
+            headers={"Accept-Encoding": "identity", "Content-Type": "application/json", **self.headers},
             follow_redirects=False,
             # The whole of a try has a limit, below.
             timeout=None,
@@ -104,13 +106,19 @@ class Connection:
         Raises:
             EndpointError: It does not answer in time, refuses, redirects, says too much, or says what is no JSON.
         """
-        limits, deadline = self.client.limits, time.monotonic() + self.client.limits.patience
-        pause, tries = _FIRST_PAUSE, 0
+        limits, pause, tries, deadline = self.client.limits, _FIRST_PAUSE, 0, 0.0
+        try:
+            content = json.dumps(body, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"what {self.client.url} is to be told is no JSON ({error}); leave such columns out."
+            ) from error
         while True:
             tries += 1
             async with self._free:
-                left = deadline - time.monotonic()
-                answer = await self._tried(body, min(limits.timeout, max(left, 0.0)))
+                # From the first try on, and not while others were asked.
+                deadline = deadline or time.monotonic() + limits.patience
+                answer = await self._tried(content, min(limits.timeout, max(deadline - time.monotonic(), 0.0)))
             if not isinstance(answer, _Later):
                 return answer
             wait = max(answer.seconds, random.uniform(0.5, 1.0) * pause)
@@ -122,14 +130,14 @@ class Connection:
                 )
             await asyncio.sleep(wait)
 
-    async def _tried(self, body: Mapping[str, Any], timeout: float) -> Any:
+    async def _tried(self, content: bytes, timeout: float) -> Any:
         try:
             async with asyncio.timeout(timeout):
-                async with self._http.stream("POST", self.client.url, json=body) as response:
+                async with self._http.stream("POST", self.client.url, content=content) as response:
                     return await self._read(response)
         except TimeoutError:
             return _Later(0.0, f"no answer within {timeout:.3g} s")
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             return _Later(0.0, f"{type(error).__name__} {error}".strip())
 
     async def _read(self, response: httpx2.Response) -> Any:
@@ -172,10 +180,9 @@ def _not_json(name: str) -> None:
 
 def _seconds(retry_after: str) -> float:
     """What a header Retry-After asks for: seconds, or a date; 0 without one."""
-    try:
-        return max(float(retry_after), 0.0)
-    except ValueError:
-        pass
+    with contextlib.suppress(ValueError):
+        seconds = float(retry_after)
+        return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
     try:
         return max(email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
     except ValueError:

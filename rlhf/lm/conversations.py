@@ -47,7 +47,7 @@ class Conversations(Prompts):
         step_timeout: Seconds that an environment has for a reset or a step; 0 is no limit.
         show_tools: The chat template tells the policy of the tools; else the prompts must.
         parse: Makes of the policy's words a message with `content` and `tool_calls`, for models that write calls in a
-            way of their own; None: the tokenizer's response schema, or JSON between <tool_call> and </tool_call>.
+            way of their own; None: JSON with a name and arguments, between <tool_call> and </tool_call>.
 
     Raises:
         InputError: The data, the environment or a tool cannot be used; or there is no such setting.
@@ -124,7 +124,9 @@ class Conversations(Prompts):
                     f"{self.sampling.max_new_tokens} exceed the model's context of {context}."
                 )
         if self.max_turns > 1:
-            require_appending(tokenizer, talks[0])
+            made = talks[0].environment
+            tool = next(iter(made.tools), None) if isinstance(made, Tools) else None
+            require_appending(tokenizer, talks[0], tool=tool)
         if isinstance(self.held_out, int) and not 0 < self.held_out < len(self._rows[0]):
             raise InputError(
                 f"held_out is {self.held_out} and there are {len(self._rows[0])} rows; hold out at least one to "

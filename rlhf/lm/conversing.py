@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -95,7 +95,7 @@ class Conversing:
         self.engine, self.tokenizer, self.sampling = engine, tokenizer, sampling
         self.make, self.tools, self.max_turns = make, list(tools), max_turns
         self.max_tokens, self.seconds = max_tokens, seconds
-        self.parse = parse or partial(parsed, tokenizer=tokenizer)
+        self.parse = parse or parsed
         self.num_draws, self.exact = max_turns * sampling.max_new_tokens, engine.exact
         self._pool: list[Any] = []
 
@@ -114,7 +114,8 @@ class Conversing:
 
     def _begun(self, environment: Any, prompt: Prompt, number: int) -> Talk:
         given: list[Message] = [] if prompt.prompt is None else list(prompt.prompt)  # type: ignore[arg-type]
-        row = {**prompt.columns, **({} if prompt.prompt is None else {"prompt": list(prompt.prompt)})}
+        # Its own, whatever the environment makes of it: those of a group are one object in the data.
+        row = copy.deepcopy({**prompt.columns, **({} if prompt.prompt is None else {"prompt": given})})
         told = self._asked("reset an environment", lambda: environment.reset(**_understood(environment.reset, row)))
         where = f"row {prompt.row}, conversation {number}"
         if isinstance(told, str) and given:
@@ -178,12 +179,25 @@ class Conversing:
         talk.finished = talk.over = step.done
         if talk.over or not room:
             return
-        told = following_tokens(self.tokenizer, talk, step.messages, ids)
+        told = self._told(talk, step.messages, ids)
+        if told is None:
+            return
         # Cut, where the next turn might not fit.
         talk.over = len(talk.tokens) + len(told) > room
         if not talk.over:
             talk.tokens += told
             talk.messages = [*talk.messages, *step.messages]
+
+    def _told(self, talk: Talk, messages: Sequence[Message], ids: Sequence[int]) -> list[int] | None:
+        """What the model reads next; None where the template does not take what it wrote, as several calls at once,
+        which ends the conversation and not the run."""
+        if talk.messages[-1].get("tool_calls"):
+            try:
+                talk.chat().text(self.tokenizer)
+            except InputError:
+                talk.over, talk.tool_errors = True, talk.tool_errors + 1
+                return None
+        return following_tokens(self.tokenizer, talk, messages, ids, self.sampling.stop_tokens)
 
     def _stepped(self, talk: Talk, message: Message) -> Step:
         given = self._asked("step an environment", lambda: talk.environment.step(dict(message)))
@@ -216,9 +230,19 @@ def _understood(function: Callable[..., Any], row: Mapping[str, Any]) -> dict[st
     return {name: value for name, value in row.items() if name in names}
 
 
-def following_tokens(tokenizer: Any, talk: Talk, messages: Sequence[Message], sampled: Sequence[int]) -> list[int]:
+# What stands for the model's words where the end of its turn is looked for; for private use, so that no text has it.
+_WORDS = "\ue0c8"
+
+
+def following_tokens(
+    tokenizer: Any, talk: Talk, messages: Sequence[Message], sampled: Sequence[int], stops: Sequence[int]
+) -> list[int]:
     """What the model reads between the end of its turn and its next one: what the template writes behind the turn's
     last token, the messages, and the beginning of the next turn.
+
+    Args:
+        sampled: The turn's tokens.
+        stops: Tokens that end a turn; one that was sampled is not written again.
 
     Raises:
         InputError: The template writes the conversation so far differently once more follows.
@@ -232,26 +256,36 @@ def following_tokens(tokenizer: Any, talk: Talk, messages: Sequence[Message], sa
             "reasoning), so what the model read would not be what it reads when it is used; take a template that only "
             "appends, or a single turn (max_turns 1)."
         )
-    before = Chat(messages=talk.messages[:-1], where=talk.where, arguments=talk.arguments).text(tokenizer)
-    end = tokenizer.decode(list(sampled[-1:]))
-    # Of this turn; a template may write no end.
-    place = so_far.rfind(end, len(before)) if end else -1
-    tail = so_far[place + len(end) :] if place >= 0 else ""
+    said = [*talk.messages[:-1], {"role": "assistant", "content": _WORDS}]
+    plain = Chat(messages=said, where=talk.where, arguments=talk.arguments).text(tokenizer)
+    # Of a template that does not show the words, nothing is known but what follows the turn.
+    tail = plain[plain.rindex(_WORDS) + len(_WORDS) :] if _WORDS in plain else ""
+    end = tokenizer.decode(list(sampled[-1:])) if sampled and sampled[-1] in stops else ""
+    if end and end in tail:
+        tail = tail[tail.index(end) + len(end) :]
     (tokens,) = tokenized(tokenizer, [tail + whole[len(so_far) :]])
     if not tokens:
         raise InputError(f"{talk.where}: the chat template writes nothing for what the environment tells the model.")
     return tokens
 
 
-def require_appending(tokenizer: Any, talk: Talk) -> None:
-    """Refuses a template that writes a turn with reasoning differently once another follows, before a run begins.
+def require_appending(tokenizer: Any, talk: Talk, *, tool: str | None) -> None:
+    """Refuses a template that writes a turn with reasoning differently once another follows, or cannot write what a
+    tool says, before a run begins.
+
+    Args:
+        tool: The name of one, where only tools speak; None: a user does.
 
     Raises:
         InputError: As that of `following_tokens`.
     """
-    said = {"role": "assistant", "content": "<think>\nwhy\n</think>\n\nbecause"}
+    said: Message = {"role": "assistant", "content": "<think>\nwhy\n</think>\n\nbecause"}
+    told: Message = {"role": "user", "content": "and?"}
+    if tool is not None:
+        said["tool_calls"] = [{"type": "function", "function": {"name": tool, "arguments": {}}}]
+        told = {"role": "tool", "name": tool, "content": "nothing"}
     tried = Talk(None, [*talk.messages, said], talk.arguments, talk.where)
-    following_tokens(tokenizer, tried, [{"role": "user", "content": "and?"}], [])
+    following_tokens(tokenizer, tried, [told], [], [])
 
 
 def _require_room(talks: Sequence[Talk], width: int, most: int) -> None:

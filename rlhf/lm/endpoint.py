@@ -36,7 +36,8 @@ class Endpoint:
         timeout: Seconds for one try.
         patience: Seconds for a request with all its tries.
         max_bytes: Longest answer.
-        cache: The file that answers are kept in; "": one in the user's cache folder, for this address; None: nowhere.
+        cache: The file that answers are kept in; "": one in the user's cache folder, for this address, and none for one
+            on this machine, where another server may answer tomorrow; None: none.
 
     Raises:
         InputError: The address is no such address, or the environment lacks the key.
@@ -63,6 +64,10 @@ class Endpoint:
         self.columns, self.batch_size = tuple(columns), batch_size
         self.asked = _asked(cache, url)
 
+    def inputs(self) -> dict[str, str]:
+        """What a resumed run must find the same."""
+        return {"endpoint": key_of(self.client.url, self.columns)}
+
     async def __call__(
         self, prompts: list[Any], responses: list[str], log_extra: Log | None = None, **columns: list[Any]
     ) -> list[float | None]:
@@ -82,8 +87,8 @@ class Endpoint:
             found = _scores(await connection.post(body), len(part), self.client.url)
             kept = {key: answer for (key, _), answer in zip(part, found, strict=True)}
             if self.asked is not None:
-                # At once, so that a run which ends here need not ask for them again.
-                self.asked.keep(kept)
+                # At once, so that a run which ends here need not ask for them again; but for those without a score.
+                self.asked.keep({key: answer for key, answer in kept.items() if answer["score"] is not None})
             return kept
 
         known |= await _all_of(self.client, [(ask, part) for part in parts])
@@ -137,6 +142,11 @@ class Judge:
             raise InputError(f"pattern {pattern!r:.80} has {self.pattern.groups} groups; give it one, the number.")
         self.asked = _asked(cache, url)
 
+    def inputs(self) -> dict[str, str]:
+        """What a resumed run must find the same."""
+        told = (self.client.url, self.model, self.template, self.pattern.pattern, self.options)
+        return {"judge": key_of(*told)}
+
     async def __call__(
         self, prompts: list[Any], responses: list[str], log_extra: Log | None = None, **columns: list[Any]
     ) -> list[float | None]:
@@ -152,7 +162,7 @@ class Judge:
             key, text = question
             body = {"model": self.model, "messages": [{"role": "user", "content": text}], **self.options}
             kept = {key: _said(await connection.post(body), self.client.url)}
-            if self.asked is not None:
+            if self.asked is not None and self._score(kept[key]) is not None:
                 self.asked.keep(kept)
             return kept
 
@@ -164,7 +174,7 @@ class Judge:
 
     def _question(self, prompt: Any, response: str, columns: Mapping[str, Any]) -> str:
         try:
-            return self.template.format(prompt=_readable(prompt), response=response, **columns)
+            return self.template.format(**{**columns, "prompt": _readable(prompt), "response": response})
         except (KeyError, IndexError, ValueError) as error:
             raise InputError(
                 f"the judge's template cannot be filled in ({type(error).__name__}: {error}); it may name {{prompt}}, "
@@ -188,7 +198,7 @@ async def _all_of(client: Client, jobs: Sequence[tuple[Callable[..., Any], Any]]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(job(connection, what)) for job, what in jobs]
-        except* (EndpointError, InputError) as failed:
+        except* Exception as failed:
             raise failed.exceptions[0] from None
         return {key: answer for task in tasks for key, answer in task.result().items()}
 
@@ -203,7 +213,7 @@ def _headers(headers: Mapping[str, str] | None, key_variable: str) -> dict[str, 
 
 
 def _asked(cache: str | Path | None, url: str) -> Asked | None:
-    if cache is None:
+    if cache is None or (not cache and url.startswith("http://")):
         return None
     return Asked(Path(cache).expanduser() if cache else cache_folder() / f"{key_of(url)[:16]}.sqlite")
 

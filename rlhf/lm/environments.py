@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 import json
 import re
@@ -49,18 +50,10 @@ class Environment(Protocol):
         ...
 
 
-def parsed(text: str, tokenizer: Any) -> Message:
-    """The model's words as a message, with the tools that it calls.
-
-    By the tokenizer's own response schema, if it has one; else calls stand between <tool_call> and </tool_call>, as
-    JSON with a name and arguments. One that is no such JSON has an `error`.
+def parsed(text: str) -> Message:
+    """The model's words as a message, with the tools that it calls: between <tool_call> and </tool_call>, as JSON with
+    a name and arguments. A call that is no such JSON has an `error`.
     """
-    if getattr(tokenizer, "response_schema", None):
-        try:
-            message = tokenizer.parse_response(text)
-            return {"role": "assistant", "content": "", **message}
-        except Exception:  # Whatever the model wrote, it is not the run's fault.
-            return {"role": "assistant", "content": text}
     calls = [_call(written) for written in _CALL.findall(text)]
     if not calls:
         return {"role": "assistant", "content": text}
@@ -167,7 +160,8 @@ def tools_of(made: Any) -> list[Tool]:
 
 class GymText:
     """A gymnasium-like environment of texts: `reset(seed=..., options=...)` gives an observation and `step(text)` the
-    next one, a reward, whether it terminated or was cut, and more that nobody reads.
+    next one, a reward, whether it terminated or was cut, and more that nobody reads. Without a column `seed` the seed
+    follows from the row.
 
     Args:
         env: Such an object.
@@ -177,6 +171,9 @@ class GymText:
         self.env = env
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None, **row: Any) -> list[Message]:
+        if seed is None:
+            # The same for all that begin with this row.
+            seed = int(hashlib.sha256(json.dumps(row, sort_keys=True, default=repr).encode()).hexdigest()[:8], 16)
         observation, _ = self.env.reset(seed=seed, options=options)
         return [{"role": "user", "content": str(observation)}]
 

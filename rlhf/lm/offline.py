@@ -121,7 +121,7 @@ class Offline(CollectorTask):
             rows, rows_per_update=self.rows_per_update, seed=here.seed, accelerator=here.accelerator, size=size
         )
         if self.also is not None:
-            with at_temperature(policy, self._temperature):
+            with self.aside(policy):
                 self.also.prepare(policy, here)
 
     def completed(self, policy: Any, rows: Rollout, here: Here) -> Rollout:
@@ -135,13 +135,20 @@ class Offline(CollectorTask):
             own = self.measured(policy, self._evaluated, here)
         if self.also is None:
             return own
-        with at_temperature(policy, self._temperature):
+        with self.aside(policy):
             other = self.also.evaluate(policy, here)
         return Evaluation(own.metrics | other.metrics, own.samples + other.samples)
+
+    @contextmanager
+    def aside(self, policy: Any) -> Iterator[None]:
+        """With its own temperature."""
+        with at_temperature(policy, self._temperature):
+            yield
 
     def close(self) -> None:
         super().close()
         self._policy.temperature = self._temperature
+        self._policy = None
         if self.also is not None:
             self.also.close()
 

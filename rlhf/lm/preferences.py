@@ -66,8 +66,8 @@ class Preferences(Offline):
 
     def prepare(self, policy: Any, here: Here) -> None:
         if here.method.reads_ends:
-            # The head of a classifier has none.
-            policy.value_head.bias.requires_grad_(False)
+            # The head of a classifier has none; pairs are told apart by differences.
+            torch.nn.init.zeros_(policy.value_head.bias).requires_grad_(False)
         super().prepare(policy, here)
 
     def completed(self, policy: Any, rows: Rollout, here: Here) -> Rollout:
@@ -75,7 +75,9 @@ class Preferences(Offline):
         if not here.method.needs_reference:
             return rows
         policy.to(here.accelerator.device)
-        logprobs = _gathered(_own_outputs(policy, rows, here).logprobs, len(rows.mask), here)
+        score = policy if policy.teacher is None else policy.reference_logprobs
+        own = _own_outputs(policy, rows, here, score=score)
+        logprobs = _gathered(own.logprobs, len(rows.mask), here)
         return replace(rows, ref_logprobs=logprobs.to(rows.rewards.device))
 
     def measured(self, policy: Any, rows: Rollout, here: Here) -> Evaluation:
@@ -87,6 +89,9 @@ class Preferences(Offline):
         desirable = labelled.rewards.sum(1) > 0
         better, worse = scores[desirable], scores[~desirable]
         if len(labelled.mask) == len(labelled.groups.unique()):  # type: ignore[union-attr]
+            if not (len(better) and len(worse)):
+                # Of one kind alone there is nothing to tell apart.
+                return Evaluation({"eval_score": float(scores.mean())}, [])
             across = better.unsqueeze(1) - worse.unsqueeze(0)
             found = {"eval_accuracy": preferences.correct(across).mean(), "eval_margin": across.mean()}
             return Evaluation({name: float(value) for name, value in found.items()}, [])
@@ -126,8 +131,12 @@ def _own(num_rows: int, here: Here) -> Tensor:
 
 
 @torch.no_grad()
-def _own_outputs(policy: Any, rows: Rollout, here: Here) -> PolicyOutput:
-    """What the policy says of this process's rows, on its device."""
+def _own_outputs(policy: Any, rows: Rollout, here: Here, *, score: Any = None) -> PolicyOutput:
+    """What the policy says of this process's rows, on its device.
+
+    Args:
+        score: What scores them in its place; if that gives log-probabilities alone, the rest is they again.
+    """
     accelerator, width = here.accelerator, rows.mask.shape[1]
     own = rows.rows(_own(len(rows.mask), here))
 
@@ -135,7 +144,9 @@ def _own_outputs(policy: Any, rows: Rollout, here: Here) -> PolicyOutput:
         passed = passed_by(policy, own.inputs)
         for part in micro_batches(own.costs, here.settings.micro_batch_cost, passed=passed):
             some = own.rows(part).to(accelerator.device)
-            yield PolicyOutput(*(tensor.masked_fill(~some.mask, 0.0) for tensor in policy(some.inputs)))
+            said = (score or policy)(some.inputs)
+            said = (said, said, said) if isinstance(said, Tensor) else said
+            yield PolicyOutput(*(tensor.masked_fill(~some.mask, 0.0) for tensor in said))
 
     with accelerator.autocast():
         parts = list(outputs()) or [PolicyOutput(*(torch.zeros(0, width, device=accelerator.device),) * 3)]

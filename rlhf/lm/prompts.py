@@ -16,6 +16,7 @@ from rlhf.errors import InputError
 from rlhf.lm.answering import Answering
 from rlhf.lm.collect import CollectResponses, PromptCollector, require_prompts
 from rlhf.lm.data import Data, Prompt, hold_out, load_data, prompt_rows
+from rlhf.lm.endpoint import Endpoint, Judge
 from rlhf.lm.engine import Engine, Sampling, require_engine
 from rlhf.lm.evaluate import ResponseEvaluator
 from rlhf.lm.load import model_sums
@@ -204,6 +205,8 @@ class Prompts(CollectorTask):
         sums = data_sums(self.data, self.held_out)
         for name, function in self.rewards.functions.items():
             sums |= code_sums(f"reward {name}", function) | self._held[name]
+            if isinstance(function, Endpoint | Judge):
+                sums |= {f"reward {name}: {what}": value for what, value in function.inputs().items()}
             if isinstance(function, RewardModel | Relevance):
                 sums |= model_sums(function.source, what=f"reward {name}")
         return sums | ({} if self.engine is None else code_sums("engine", self.engine))

@@ -383,7 +383,7 @@ TEMPLATES: dict[str, tuple[str, str, str]] = {
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}",
         "<eos>",
-        "user: more\nassistant:",
+        "\nuser: more\nassistant:",
     ),
 }
 
@@ -420,8 +420,54 @@ def test_what_stands_between_turns_is_what_the_template_writes(
     """Whatever the model said, and also where the template would write that in another way."""
     talk = Talk(None, [user("go"), {"role": "assistant", "content": said}], {}, "row 0")
     tokenizer = Characters(template, end)
-    found = following_tokens(tokenizer, talk, [user("more")], [ord("x"), -1])
+    found = following_tokens(tokenizer, talk, [user("more")], [ord("x"), -1], [-1])
     assert "".join(map(chr, found)) == between
+
+
+def test_a_turn_that_a_stop_string_ended_gets_the_templates_end() -> None:
+    """Its last token is in that end, too."""
+    talk = Talk(None, [user("go"), {"role": "assistant", "content": "yes</d>"}], {}, "row 0")
+    found = following_tokens(Characters(CHATML, "<|im_end|>"), talk, [user("more")], [ord("d"), ord(">")], [-1])
+    assert "".join(map(chr, found)) == "<|im_end|>" + TEMPLATES["chatml"][2]
+
+
+def test_environments_cannot_change_the_data(policy: Any) -> None:
+    class Takes:
+        def reset(self, items: list[int]) -> Any:
+            items.pop()
+            return [user("a")]
+
+        def step(self, message: Any) -> Any:
+            return [], 0.0, True
+
+    rows = [{"items": [1, 2, 3]} for _ in range(4)]
+    task = task_of(Takes, rows, responses_per_prompt=2, prompts_per_rollout=2)
+    collected(policy, task)
+    assert all(row["items"] == [1, 2, 3] for row in [*task.data.rows, *rows])
+
+
+ONE_CALL = (
+    "{% for m in messages %}{% if m.tool_calls and m.tool_calls | length > 1 %}{{ raise_exception('one at once') }}"
+    "{% endif %}{{ m.role }}: {{ m.content }} {% if m.role == 'assistant' %}<eos> ; {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_what_the_template_does_not_take_ends_the_conversation_and_not_the_run(tmp_path: Path) -> None:
+    policy = long_policy(tmp_path)
+    policy.tokenizer.chat_template = ONE_CALL
+
+    def twice(text: str) -> dict[str, Any]:
+        one = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 1}}}
+        return {"content": text, "tool_calls": [one, one]}
+
+    task = rlhf.Conversations(
+        ROWS, tools=[add], show_tools=False, parse=twice, max_new_tokens=4, held_out=2, prompts_per_rollout=2
+    )
+    _, metrics, samples = collected(policy, task)
+    assert not any(sample["finished"] for sample in samples)
+    assert all(sample["turns"] == 1.0 for sample in samples)
+    assert metrics["tool_errors_mean"] <= 1.0
 
 
 # --- tools
@@ -484,7 +530,7 @@ CALLS: dict[str, tuple[str, str, int]] = {
 
 @pytest.mark.parametrize(("text", "told", "errors"), CALLS.values(), ids=CALLS)
 def test_tools_are_called_and_what_goes_wrong_is_told(text: str, told: str, errors: int) -> None:
-    message = parsed(f"Let me see. {text}", word_tokenizer())
+    message = parsed(f"Let me see. {text}")
     assert message["content"] == "Let me see."
     step = Tools([add, slowly, bad]).step(message)
     assert told in step.messages[0]["content"]
@@ -493,12 +539,12 @@ def test_tools_are_called_and_what_goes_wrong_is_told(text: str, told: str, erro
 
 
 def test_an_answer_without_a_call_ends_the_conversation() -> None:
-    step = Tools([add]).step(parsed("It is 5.", word_tokenizer()))
+    step = Tools([add]).step(parsed("It is 5."))
     assert (step.messages, step.done, step.tool_calls) == ([], True, 0)
 
 
 def test_several_calls_are_answered_in_their_order() -> None:
-    message = parsed(call("add", a=1, b=1) + call("add", a=2, b=2), word_tokenizer())
+    message = parsed(call("add", a=1, b=1) + call("add", a=2, b=2))
     assert [told["content"] for told in Tools([add]).step(message).messages] == ["2", "4"]
 
 
@@ -538,9 +584,9 @@ def test_an_environment_factory_of_trl_plugs_in() -> None:
     environment = FactoryTools(Counter())
     assert environment.reset(number=3) == " (row 3)"
     for step in (2, 5):
-        told = environment.step(parsed(call("increment", step=step), word_tokenizer()))
+        told = environment.step(parsed(call("increment", step=step)))
     assert told.messages[0]["content"] == "7"
-    assert environment.step(parsed("done", word_tokenizer())) == ([], 7.0, True, 0, 0)
+    assert environment.step(parsed("done")) == ([], 7.0, True, 0, 0)
 
 
 def test_gymnasium_like_and_verifiers_like_environments_plug_in() -> None:
@@ -553,6 +599,7 @@ def test_gymnasium_like_and_verifiers_like_environments_plug_in() -> None:
 
     game = GymText(Game())
     assert game.reset(seed=4, other=1) == [user("begin 4")]
+    assert game.reset(other=1) == game.reset(other=1) != game.reset(other=2)
     assert game.step({"role": "assistant", "content": "go"}) == ([user("you said go")], 0.5, False)
     assert game.step({"role": "assistant", "content": "stop"}) == ([], 0.5, True)
 

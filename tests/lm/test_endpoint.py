@@ -297,11 +297,57 @@ def test_what_was_answered_before_an_error_is_kept(tmp_path: Path) -> None:
     assert before != other.url
 
 
-def test_the_users_cache_folder_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_cache_folder_is_the_default_but_for_servers_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At whose address another may answer tomorrow."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with serving(lengths) as server:
-        scored(Endpoint(server.url), samples_of("a"))
-    assert len(list((tmp_path / "rlhf" / "asked").glob("*.sqlite"))) == 1
+    one, other = (Endpoint(f"https://host.org/{name}").asked for name in "ab")
+    assert one is not None
+    assert other is not None
+    assert one.path.parent == other.path.parent == tmp_path / "rlhf" / "asked"
+    assert one.path != other.path
+    assert Endpoint("http://127.0.0.1:8000/").asked is None
+
+
+def test_answers_without_a_score_are_asked_for_again(tmp_path: Path) -> None:
+    def soon(number: int, body: Any) -> Any:
+        return says([None] if number == 0 else [2.0])
+
+    with serving(soon) as server:
+        endpoint = quickly(server.url, cache=tmp_path / "c")
+        for expected in (0.0, 2.0, 2.0):
+            assert scored(endpoint, samples_of("a"), allow_none=True) == [expected]
+    assert len(server.bodies) == 2
+
+
+def test_patience_does_not_run_out_while_others_are_asked() -> None:
+    def slowly(number: int, body: Any) -> Any:
+        time.sleep(0.15)
+        return lengths(number, body)
+
+    with serving(slowly) as server:
+        endpoint = quickly(server.url, batch_size=1, concurrency=1, patience=0.6)
+        assert scored(endpoint, samples_of(*(str(i) for i in range(8)))) == [1.0] * 8
+
+
+def test_what_is_no_json_is_not_sent() -> None:
+    with (
+        serving(lengths) as server,
+        pytest.raises(InputError, match=r"is to be told is no JSON .* leave such columns out"),
+    ):
+        scored(quickly(server.url, columns=("when",)), samples_of("a", when=[float("nan")]))
+    assert not server.bodies
+
+
+def test_a_resumed_run_must_find_the_same_judge() -> None:
+    def sums(**changes: Any) -> Any:
+        judge = Judge("https://host.org", model="m", template="{response}", **changes)
+        return rlhf.Prompts(ROWS, judge, max_new_tokens=4).inputs()
+
+    assert sums() == sums()
+    assert sums() != sums(pattern=r"Score: (\d)")
+    assert sums() != sums(options={"max_tokens": 3})
 
 
 def test_a_broken_cache_is_one_message(tmp_path: Path) -> None:

@@ -88,6 +88,53 @@ def test_reference_is_the_policy_at_the_start_at_temperature_one(tmp_path: Path)
     assert policy.temperature == 0.5
 
 
+def test_a_teacher_is_the_reference(tmp_path: Path) -> None:
+    save_tiny("gpt2", tmp_path / "student", vocab_size=len(WORDS), eos_token_id=0, pad_token_id=0)
+    save_tiny("llama", tmp_path / "teacher", vocab_size=len(WORDS), eos_token_id=0, pad_token_id=0)
+    for name in ("student", "teacher"):
+        word_tokenizer().save_pretrained(tmp_path / name)
+    policy = load_policy(str(tmp_path / "student"), critic="none", reference=str(tmp_path / "teacher"))
+    task = rlhf.Preferences(PAIRS, rows_per_update=16)
+    here = rlhf.Here(Accelerator(cpu=True), 0, rlhf.DPO(), rlhf.Optimize(micro_batch_cost=40), None)
+    task.read(policy.tokenizer, context=None, method=rlhf.DPO())
+    task.prepare(policy, here)
+    rollout = task.collect(policy, 0, here).rollout
+    with torch.no_grad():
+        expected = load_policy(str(tmp_path / "teacher"), critic="none")(rollout.inputs).logprobs
+    torch.testing.assert_close(rollout.ref_logprobs, expected, rtol=0, atol=1e-5)
+
+
+def test_held_out_labels_of_one_kind_measure_what_they_can(tmp_path: Path) -> None:
+    policy = policy_of()
+    task = rlhf.Preferences(
+        LABELS, rows_per_update=8, held_out=[row for row in LABELS if row["label"]][:3] + LABELS[1:2]
+    )
+    settings = rlhf.Optimize(learning_rate=1e-3, epochs=1)
+    # Data of one label alone are refused where they are to be learned from or measured by as a whole.
+    rlhf.train(policy, task, rlhf.KTO(), settings, updates=1, evaluations=1, out=tmp_path / "mixed")
+    for seed in range(3):
+        one = rlhf.Preferences(LABELS, rows_per_update=8, held_out=1)
+        found = rlhf.train(policy_of(), one, rlhf.KTO(), settings, updates=1, evaluations=1, seed=seed)
+        assert set(found.after) == {"eval_score"}
+
+
+def test_what_is_watched_is_watched_at_its_own_temperature(tmp_path: Path) -> None:
+    seen: list[float] = []
+    policy = policy_of(temperature=0.5)
+
+    class Temperatures(rlhf.Task):
+        def evaluate(self, policy: Any, here: rlhf.Here) -> rlhf.Evaluation:
+            seen.append(policy.temperature)
+            return rlhf.Evaluation({}, [])
+
+    for task in (
+        rlhf.Watched(rlhf.Preferences(PAIRS, rows_per_update=8), {"other": Temperatures()}),
+        rlhf.Preferences(PAIRS, rows_per_update=8, also=Temperatures()),
+    ):
+        rlhf.train(policy, task, rlhf.DPO(), rlhf.Optimize(epochs=1), updates=1, evaluations=1)
+    assert seen == [0.5] * 4
+
+
 def test_updates_hold_whole_pairs_also_where_an_epoch_ends() -> None:
     policy, task = policy_of(), rlhf.Preferences(PAIRS, rows_per_update=12)
     here = rlhf.Here(Accelerator(cpu=True), 0, rlhf.DPO(), rlhf.Optimize(), None)
@@ -199,6 +246,19 @@ def test_reward_model_is_the_critic_that_a_run_may_begin_with(tmp_path: Path) ->
     assert critic is not None
     own = dict(policy.model.model.named_parameters())
     assert all(torch.equal(tensor, own[name]) for name, tensor in critic.named_parameters())
+
+
+def test_reward_model_of_an_adapter_in_half_precision_is_saved(tmp_path: Path) -> None:
+    """Its frozen layers are held in bfloat16 by then."""
+    save_tiny("llama", tmp_path / "base", vocab_size=len(WORDS), eos_token_id=0, pad_token_id=0)
+    word_tokenizer(template=TEMPLATE).save_pretrained(tmp_path / "base")
+    policy = load_policy(str(tmp_path / "base"), critic="shared", lora_rank=4)
+    task, settings = rlhf.Preferences(CHATS, rows_per_update=8), rlhf.Optimize(learning_rate=3e-3, epochs=1)
+    rlhf.train(policy, task, rlhf.BradleyTerry(), settings, updates=4, mixed_precision="bf16")
+    save_reward_model(policy, tmp_path / "saved")
+    model = RewardModel(str(tmp_path / "saved"), device=CPU)
+    scores = model([row["prompt"] for row in CHATS], [row["chosen"] for row in CHATS], [True] * len(CHATS))
+    assert all(math.isfinite(score) for score in scores)
 
 
 def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
