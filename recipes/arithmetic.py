@@ -47,7 +47,8 @@ with deferred():
     from rlhf.training import require, train_phase
 
 DIGITS = 2
-CONTEXT = 2 * DIGITS + 2 + DIGITS + 2
+# Both summands, "+" and "=", the sum and its end, and what a reward model needs besides.
+CONTEXT = 2 * DIGITS + 2 + DIGITS + 2 + 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,8 @@ class StackedMethod(Method):
     """One for each of the policies that are stacked."""
 
     def __post_init__(self) -> None:
-        if type(self.method).update is not Method.update:
+        # One that needs groups is refused for want of them (`require`), whatever its steps are.
+        if type(self.method).update is not Method.update and not self.method.needs_groups:
             raise InputError(f"{self.method.name} takes steps of its own kind; run its seeds one at a time.")
         if isinstance(self.method, OffPolicy):
             raise InputError(

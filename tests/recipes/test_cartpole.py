@@ -136,7 +136,7 @@ def test_seeds_side_by_side_report_each_of_them(tmp_path):
 @pytest.mark.parametrize(
     ("method", "why"),
     [
-        ("grpo", "takes steps of its own kind"),
+        ("grpo", "more than fragments"),
         ("rloo", "more than fragments"),
         ("impala", "more than fragments"),
         ("discrete_sac", "takes steps of its own kind"),
