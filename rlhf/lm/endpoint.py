@@ -198,7 +198,7 @@ async def _all_of(client: Client, jobs: Sequence[tuple[Callable[..., Any], Any]]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(job(connection, what)) for job, what in jobs]
-        except* Exception as failed:
+        except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
         return {key: answer for task in tasks for key, answer in task.result().items()}
 
